@@ -1,0 +1,1 @@
+"""The command line: ``regularized papers | show | reproduce | conform | bench | ...``."""

@@ -1,0 +1,1 @@
+"""Runs experiments (arms x seeds x scale) and turns measurements into statistics, verdicts and reports."""

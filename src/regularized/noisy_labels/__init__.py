@@ -1,0 +1,1 @@
+"""My labels are partly wrong: techniques that learn from noisy labels."""

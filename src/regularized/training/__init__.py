@@ -1,0 +1,1 @@
+"""The step, the loop, schedules, checkpoints, and the adapters to other trainers."""

@@ -1,0 +1,157 @@
+"""The sum of named terms, divided by what they count: the one definition that our loop and both adapters share.
+
+For an optimizer step over micro-batches ``m`` on processes ``r``, with terms ``t`` of coefficient ``w_t``::
+
+    loss = sum_t  w_t * ( sum_m sum_r  value_t(m, r) ) / ( sum_m sum_r  count_t(m, r) )
+
+Counts depend on the batches alone, so they are known before the first backward pass, and each micro-batch can be
+back-propagated by itself. A ``per_step`` term enters once, with the first micro-batch.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from regularized.training.progress import Progress, as_schedule
+from regularized.training.step import Batch, Step
+
+__all__ = ["Objective"]
+
+
+class Objective(nn.Module):
+    """Named terms and their weighted, normalised sum.
+
+    Args:
+        terms: terms by name, in the order in which their moments are called. The names appear in logs and errors.
+
+    Raises:
+        ValueError: no term, or a name that is not a Python identifier.
+        TypeError: a term is not an ``nn.Module``.
+
+    Examples:
+        >>> from regularized.training.terms import CrossEntropy
+        >>> objective = Objective({"task": CrossEntropy()})
+        >>> batch = Batch.of((torch.randn(4, 3), torch.tensor([0, 1, 0, 1])))
+        >>> loss = objective.loss(Step(nn.Linear(3, 2), batch, Progress(0, 1)), objective.counts([batch]))
+        >>> loss.backward()
+    """
+
+    def __init__(self, terms: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        if not terms:
+            raise ValueError('an objective needs at least one term, for example {"task": CrossEntropy()}')
+        for name, term in terms.items():
+            if not name.isidentifier():
+                raise ValueError(f"the name of a term must be a Python identifier, got {name!r}")
+            if not isinstance(term, nn.Module):
+                raise TypeError(
+                    f"term {name!r} must be an nn.Module with forward(step), got {type(term).__name__}; "
+                    "wrap a plain loss function as regularized.training.Loss(function)"
+                )
+        self.terms = nn.ModuleDict(terms)
+        self._entries = [
+            (
+                name,
+                term,
+                as_schedule(getattr(term, "weight", 1.0), name=f"weight of term {name!r}"),
+                bool(getattr(term, "per_step", False)),
+                getattr(term, "count", None),
+            )
+            for name, term in terms.items()
+        ]
+        self._values: dict[str, Tensor] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the terms, in order."""
+        return tuple(self.terms)
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """Submodules that some term wants to read, each once."""
+        return tuple(dict.fromkeys(tap for _, t, *_ in self._entries for tap in getattr(t, "taps", ())))
+
+    def moments(self, name: str) -> list[Any]:
+        """Bound methods ``name`` of the terms that have one, in order."""
+        return [getattr(term, name) for _, term, *_ in self._entries if callable(getattr(term, name, None))]
+
+    def counts(
+        self, batches: Sequence[Batch], *, device: torch.device | None = None
+    ) -> dict[str, float | Tensor]:
+        """Global count of each term over the micro-batches of one optimizer step and over all processes.
+
+        Args:
+            batches: the micro-batches of this process, after every ``transform``.
+            device: where counts are summed over processes; needed in a distributed run only.
+        """
+        counts: dict[str, float | Tensor] = {}
+        for name, _, _, per_step, count in self._entries:
+            if not per_step:
+                counts[name] = sum(batch.size if count is None else count(batch) for batch in batches)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 and counts:
+            local = torch.stack(
+                [torch.as_tensor(value, dtype=torch.float64, device=device) for value in counts.values()]
+            )
+            dist.all_reduce(local)
+            counts = dict(zip(counts, local.unbind()))
+        return counts
+
+    def loss(
+        self, step: Step, counts: Mapping[str, float | Tensor], *, first: bool = True, scale: float = 1.0
+    ) -> Tensor:
+        """This micro-batch's share of the optimizer step's loss; back-propagate it.
+
+        Args:
+            step: the micro-batch.
+            counts: from :meth:`counts`.
+            first: whether it is the first micro-batch of its optimizer step (``per_step`` terms enter with it).
+            scale: factor on the batch terms that undoes an averaging done elsewhere: the number of processes under DDP.
+
+        Raises:
+            ValueError: a term did not return a scalar tensor.
+        """
+        total: Tensor | None = None
+        for name, term, weight, per_step, _ in self._entries:
+            if per_step and not first:
+                continue
+            coefficient = weight(step.progress)
+            if coefficient == 0.0:
+                # State must go on as if the term were there, but 0 * inf must not become nan, nor the graph grow.
+                with torch.no_grad():
+                    value = term(step)
+            else:
+                value = term(step)
+            if not isinstance(value, Tensor) or value.ndim != 0:
+                raise ValueError(
+                    f"term {name!r} must return a scalar tensor (the sum over its items), got "
+                    + (f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__)
+                )
+            if not per_step:
+                # An empty count (every label ignored) gives an empty sum: 0 / 1.
+                count = counts[name]
+                value = value / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
+                if scale != 1.0:
+                    value = value * scale
+            seen = value.detach()
+            self._values[name] = seen if first or name not in self._values else self._values[name] + seen
+            if coefficient != 0.0:
+                if coefficient != 1.0:
+                    value = value * coefficient
+                total = value if total is None else total + value
+        if total is None:  # every coefficient is 0: a zero that still reaches the model
+            total = step.logits.sum() * 0.0
+        return total
+
+    def values(self) -> Iterator[tuple[str, Tensor]]:
+        """Unweighted mean of each term in the last optimizer step, detached, on the device (this process's share)."""
+        yield from self._values.items()
+
+    def guilty(self) -> str:
+        """Name of the first term whose last value was not finite, or of none. Reads the device: for error messages."""
+        for name, value in self._values.items():
+            if not torch.isfinite(value).item():
+                return name
+        return "none of the terms (their gradient or the parameters)"

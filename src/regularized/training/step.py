@@ -1,0 +1,227 @@
+"""One step: a batch, one shared forward pass, and everything that is computed from them once.
+
+A :class:`Step` is what terms see. Its forward pass is computed when somebody first asks for it, and only once; so are
+the log-probabilities and any further forward that a term asks for.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from regularized.training.progress import Progress
+
+__all__ = ["Batch", "Step"]
+
+TARGET_NAMES = ("targets", "labels")
+INDEX_NAME = "index"
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one forward pass is fed with, sorted by role.
+
+    Args:
+        inputs: the model's input: a tensor, or a dictionary of keyword arguments of the model.
+        targets: what the task compares with; shape (B, ...), or None.
+        index: (B,) int64, position of each sample in the training set, or None.
+        extras: everything else of the batch, by name.
+    """
+
+    inputs: Any
+    targets: Tensor | None = None
+    index: Tensor | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, raw: Any) -> "Batch":
+        """Sort a raw batch: ``x``, ``(x, y)``, ``(x, y, index)``, or a mapping.
+
+        A mapping with ``inputs`` gives the roles by name (``inputs``, ``targets`` or ``labels``, ``index``; the rest are
+        extras). A mapping without it is fed to the model as keyword arguments, less ``index`` and ``targets``/``labels``
+        (the form of Hugging Face).
+
+        Raises:
+            TypeError: the form is none of these.
+
+        Examples:
+            >>> Batch.of((torch.zeros(2, 3), torch.tensor([0, 1]))).size
+            2
+        """
+        if isinstance(raw, Batch):
+            return raw
+        if isinstance(raw, Tensor):
+            return cls(raw)
+        if isinstance(raw, Mapping):
+            rest = dict(raw)
+            index = rest.pop(INDEX_NAME, None)
+            targets = next((rest.pop(name) for name in TARGET_NAMES if name in rest), None)
+            if "inputs" in rest:
+                return cls(rest.pop("inputs"), targets, index, rest)
+            return cls(rest, targets, index)
+        if isinstance(raw, Sequence) and 1 <= len(raw) <= 3:
+            return cls(*raw)
+        raise TypeError(
+            f"a batch must be x, (x, y), (x, y, index) or a mapping, got {type(raw).__name__}"
+            + (f" of length {len(raw)}" if isinstance(raw, Sequence) else "")
+            + "; give Trainer a `collate` that returns one of these"
+        )
+
+    @property
+    def size(self) -> int:
+        """Number of samples B."""
+        first = self.inputs
+        while not isinstance(first, Tensor):
+            if isinstance(first, Mapping):
+                first = next(v for v in first.values() if isinstance(v, Tensor))
+            else:
+                first = first[0]
+        return first.shape[0]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same batch with ``function`` applied to each tensor in it."""
+
+        def apply(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return function(value)
+            if isinstance(value, Mapping):
+                return {k: apply(v) for k, v in value.items()}
+            if isinstance(value, tuple | list):
+                return type(value)(apply(v) for v in value)
+            return value
+
+        return Batch(apply(self.inputs), apply(self.targets), apply(self.index), apply(self.extras))
+
+
+def call_model(model: Callable[..., Any], inputs: Any) -> Any:
+    """Feed a model: a mapping as keyword arguments, a tuple as positional ones, anything else as the one argument."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, tuple):
+        return model(*inputs)
+    return model(inputs)
+
+
+class Step:
+    """One (micro-)batch on its way through the model.
+
+    Args:
+        model: the model as it is trained (under DDP the wrapped one).
+        batch: the batch, already on the model's device.
+        progress: position of the optimizer step that this batch belongs to.
+        hidden: outputs of tapped submodules by name, filled during the forward pass (see
+            :class:`~regularized.mechanisms.taps.Taps`).
+
+    Examples:
+        >>> step = Step(nn.Linear(3, 2), Batch.of((torch.zeros(4, 3), torch.tensor([0, 1, 0, 1]))), Progress(0, 1))
+        >>> step.logits.shape, step.logits is step.logits
+        (torch.Size([4, 2]), True)
+    """
+
+    __slots__ = ("_forwards", "_hidden", "_log_probabilities", "_output", "batch", "model", "progress")
+
+    def __init__(
+        self, model: nn.Module, batch: Batch, progress: Progress, hidden: Mapping[str, Tensor] | None = None
+    ) -> None:
+        self.model = model
+        self.batch = batch
+        self.progress = progress
+        self._hidden = hidden
+        self._output: Any = None
+        self._log_probabilities: Tensor | None = None
+        self._forwards: dict[tuple[int, int, bool], tuple[Any, Any]] = {}
+
+    @property
+    def inputs(self) -> Any:
+        """The model's input."""
+        return self.batch.inputs
+
+    @property
+    def targets(self) -> Tensor:
+        """Targets of the batch.
+
+        Raises:
+            ValueError: the batch has none.
+        """
+        if self.batch.targets is None:
+            raise ValueError(
+                "this batch has no targets; yield (x, y), or a mapping with `targets` or `labels`"
+            )
+        return self.batch.targets
+
+    @property
+    def index(self) -> Tensor:
+        """(B,) position of each sample in the training set.
+
+        Raises:
+            ValueError: the batch has none.
+        """
+        if self.batch.index is None:
+            raise ValueError(
+                "a term needs the dataset index of each sample, but the batch has none; wrap your data set with "
+                "regularized.training.IndexedDataset, or yield (x, y, index)"
+            )
+        return self.batch.index
+
+    @property
+    def output(self) -> Any:
+        """What the model returns for this batch; the one shared forward pass."""
+        if self._output is None:
+            self._output = call_model(self.model, self.batch.inputs)
+        return self._output
+
+    @property
+    def logits(self) -> Tensor:
+        """The output, or its ``logits`` where the model returns a structure (Hugging Face)."""
+        output = self.output
+        if isinstance(output, Tensor):
+            return output
+        logits = output["logits"] if isinstance(output, Mapping) else getattr(output, "logits", None)
+        if not isinstance(logits, Tensor):
+            raise TypeError(
+                f"the model returned {type(output).__name__}; a tensor or an object with `logits` is needed"
+            )
+        return logits
+
+    @property
+    def log_probabilities(self) -> Tensor:
+        """``log_softmax(logits)`` over the last dimension, in float32 at least; computed once for all who ask."""
+        if self._log_probabilities is None:
+            logits = self.logits
+            dtype = torch.promote_types(logits.dtype, torch.float32)
+            self._log_probabilities = F.log_softmax(logits, dim=-1, dtype=dtype)
+        return self._log_probabilities
+
+    def hidden(self, name: str) -> Tensor:
+        """Output of the submodule ``name`` in the shared forward pass. A term lists it in its ``taps`` attribute."""
+        if self._hidden is None:
+            raise ValueError(f"no submodule is tapped; list {name!r} in the term's `taps`")
+        self.output  # noqa: B018  the taps fill during the forward pass
+        try:
+            return self._hidden[name]
+        except KeyError:
+            raise KeyError(
+                f"submodule {name!r} was not reached by the forward pass; tapped: {sorted(self._hidden)}"
+            ) from None
+
+    def forward(self, inputs: Any, *, model: nn.Module | None = None, grad: bool = True) -> Any:
+        """A further forward pass; equal requests (same model, same input object, same ``grad``) are computed once.
+
+        Args:
+            inputs: input of the model; asking for the batch's own inputs with the step's own model and ``grad`` gives
+                the shared forward pass.
+            model: another network, for example an averaged copy; None is the step's own.
+            grad: record the graph.
+        """
+        model = self.model if model is None else model
+        if model is self.model and inputs is self.batch.inputs and grad:
+            return self.output
+        key = (id(model), id(inputs), grad)
+        if key not in self._forwards:
+            with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+                # The input is kept beside the result, so that its id cannot be taken over by another object.
+                self._forwards[key] = (inputs, call_model(model, inputs))
+        return self._forwards[key][1]
