@@ -1,8 +1,8 @@
 """Golden vectors of the authors' code against our public API.
 
-A golden file ``<slug>.npz`` holds arrays named ``<case>/in/<name>``, ``<case>/hp/<name>`` and ``<case>/out/<name>``. The
-adapter of a paper (``papers/<slug>/conformance.py``) computes the outputs of a case through the public API; every ``out``
-that the file holds is compared. What kind of check a case is follows from the keys that it has.
+A golden file ``<slug>.npz`` holds arrays named ``<case>/in/<name>``, ``<case>/hp/<name>`` and ``<case>/out/<name>``.
+The adapter of a paper (``papers/<slug>/conformance.py``) computes the outputs of a case through the public API; every
+``out`` that the file holds is compared. What kind of check a case is follows from the keys that it has.
 """
 
 import re
@@ -67,7 +67,8 @@ class UnknownCase(LookupError):
 
     def __init__(self, case: Case) -> None:
         super().__init__(
-            f"no check for case {case.name} with in/{sorted(case.inputs)}, hp/{sorted(case.hp)}, out/{sorted(case.outputs)}"
+            f"no check for case {case.name} with in/{sorted(case.inputs)}, hp/{sorted(case.hp)}, "
+            f"out/{sorted(case.outputs)}"
         )
 
 
@@ -168,7 +169,7 @@ def conform(slug: str, adapter: Any, path: Path) -> list[Row]:
             computed = adapter.compute(case)
         except Exception as error:  # the table must show every case, whatever one of them does
             note = f"{type(error).__name__}: {error}"
-        for output in case.outputs or {"-": None}:
+        for output in case.outputs or ("-",):
             tolerance = _tolerance(adapter, case, output)
             if output not in computed:
                 missing = note or (

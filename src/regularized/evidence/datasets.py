@@ -1,8 +1,8 @@
 """Data of the experiments: real sets that a package ships, and the original ones where the user has put them.
 
 Nothing is downloaded. Original data sets are looked for under the folder that the environment variable
-``REGULARIZED_DATA`` names (default ``~/.cache/regularized/data``); :class:`~regularized.evidence.experiment.Unavailable`
-says what to put there.
+``REGULARIZED_DATA`` names (default ``~/.cache/regularized/data``);
+:class:`~regularized.evidence.experiment.Unavailable` says what to put there.
 """
 
 import os
@@ -46,7 +46,7 @@ def data_folder() -> Path:
 
 
 def digits(train: int = 1000, *, seed: int = 0, scale: float = 0.3) -> Split:
-    """scikit-learn's 1,797 handwritten digits (8 x 8), split by class; inputs (x / 16 - mean of train) / scale, (N, 64).
+    """scikit-learn's 1,797 handwritten digits (8 x 8), split by class; inputs (x / 16 - train mean) / scale, (N, 64).
 
     Args:
         train: number of training samples; the rest is the test set.

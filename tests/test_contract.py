@@ -1,0 +1,115 @@
+"""The contract: every technique in the catalogue passes the same checks, without asking.
+
+Subjects are found by scanning the catalogue; nothing is listed here. An exception stands in the card and must be real:
+a check that is excepted and passes fails the suite.
+"""
+
+import importlib
+import inspect
+
+import pytest
+
+from regularized.evidence import contract
+from regularized.evidence.conformance import conform
+from regularized.papers.catalogue import Entry, load_catalogue
+
+IMPLEMENTED = [entry for entry in load_catalogue() if entry.implemented]
+SUBJECTS = [(entry, subject) for entry in IMPLEMENTED for subject in entry.contract().subjects()]
+BAD_INPUTS = [(entry, bad) for entry in IMPLEMENTED for bad in entry.contract().bad_inputs()]
+OF_TERMS = [(e, s) for e, s in SUBJECTS if isinstance(s, contract.Subject)]
+OF_PROCEDURES = [(e, s) for e, s in SUBJECTS if isinstance(s, contract.ProcedureSubject)]
+
+
+def run(entry: Entry, name: str, check, subject) -> None:
+    """Run a check; where the card excepts it, it must fail."""
+    excepted = {exception.check: exception for exception in entry.card.exceptions}.get(name)
+    if excepted is None:
+        check(subject)
+        return
+    with pytest.raises(Exception):  # noqa: B017, PT011  whatever it fails with
+        check(subject)
+
+
+def ids(pairs) -> list[str]:
+    return [f"{entry.card.slug}-{getattr(item, 'name', None) or item.line}" for entry, item in pairs]
+
+
+def test_there_is_something_to_check():
+    """Fails when scanning finds nothing, which would make every test below vacuous."""
+    assert IMPLEMENTED
+    assert len(SUBJECTS) >= len(IMPLEMENTED)
+    assert {entry.card.slug for entry, _ in BAD_INPUTS} == {entry.card.slug for entry in IMPLEMENTED}
+
+
+@pytest.mark.parametrize("name", contract.CHECKS)
+@pytest.mark.parametrize(("entry", "subject"), OF_TERMS, ids=ids(OF_TERMS))
+def test_terms(entry, subject, name):
+    run(entry, name, contract.CHECKS[name], subject)
+
+
+@pytest.mark.parametrize("name", contract.PROCEDURE_CHECKS)
+@pytest.mark.parametrize(("entry", "subject"), OF_PROCEDURES, ids=ids(OF_PROCEDURES))
+def test_procedures(entry, subject, name):
+    run(entry, name, contract.PROCEDURE_CHECKS[name], subject)
+
+
+@pytest.mark.parametrize(("entry", "bad"), BAD_INPUTS, ids=ids(BAD_INPUTS))
+def test_bad_input(entry, bad):
+    contract.check_bad_input(bad)
+
+
+@pytest.mark.parametrize("entry", IMPLEMENTED, ids=lambda entry: entry.card.slug)
+def test_conform(entry):
+    rows = conform(entry.card.slug, entry.conformance(), entry.golden)
+    assert rows
+    wrong = [row for row in rows if not row.ok]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("entry", IMPLEMENTED, ids=lambda entry: entry.card.slug)
+def test_exceptions_name_checks(entry):
+    """An exception for a check that does not exist would silence nothing, and hide a typing error."""
+    known = {*contract.CHECKS, *contract.PROCEDURE_CHECKS}
+    assert {exception.check for exception in entry.card.exceptions} <= known
+
+
+@pytest.mark.parametrize("entry", IMPLEMENTED, ids=lambda entry: entry.card.slug)
+def test_claims_speak_of_the_experiment(entry):
+    """Every claim names arms that exist, and a smallest effect; arms that were tuned had the same budget."""
+    experiment = entry.experiment()
+    for claim in entry.card.claims:
+        assert claim.baseline in experiment.ARMS, claim.id
+        assert claim.method in experiment.ARMS, claim.id
+        assert claim.smallest_effect is not None, claim.id
+        assert claim.scale in experiment.SCALES, claim.id
+    assert {"smoke", "laptop", "paper"} <= set(experiment.SCALES)
+    tuning = getattr(experiment, "TUNING", None)
+    if tuning is not None:
+        assert set(tuning.grids) <= set(experiment.ARMS)
+        assert len({len(grid) for grid in tuning.grids.values()}) == 1
+
+
+@pytest.mark.parametrize("entry", IMPLEMENTED, ids=lambda entry: entry.card.slug)
+def test_smoke_experiment(entry):
+    """Every arm runs at smoke scale, and every claim's metric comes out as a finite number."""
+    experiment = entry.experiment()
+    measured = {arm: experiment.run(arm, 0, "smoke") for arm in experiment.ARMS}
+    for claim in entry.card.claims:
+        for arm in (claim.baseline, claim.method):
+            value = measured[arm].metrics[claim.metric]
+            assert value == value, f"{claim.id}: {claim.metric} of {arm} is nan"
+    assert all(m.data for m in measured.values()), "an experiment must give the fingerprint of its data"
+
+
+@pytest.mark.parametrize("entry", IMPLEMENTED, ids=lambda entry: entry.card.slug)
+def test_public_names_are_documented(entry):
+    """Each public name of the card imports, and tells arguments, errors and an example in its docstring."""
+    for name in entry.card.implementation.names:
+        module, attribute = name.rsplit(".", 1)
+        thing = getattr(importlib.import_module(module), attribute)
+        text = inspect.getdoc(thing) or ""
+        assert attribute in importlib.import_module(module).__all__, f"{name} is not in __all__"
+        assert "Args:" in text, f"{name} does not document its arguments"
+        assert ">>>" in text, f"{name} has no example"
+        if inspect.isclass(thing):
+            assert "Raises:" in text, f"{name} does not document its errors"
