@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from regularized.training.progress import Progress, as_schedule
+from regularized.training.progress import as_schedule
 from regularized.training.step import Batch, Step
 
 __all__ = ["Objective"]
@@ -33,6 +33,7 @@ class Objective(nn.Module):
 
     Examples:
         >>> from regularized.training.terms import CrossEntropy
+        >>> from regularized.training.progress import Progress
         >>> objective = Objective({"task": CrossEntropy()})
         >>> batch = Batch.of((torch.randn(4, 3), torch.tensor([0, 1, 0, 1])))
         >>> loss = objective.loss(Step(nn.Linear(3, 2), batch, Progress(0, 1)), objective.counts([batch]))
@@ -61,7 +62,10 @@ class Objective(nn.Module):
                 getattr(term, "count", None),
             )
             for name, term in terms.items()
+            if getattr(term, "contributes", True)
         ]
+        if not self._entries:
+            raise ValueError(f"none of the terms {list(terms)} contributes a loss; add one such as CrossEntropy()")
         self._values: dict[str, Tensor] = {}
 
     @property
@@ -72,15 +76,13 @@ class Objective(nn.Module):
     @property
     def taps(self) -> tuple[str, ...]:
         """Submodules that some term wants to read, each once."""
-        return tuple(dict.fromkeys(tap for _, t, *_ in self._entries for tap in getattr(t, "taps", ())))
+        return tuple(dict.fromkeys(tap for t in self.terms.values() for tap in getattr(t, "taps", ())))
 
     def moments(self, name: str) -> list[Any]:
         """Bound methods ``name`` of the terms that have one, in order."""
-        return [getattr(term, name) for _, term, *_ in self._entries if callable(getattr(term, name, None))]
+        return [getattr(term, name) for term in self.terms.values() if callable(getattr(term, name, None))]
 
-    def counts(
-        self, batches: Sequence[Batch], *, device: torch.device | None = None
-    ) -> dict[str, float | Tensor]:
+    def counts(self, batches: Sequence[Batch], *, device: torch.device | None = None) -> dict[str, float | Tensor]:
         """Global count of each term over the micro-batches of one optimizer step and over all processes.
 
         Args:

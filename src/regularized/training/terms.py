@@ -10,6 +10,7 @@ Optional attributes:
 - ``count(batch) -> int | Tensor``: what is counted; default the number of samples.
 - ``per_step``: True for a penalty that does not look at the batch (on weights, say). Its ``forward`` returns the value
   itself; it is computed once an optimizer step, whatever the accumulation.
+- ``contributes``: False for a term that only operates on the model or the batch; its ``forward`` is not called.
 - ``taps``: names of submodules whose outputs the term reads by ``step.hidden(name)``.
 
 Optional moments, found by name and called in the order of the terms:
@@ -44,6 +45,7 @@ class Term(nn.Module):
     """
 
     per_step: bool = False
+    contributes: bool = True
     taps: tuple[str, ...] = ()
 
     def __init__(self, *, weight: Coefficient = 1.0) -> None:
@@ -102,9 +104,7 @@ class CrossEntropy(Term):
     def count(self, batch: Batch) -> int | Tensor:
         """Number of labels that are not ignored."""
         if batch.targets is None:
-            raise ValueError(
-                "CrossEntropy needs targets; yield (x, y), or a mapping with `targets` or `labels`"
-            )
+            raise ValueError("CrossEntropy needs targets; yield (x, y), or a mapping with `targets` or `labels`")
         targets = self._labels(batch.targets)
         if targets.is_floating_point():
             return targets.numel() // targets.shape[-1]
@@ -118,7 +118,7 @@ class CrossEntropy(Term):
             log_p = log_p[:, :-1]
         classes = log_p.shape[-1]
         if targets.is_floating_point() or self.label_smoothing:
-            # cross_entropy of log-probabilities: log_softmax leaves what is normalised already unchanged up to rounding.
+            # cross_entropy of log-probabilities: log_softmax leaves what is normalised unchanged up to rounding.
             soft = targets.is_floating_point()
             return F.cross_entropy(
                 log_p.reshape(-1, classes),
@@ -160,7 +160,8 @@ class Loss(Term):
         values = self.function(step.logits, step.targets)
         if values.shape != (step.batch.size,):
             raise ValueError(
-                f"the loss of a term must return one value a sample, shape ({step.batch.size},); got {tuple(values.shape)}."
-                ' Give a torch loss reduction="none" and take the mean over further dimensions yourself'
+                f"the loss of a term must return one value a sample, shape ({step.batch.size},); got "
+                f"{tuple(values.shape)}. Give a torch loss reduction='none' and take the mean over further dimensions "
+                "yourself"
             )
         return torch.sum(values)
