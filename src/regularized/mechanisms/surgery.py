@@ -72,6 +72,6 @@ def check_optimizer_is_current(model: nn.Module, optimizer: torch.optim.Optimize
     if missing:
         raise ValueError(
             f"the optimizer does not hold {len(missing)} trainable parameter(s) of the model, such as {missing[:3]}; "
-            "it was probably built before the model was changed. Build it afterwards, or give Trainer a factory such as "
-            "partial(torch.optim.SGD, lr=0.1)"
+            "it was probably built before the model was changed. Build it afterwards, or give Trainer a factory such "
+            "as partial(torch.optim.SGD, lr=0.1)"
         )

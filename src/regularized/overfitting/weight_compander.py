@@ -14,7 +14,8 @@ b           ``b``                width: slope a / b at zero; smaller b, stronger
 ==========  ===================  =====================================================
 
 The gradient of a latent weight is that of the weight times ``(a / b) / (1 + (v / b)^2)``: large weights are damped,
-small ones leave zero quickly. Learned a and b are ``exp`` of a parameter, since unconstrained ones cross zero and diverge.
+small ones leave zero quickly. Learned a and b are ``exp`` of a parameter, since unconstrained ones cross zero and
+diverge.
 """
 
 import math
@@ -187,8 +188,8 @@ def compand_weights(
         relative: a and b are in units of the standard deviation of each weight at this moment (default), or absolute.
         learnable: train a and b of each layer; default False.
         init: ``"preserve"`` (default, for pre-trained weights) solves for latent weights that leave the model's
-            function unchanged and refuses weights out of range; ``"clamp"`` does the same but cuts off what is out of range;
-            ``"shrink"`` (for fresh weights) takes the weights as latent ones, so that they start slightly smaller.
+            function unchanged and refuses weights out of range; ``"clamp"`` does the same but cuts off what is out of
+            range; ``"shrink"`` (for fresh weights) takes the weights as latent ones, so that they start slightly smaller.
         include: layer types.
         exclude: names of submodules to leave out, for example the classifier.
 
@@ -197,7 +198,8 @@ def compand_weights(
 
     Raises:
         ValueError: a, b or init is not allowed; a layer is already companded, a normalisation layer, not yet
-            initialised (lazy), shares its weight with another layer, or has weights out of range under ``init="preserve"``.
+            initialised (lazy), shares its weight with another layer, or has weights out of range under
+            ``init="preserve"``.
 
     Warns:
         NoEffectWarning: no layer matches.
@@ -463,6 +465,6 @@ def _check_range(name: str, weight: Tensor, a: float) -> None:
         smallest = largest * 2 / math.pi
         raise ValueError(
             f"{share:.2%} of the weights of {name!r} are out of range: |w| must be below a pi / 2 = "
-            f"{a * math.pi / 2:.4g}, the largest is {largest:.4g}. The smallest valid a is {smallest:.4g} ({smallest / a:.4g} "
-            "times the present one); or use init='clamp', or init='shrink' for fresh weights"
+            f"{a * math.pi / 2:.4g}, the largest is {largest:.4g}. The smallest valid a is {smallest:.4g} "
+            f"({smallest / a:.4g} times the present one); or use init='clamp', or init='shrink' for fresh weights"
         )

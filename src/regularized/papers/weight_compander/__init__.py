@@ -1,0 +1,1 @@
+"""Weight Compander: A Simple Weight Reparameterization for Regularization: card, experiment and checks."""
