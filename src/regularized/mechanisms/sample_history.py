@@ -67,7 +67,7 @@ def check_index(index: Tensor | None, num_samples: int, *, owner: str, batch_siz
             "in: for a Subset, wrap the Subset itself with IndexedDataset, or keep global indices and give "
             "num_samples=len(whole set)"
         )
-    if index.unique().numel() < batch_size:
+    if torch.unique(index).numel() < batch_size:
         warnings.warn(
             f"{owner} got the same sample more than once in a batch; the last of its predictions is the one that is "
             "remembered. A sampler that draws with replacement does this",
