@@ -213,9 +213,7 @@ class Card:
         tables = ("official", "implementation", "claims", "exceptions")
         values = _read(data, _CARD, "", problems, tables=tables)
         values["claims"] = _claims(data.get("claims", []), problems)
-        values["exceptions"] = tuple(
-            Exemption(**row) for _, row in _tables(data.get("exceptions", []), "exceptions", _EXEMPTION, problems)
-        )
+        values["exceptions"] = _exceptions(data.get("exceptions", []), problems)
         if "official" in data:
             values["official"] = _build(Official, data["official"], "official", _OFFICIAL, problems)
         if "implementation" in data:
@@ -434,32 +432,34 @@ def _build(kind: type[Any], data: Any, where: str, keys: Mapping[str, _Key], pro
     return kind(**values) if len(problems) == before else None
 
 
-def _tables(
+def _rows(
     data: Any, where: str, keys: Mapping[str, _Key], problems: list[str], tables: Sequence[str] = ()
 ) -> list[tuple[Mapping[str, Any], dict[str, Any]]]:
-    """The tables of an array that are valid: as they stand, and their values."""
-    if not isinstance(data, list):
+    """The tables of an array: as they stand, and their valid values."""
+    if not isinstance(data, list) or not all(isinstance(table, Mapping) for table in data):
         problems.append(f"{where}: got {_short(data)}; must be an array of tables, [[{where}]]")
         return []
-    valid = []
-    for number, table in enumerate(data, start=1):
-        named = table.get("id", number) if isinstance(table, Mapping) else number
-        before = len(problems)
-        values = _read(table, keys, f"{where}.{named}", problems, tables)
-        if len(problems) == before:
-            valid.append((table, values))
-    return valid
+    return [
+        (table, _read(table, keys, f"{where}.{table.get('id', number)}", problems, tables))
+        for number, table in enumerate(data, start=1)
+    ]
+
+
+def _exceptions(data: Any, problems: list[str]) -> tuple[Exemption, ...]:
+    before = len(problems)
+    rows = _rows(data, "exceptions", _EXEMPTION, problems)
+    return tuple(Exemption(**values) for _, values in rows) if len(problems) == before else ()
 
 
 def _claims(data: Any, problems: list[str]) -> tuple[Claim, ...]:
     claims = []
-    for table, values in _tables(data, "claims", _CLAIM, problems, tables=("reported",)):
-        where = f"claims.{values['id']}.reported"
-        reported = tuple(
-            Reported(row["setting"], row.get("baseline"), row.get("method"), row["source"])
-            for _, row in _tables(table.get("reported", []), where, _REPORTED, problems)
-        )
-        claims.append(Claim(**values, reported=reported))
+    before = len(problems)
+    for number, (table, values) in enumerate(_rows(data, "claims", _CLAIM, problems, tables=("reported",)), start=1):
+        where = f"claims.{table.get('id', number)}.reported"
+        numbers = [values for _, values in _rows(table.get("reported", []), where, _REPORTED, problems)]
+        if len(problems) == before:
+            reported = (Reported(n["setting"], n.get("baseline"), n.get("method"), n["source"]) for n in numbers)
+            claims.append(Claim(**values, reported=tuple(reported)))
     ids = [claim.id for claim in claims]
     problems.extend(f"claims.{name}: this id is used twice" for name in sorted({i for i in ids if ids.count(i) > 1}))
     return tuple(claims)
