@@ -88,17 +88,11 @@ class Claim:
         if missing := required - given:
             raise ValueError(f"claim {data.get('id', '?')!r} lacks {sorted(missing)}")
         if unknown := given - known:
-            raise ValueError(
-                f"claim {data['id']!r} has unknown keys {sorted(unknown)}; allowed: {sorted(known)}"
-            )
+            raise ValueError(f"claim {data['id']!r} has unknown keys {sorted(unknown)}; allowed: {sorted(known)}")
         if data["direction"] not in ("higher", "lower"):
-            raise ValueError(
-                f"claim {data['id']!r}: direction must be 'higher' or 'lower', got {data['direction']!r}"
-            )
+            raise ValueError(f"claim {data['id']!r}: direction must be 'higher' or 'lower', got {data['direction']!r}")
         if data.get("kind", "difference") not in ("difference", "relative"):
-            raise ValueError(
-                f"claim {data['id']!r}: kind must be 'difference' or 'relative', got {data['kind']!r}"
-            )
+            raise ValueError(f"claim {data['id']!r}: kind must be 'difference' or 'relative', got {data['kind']!r}")
         values = dict(data)
         values["reported"] = tuple(
             Reported(r["setting"], r.get("baseline"), r.get("method"), r.get("source", "paper"))
@@ -129,6 +123,8 @@ class Outcome:
         interval: 95 % interval of ``effect``.
         effects: improvement of each seed.
         seeds: the seeds, in the order of ``effects``.
+        problem: why there is no verdict although there are numbers: a seed failed, a value is not finite, the scale is too
+            small. Empty otherwise.
     """
 
     claim: Claim
@@ -137,3 +133,4 @@ class Outcome:
     interval: tuple[float, float] | None = None
     effects: Sequence[float] = field(default=())
     seeds: Sequence[int] = field(default=())
+    problem: str = ""

@@ -1,0 +1,196 @@
+"""Plots of a comparison by matplotlib: for a page (SVG that follows its light or dark style) and as files."""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regularized.evidence.claims import Outcome
+from regularized.evidence.results import ReproduceResult
+from regularized.evidence.statistics import band
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["arm_colour", "curve_names", "curve_svg", "effect_svg", "save_curves"]
+
+# Okabe and Ito's palette, told apart by colour-blind readers, without its yellow and black, which fail on one of the two
+# backgrounds. Baselines come first in ARMS and get the calm colours.
+_COLOURS = ("#8a8f98", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+_LINES = ("--", "-", "-", "-", "-.", "-.", ":")
+
+# Stand-ins for the page's own colours: matplotlib wants a colour, the page puts its variable there.
+_INK, _FAINT = "#010203", "#040506"
+_VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--line)"}
+
+
+def arm_colour(result: ReproduceResult, arm: str) -> str:
+    """Colour of an arm, the same in all plots and tables of a result."""
+    return _COLOURS[result.arms.index(arm) % len(_COLOURS)]
+
+
+def curve_names(result: ReproduceResult) -> list[str]:
+    """Names of all learning curves, those of the claims' metrics first."""
+    names = dict.fromkeys(name for run in result.runs for name in run.curves)
+    first = [outcome.claim.metric for outcome in result.outcomes if outcome.claim.metric in names]
+    return list(dict.fromkeys(first) | names)
+
+
+def curve_svg(result: ReproduceResult, name: str, *, prefix: str) -> str:
+    """One learning curve, mean and band for each arm, as inline SVG; ``prefix`` keeps its ids apart from other plots'."""
+    with _style(_INK, _FAINT):
+        figure = _figure(5.2, 3.3)
+        _draw_curve(figure.subplots(), result, name)
+        return _inline(figure, prefix, f"Learning curves of {name}")
+
+
+def effect_svg(result: ReproduceResult, outcome: Outcome, *, prefix: str) -> str:
+    """The effect of each seed, mean and interval, beside zero and the smallest effect that counts, as inline SVG."""
+    claim = outcome.claim
+    factor = 100.0 if claim.kind == "relative" else 1.0
+    with _style(_INK, _FAINT):
+        figure = _figure(5.2, 1.35)
+        axes = figure.subplots()
+        colour = arm_colour(result, claim.method)
+        axes.axvline(0.0, color=_INK, linewidth=0.8)
+        if claim.smallest_effect is not None:
+            axes.axvline(factor * claim.smallest_effect, color=_INK, linewidth=1.2, linestyle=(0, (4, 3)))
+            axes.annotate(
+                "counts from here",
+                (factor * claim.smallest_effect, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
+        # Spread in height, so that seeds of equal effect are all seen.
+        heights = [0.62 + 0.2 * (i % 3) / 2 for i in range(len(outcome.effects))]
+        axes.scatter([factor * e for e in outcome.effects], heights, s=22, color=colour, alpha=0.75, linewidths=0)
+        if outcome.interval is not None:
+            axes.plot([factor * end for end in outcome.interval], [0.3, 0.3], color=colour, linewidth=3)
+        if outcome.effect is not None:
+            axes.plot([factor * outcome.effect], [0.3], marker="D", markersize=7, color=colour)
+        axes.set_ylim(0, 1)
+        axes.set_yticks([])
+        axes.margins(x=0.12)
+        axes.spines["left"].set_visible(False)
+        unit = "% of the baseline" if claim.kind == "relative" else claim.unit
+        axes.set_xlabel(
+            f"improvement{f' ({unit})' if unit else ''}: dots are seeds, the bar is the interval of their mean"
+        )
+        return _inline(figure, prefix, f"Effect of each seed for {claim.id}")
+
+
+def save_curves(result: ReproduceResult, folder: Path) -> list[Path]:
+    """Write all learning curves to ``curves.png`` and ``curves.svg``; nothing when there are none."""
+    names = curve_names(result)
+    if not names:
+        return []
+    columns = min(2, len(names))
+    rows = -(-len(names) // columns)
+    files = [folder / "curves.png", folder / "curves.svg"]
+    with _style("#1d2127", "#d5d9e0"):
+        figure = _figure(5.2 * columns, 3.3 * rows)
+        grid = figure.subplots(rows, columns, squeeze=False).flat
+        for axes, name in zip(grid, names):
+            _draw_curve(axes, result, name)
+        for axes in list(grid)[len(names) :]:
+            axes.set_axis_off()
+        figure.suptitle(_plain(f"{result.slug}, {result.scale} scale, {len(result.seeds)} seeds"))
+        figure.savefig(files[0], dpi=160, facecolor="white")
+        figure.savefig(files[1], metadata={"Date": None})
+    return files
+
+
+def _draw_curve(axes: Any, result: ReproduceResult, name: str) -> None:
+    unit = "epoch"
+    for position, arm in enumerate(result.arms):
+        runs = [run for run in result.runs_of(arm) if name in run.curves]
+        if not runs:
+            continue
+        unit = runs[0].curve_unit
+        x, mean, low, high = band([run.curves[name] for run in runs])
+        colour = arm_colour(result, arm)
+        axes.plot(x, mean, color=colour, linestyle=_LINES[position % len(_LINES)], linewidth=1.8, label=_plain(arm))
+        if low is not None and high is not None:
+            axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.set_title(_plain(name), loc="left")
+    axes.set_xlabel(_plain(unit))
+    axes.grid(axis="y", color=axes.spines["left"].get_edgecolor(), linewidth=0.6)
+    if axes.lines:
+        axes.legend(frameon=False, fontsize=8.5)
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib does not take for mathematics or, with its underscore in front, for nothing."""
+    return text.replace("$", r"\$").replace("_", " ").strip()
+
+
+def _figure(width: float, height: float) -> "Figure":
+    # Not pyplot: no global state, no display, works in any thread.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+@contextmanager
+def _style(ink: str, faint: str) -> Iterator[None]:
+    from matplotlib import rc_context
+
+    settings = {
+        "svg.fonttype": "none",  # text stays text: small, sharp, can be searched
+        "svg.hashsalt": "regularized",  # the same result gives the same file
+        "font.family": "sans-serif",
+        "font.size": 9.5,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": faint,
+        "axes.labelcolor": ink,
+        "axes.titlecolor": ink,
+        "axes.titlesize": 10.5,
+        "axes.titleweight": "bold",
+        "text.color": ink,
+        "xtick.color": faint,
+        "ytick.color": faint,
+        "xtick.labelcolor": ink,
+        "ytick.labelcolor": ink,
+        "legend.labelcolor": ink,
+    }
+    with rc_context(settings):
+        yield
+
+
+def _inline(figure: "Figure", prefix: str, label: str) -> str:
+    """SVG for a page: no prolog, no metadata, ids of its own, the page's colours and font."""
+    buffer = io.StringIO()
+    figure.savefig(
+        buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    )
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    svg = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    svg = re.sub(r"font: ([^;'\"]*?)[\d.]+px [^;\"]*", lambda m: _font(m.group(0)), svg)
+    for stand_in, variable in _VARIABLES.items():
+        svg = svg.replace(stand_in, variable)
+    # The size comes from the page; the viewBox keeps the proportions.
+    svg = re.sub(r'^<svg([^>]*?) width="[^"]*"', r"<svg\1", svg, count=1)
+    svg = re.sub(r'^<svg([^>]*?) height="[^"]*"', r"<svg\1", svg, count=1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{_attribute(label)}"', 1)
+
+
+def _font(rule: str) -> str:
+    """matplotlib lists thirty fonts for each text; the page has one."""
+    found = re.match(r"font: (.*?)([\d.]+px) ", rule)
+    assert found is not None
+    return f"font: {found.group(1)}{found.group(2)} var(--font)"
+
+
+def _attribute(text: str) -> str:
+    from html import escape
+
+    return escape(text, quote=True)

@@ -1,0 +1,224 @@
+"""Shows a comparison: JSON for scripts, tables for the terminal, a self-contained HTML report with plots.
+
+Public names:
+    ``to_json(result) -> dict``            the keys that scripts rely on
+    ``print_table(result, console)``       rich tables
+    ``write(result, directory) -> Path``   ``report.html`` with ``curves.png`` and ``curves.svg`` beside it; sets ``result.report``
+    ``default_directory(result) -> Path``  where the command writes unless told otherwise
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from regularized.evidence.claims import Claim, Outcome, Verdict
+from regularized.evidence.results import ReproduceResult
+from regularized.evidence.store import home
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["default_directory", "effect_text", "number", "print_table", "to_json", "write"]
+
+_STYLES = {
+    Verdict.HOLDS: "bold green",
+    Verdict.DOES_NOT_HOLD: "bold red",
+    Verdict.UNDECIDED: "bold yellow",
+    Verdict.NOT_RUN: "dim",
+}
+
+
+def to_json(result: ReproduceResult) -> dict[str, Any]:
+    """Plain data of a result; numbers that are missing or not finite are None.
+
+    Returns:
+        ``slug``, ``scale``, ``seeds`` (how many), ``claims`` (``id, statement, metric, baseline, method, effect, interval,
+        verdict`` and, beyond those, ``smallest_effect, kind, unit, effects, problem``), ``arms`` (arm -> metric -> value for
+        each seed), ``report`` (path or None), ``seconds``; and ``seed_values, reused, failures, notes, code_key,
+        environment``. An interval always has two ends; they are None while it is unknown.
+    """
+    return {
+        "slug": result.slug,
+        "scale": result.scale,
+        "seeds": len(result.seeds),
+        "claims": [_claim_json(outcome) for outcome in result.outcomes],
+        "arms": {
+            arm: {
+                metric: [_finite(value) for value in result.values(arm, metric)] for metric in _metrics_of(result, arm)
+            }
+            for arm in result.arms
+        },
+        "report": None if result.report is None else str(result.report),
+        "seconds": round(result.seconds, 3),
+        "seed_values": list(result.seeds),
+        "reused": result.reused,
+        "failures": [{"arm": f.arm, "seed": f.seed, "error": f.error} for f in result.failures],
+        "notes": list(result.notes),
+        "code_key": result.code_key,
+        "environment": dict(result.environment),
+    }
+
+
+def _claim_json(outcome: Outcome) -> dict[str, Any]:
+    claim = outcome.claim
+    return {
+        "id": claim.id,
+        "statement": claim.statement,
+        "metric": claim.metric,
+        "baseline": claim.baseline,
+        "method": claim.method,
+        "effect": _finite(outcome.effect),
+        "interval": [None, None] if outcome.interval is None else [_finite(end) for end in outcome.interval],
+        "verdict": outcome.verdict.value,
+        "smallest_effect": claim.smallest_effect,
+        "kind": claim.kind,
+        "unit": claim.unit,
+        "effects": [_finite(value) for value in outcome.effects],
+        "problem": outcome.problem,
+    }
+
+
+def print_table(result: ReproduceResult, console: "Console") -> None:
+    """Print claims with interval and verdict, what every arm measured, and what went wrong.
+
+    Args:
+        result: the comparison.
+        console: where to; rich takes care of width and colours.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    verdicts = Table(title=f"{result.slug}, {result.scale} scale, {len(result.seeds)} seeds", title_justify="left")
+    for heading, right in (
+        ("claim", False),
+        ("arms", False),
+        ("effect", True),
+        ("95 % interval", True),
+        ("counts from", True),
+    ):
+        verdicts.add_column(heading, justify="right" if right else "left", overflow="fold")
+    verdicts.add_column("verdict", no_wrap=True)
+    for outcome in result.outcomes:
+        claim = outcome.claim
+        verdicts.add_row(
+            Text(claim.statement),
+            Text(f"{claim.method} over {claim.baseline}"),
+            effect_text(claim, outcome.effect),
+            interval_text(claim, outcome),
+            effect_text(claim, claim.smallest_effect),
+            Text(outcome.verdict.value, style=_STYLES[outcome.verdict]),
+        )
+    console.print(verdicts)
+    for outcome in result.outcomes:
+        if outcome.problem:
+            console.print(Text(f"{outcome.claim.id}: {outcome.problem}", style="yellow"))
+    if result.runs:
+        measured = Table(title="mean over seeds (lowest to highest)", title_justify="left")
+        measured.add_column("metric")
+        for arm in result.arms:
+            measured.add_column(Text(arm), justify="right")
+        for metric in result.metrics:
+            measured.add_row(Text(metric), *(Text(_summary(result.values(arm, metric))) for arm in result.arms))
+        console.print(measured)
+    for failure in result.failures:
+        console.print(Text(f"{failure.arm} seed {failure.seed} failed: {failure.error}", style="red"))
+        if failure.traceback:
+            console.print(Text(failure.traceback.rstrip(), style="dim"))
+    for note in result.notes:
+        console.print(Text(note, style="yellow"))
+    if result.reused:
+        console.print(
+            f"{result.reused} of {len(result.runs)} runs were made by earlier calls (same code, settings, versions)."
+        )
+
+
+def default_directory(result: ReproduceResult) -> Path:
+    """Folder of a result's report in the user's data folder: ``reports/SLUG/SCALE``."""
+    return home() / "reports" / result.slug / result.scale
+
+
+def write(result: ReproduceResult, directory: Path | str, *, title: str = "") -> Path:
+    """Write the report and its plot; sets ``result.report``.
+
+    The page needs no other file and makes no request: style and plots are in it.
+
+    Args:
+        result: the comparison.
+        directory: folder to write to; made when missing, files of an earlier report are replaced.
+        title: heading; default the slug.
+
+    Returns:
+        ``report.html``, absolute.
+    """
+    from regularized.evidence._html import page
+    from regularized.evidence._plots import save_curves
+
+    folder = Path(directory).expanduser().resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_curves(result, folder)
+    target = folder / "report.html"
+    part = target.with_name("report.html.part")
+    part.write_text(page(result, title=title or result.slug), encoding="utf-8")
+    part.replace(target)
+    result.report = target
+    return target
+
+
+# --- Numbers in words, shared by table and page ----------------------------------------------------------------------------
+
+
+def number(value: float | None) -> str:
+    """A number to about four digits, a dash where there is none.
+
+    Examples:
+        >>> number(0.000123456), number(92.3456), number(12345.6), number(None), number(3.0)
+        ('0.0001235', '92.35', '12346', '–', '3')
+    """
+    if value is None:
+        return "–"
+    if not math.isfinite(value):
+        return str(value)
+    if value and not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.3e}"
+    text = f"{value:.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+    return "0" if text == "-0" else text
+
+
+def effect_text(claim: Claim, effect: float | None) -> str:
+    """An effect with sign and unit; a relative one in percent of the baseline.
+
+    Examples:
+        >>> claim = Claim("c", "s", "m", "higher", "a", "b", unit="points", kind="relative")
+        >>> effect_text(claim, 0.125)
+        '+12.5 %'
+    """
+    if effect is None:
+        return "–"
+    value, unit = (100 * effect, "%") if claim.kind == "relative" else (effect, claim.unit)
+    return f"{'+' if value > 0 else ''}{number(value)} {unit}".rstrip()
+
+
+def interval_text(claim: Claim, outcome: Outcome) -> str:
+    """The interval in the unit of :func:`effect_text`."""
+    if outcome.interval is None:
+        return "–"
+    factor = 100 if claim.kind == "relative" else 1
+    low, high = (number(factor * end) for end in outcome.interval)
+    return f"[{low}, {high}]"
+
+
+def _summary(values: Sequence[float | None]) -> str:
+    present = [value for value in values if value is not None]
+    if not present:
+        return "–"
+    mean = number(math.fsum(present) / len(present))
+    return mean if len(present) == 1 else f"{mean} ({number(min(present))} to {number(max(present))})"
+
+
+def _metrics_of(result: ReproduceResult, arm: str) -> list[str]:
+    return [name for name in result.metrics if any(name in run.metrics for run in result.runs_of(arm))]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,138 @@
+"""The process that makes runs, one after the other; started by :mod:`regularized.evidence.runner` and by nobody else.
+
+Lines of JSON come in on standard input and go out on what was standard output. Everything that an experiment prints goes to
+standard error, so that it can never be taken for a message. When the other side goes away, so does this process.
+
+Plain processes with pipes, not ``multiprocessing``: a caller needs no ``if __name__ == "__main__"``, nothing is pickled, and
+a run that is killed (out of memory) fails alone.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from regularized.evidence.experiment import Experiment
+
+
+def main() -> None:
+    """Answer the first line (path, module) with code key and environment, then each line (arm, seed, ...) with a run."""
+    # Keep the pipe for messages alone: descriptor 1 becomes standard error, for prints from C, too.
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
+        os.dup2(2, 1)
+        lines = _lines()
+        start = json.loads(next(lines))
+        sys.path[:] = start["path"]
+        try:
+            experiment, about = _load(start["module"])
+            answer: dict[str, Any] = {"status": "ready", **about}
+        except Exception as error:
+            answer = _problem(error)
+        _send(out, answer)
+        if answer["status"] == "ready":
+            for line in lines:
+                _send(out, _run(experiment, json.loads(line)))
+
+
+def _lines() -> Iterator[str]:
+    """Lines of standard input; the process ends with them even when a run is under way."""
+    queue: SimpleQueue[str] = SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            queue.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        yield queue.get()
+
+
+def _send(out: Any, message: Mapping[str, Any]) -> None:
+    out.write(json.dumps(message, default=str) + "\n")
+    out.flush()
+
+
+def _load(module_name: str) -> tuple["Experiment", dict[str, Any]]:
+    from importlib import import_module
+
+    import torch
+
+    from regularized.evidence.provenance import code_key, environment
+
+    torch.set_num_threads(1)
+    # warn_only: an operation without a deterministic form (on some GPUs) is no reason not to measure.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    experiment: Experiment = import_module(module_name)  # type: ignore[assignment]
+    return experiment, {"code_key": code_key(module_name), "environment": environment(module_name)}
+
+
+def _run(experiment: "Experiment", job: Mapping[str, Any]) -> dict[str, Any]:
+    import random
+
+    import numpy as np
+    import torch
+
+    # An experiment draws from generators of its own. One that forgot is still the same in each process and order of runs.
+    random.seed(job["seed"])
+    np.random.seed(job["seed"])  # noqa: NPY002
+    torch.manual_seed(job["seed"])
+    _forget_peak()
+    start = time.perf_counter()
+    try:
+        measured = experiment.run(job["arm"], job["seed"], job["scale"], **job["overrides"])
+        return {
+            "status": "done",
+            "metrics": {str(name): float(value) for name, value in measured.metrics.items()},
+            "curves": {
+                str(name): [(float(x), float(y)) for x, y in points] for name, points in measured.curves.items()
+            },
+            "curve_unit": measured.curve_unit,
+            "data": measured.data,
+            "seconds": time.perf_counter() - start,
+            "peak_memory": _peak(),
+        }
+    except Exception as error:
+        return _problem(error)
+
+
+def _problem(error: Exception) -> dict[str, Any]:
+    from regularized.evidence.experiment import Unavailable
+
+    status = "unavailable" if isinstance(error, Unavailable) else "failed"
+    text = str(error) if status == "unavailable" else f"{type(error).__name__}: {error}"
+    return {"status": status, "error": text, "traceback": "".join(traceback.format_exception(error))}
+
+
+def _forget_peak() -> None:
+    """Start the high-water mark of memory again, so that it belongs to one run (Linux; elsewhere it stays the process's)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        pass
+
+
+def _peak() -> int:
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    main()
