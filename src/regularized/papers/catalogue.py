@@ -1,0 +1,292 @@
+"""The catalogue: every paper that has a folder with a card, and what is known of it.
+
+Nothing is listed anywhere: folders are scanned. Whether a paper is implemented is read off its files, and whether a
+claim holds off its measured runs; reading both loads neither torch nor the paper's code::
+
+    for entry in load_catalogue():
+        print(entry.card.title, entry.implemented, [outcome.verdict for outcome in entry.outcomes])
+
+A catalogue of your own is a package of such folders: ``load_catalogue("my_papers")``.
+"""
+
+import ast
+import difflib
+import importlib.util
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from regularized.evidence.claims import Outcome, Verdict
+from regularized.papers.card import Card, CardError
+
+__all__ = ["Entry", "UnknownPaper", "find", "load_catalogue", "public_names"]
+
+PACKAGE = "regularized.papers"
+PARTS = ("experiment", "conformance", "bench", "contract")
+"""Modules of an implemented paper's folder."""
+
+log = logging.getLogger(__name__)
+
+
+class UnknownPaper(LookupError):
+    """There is no paper of this name; the message suggests what may have been meant.
+
+    Args:
+        slug: what was asked for.
+        suggestions: slugs, nearest first.
+    """
+
+    def __init__(self, slug: str, suggestions: Sequence[str]) -> None:
+        self.slug = slug
+        self.suggestions = tuple(suggestions)
+        meant = f" Did you mean {' or '.join(suggestions)}?" if suggestions else ""
+        super().__init__(f"there is no paper {slug!r} in the catalogue.{meant} List them with: regularized papers")
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A paper of the catalogue.
+
+    Args:
+        card: its card.
+        folder: where the card lies.
+        package: the package that the folder belongs to.
+    """
+
+    card: Card
+    folder: Path
+    package: str = PACKAGE
+
+    @property
+    def slug(self) -> str:
+        """Short name."""
+        return self.card.slug
+
+    @cached_property
+    def missing(self) -> tuple[str, ...]:
+        """What is lacking before the paper counts as implemented; empty when nothing is."""
+        if self.card.implementation is None:
+            return ("no [implementation] in card.toml",)
+        files = [*(f"{part}.py" for part in PARTS), self.golden.name]
+        absent = [f"no {name}" for name in files if not (self.folder / name).is_file()]
+        return (*(f"no {name}" for name in self.card.implementation.names if not _defines(name)), *absent)
+
+    @property
+    def implemented(self) -> bool:
+        """Whether code, experiment, checks, golden vectors and benchmark are there."""
+        return not self.missing
+
+    @property
+    def golden(self) -> Path:
+        """Golden vectors of the authors' code."""
+        return self.folder / "golden.npz"
+
+    @property
+    def ledger(self) -> Path:
+        """Measured runs that ship with the package."""
+        return self.folder / "ledger.json"
+
+    @cached_property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """Each claim with its verdict from the shipped runs; ``not run`` without any.
+
+        A damaged ledger is reported by a warning, and counts as none.
+        """
+        if self.ledger.is_file():
+            from regularized.evidence.ledger import LedgerError, load
+
+            try:
+                ledger = load(self.ledger)
+            except LedgerError as error:
+                log.warning("%s", error)
+            else:
+                if ledger is not None:
+                    return ledger.outcomes(self.card.claims)
+        return tuple(Outcome(claim, Verdict.NOT_RUN) for claim in self.card.claims)
+
+    def module_name(self, part: str) -> str:
+        """Dotted name of a module of the paper's folder, for example of its ``"experiment"``.
+
+        Raises:
+            ValueError: papers have no such module.
+        """
+        if part not in PARTS:
+            raise ValueError(f"part must be one of {list(PARTS)}, got {part!r}")
+        return f"{self.package}.{self.slug}.{part}"
+
+    def experiment(self) -> ModuleType:
+        """Load the claim as a runnable comparison, see :mod:`regularized.evidence.experiment`."""
+        return self._load("experiment")
+
+    def conformance(self) -> ModuleType:
+        """Load the adapter to the golden vectors, see :mod:`regularized.evidence.conformance`."""
+        return self._load("conformance")
+
+    def bench(self) -> ModuleType:
+        """Load the workloads, see :mod:`regularized.evidence.bench`."""
+        return self._load("bench")
+
+    def contract(self) -> ModuleType:
+        """Load what the contract suite checks, see :mod:`regularized.evidence.contract`."""
+        return self._load("contract")
+
+    def _load(self, part: str) -> ModuleType:
+        return importlib.import_module(self.module_name(part))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry as JSON knows it."""
+        card = self.card
+        return {
+            "slug": card.slug,
+            "title": card.title,
+            "date": card.date.isoformat(),
+            "authors_count": card.authors_count,
+            "organization": card.organization,
+            "comments": card.comments,
+            "families": list(card.families),
+            "tags": list(card.tags),
+            "implemented": self.implemented,
+            "claims": [
+                {"id": outcome.claim.id, "statement": outcome.claim.statement, "verdict": outcome.verdict.value}
+                for outcome in self.outcomes
+            ],
+        }
+
+
+@lru_cache(maxsize=8)
+def load_catalogue(package: str = PACKAGE) -> tuple[Entry, ...]:
+    """Read all cards of a package, best proven first.
+
+    First come papers with evidence, ordered by the share of their claims that hold; then those that are implemented but
+    unmeasured; then the rest; newest first among equals. Votes and comments have no say.
+
+    Args:
+        package: package whose folders are the papers; default this library's.
+
+    Raises:
+        CardError: a card is wrong; the message names every problem of every card.
+        ModuleNotFoundError: there is no such package.
+
+    Examples:
+        >>> catalogue = load_catalogue()
+        >>> all(entry.slug == entry.folder.name for entry in catalogue)
+        True
+    """
+    entries = []
+    problems: list[CardError] = []
+    for folder in _folders(package):
+        if (folder / "card.toml").is_file():
+            try:
+                entries.append(Entry(Card.load(folder / "card.toml"), folder, package))
+            except CardError as error:
+                problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise CardError(f"{len(problems)} cards of {package}", [str(problem) for problem in problems])
+    return tuple(sorted(entries, key=_best_first))
+
+
+def find(slug: str, package: str = PACKAGE) -> Entry:
+    """The paper of this slug.
+
+    Raises:
+        UnknownPaper: there is none; its message suggests the nearest.
+
+    Examples:
+        >>> entry = load_catalogue()[0]
+        >>> find(entry.slug) is entry
+        True
+        >>> try:
+        ...     find(entry.slug[:-1] + "x")
+        ... except UnknownPaper as error:
+        ...     error.suggestions[0] == entry.slug
+        True
+    """
+    catalogue = load_catalogue(package)
+    for entry in catalogue:
+        if entry.slug == slug:
+            return entry
+    raise UnknownPaper(slug, _nearest(slug, catalogue))
+
+
+def public_names(package: str = PACKAGE) -> dict[str, str]:
+    """Public names of all implemented techniques, with the module that defines each.
+
+    Raises:
+        CardError: two papers use the same name for different things.
+
+    Examples:
+        >>> all(module.startswith("regularized.") for module in public_names().values())
+        True
+    """
+    names: dict[str, str] = {}
+    for entry in load_catalogue(package):
+        for qualified in entry.card.implementation.names if entry.card.implementation else ():
+            module, _, name = qualified.rpartition(".")
+            if names.setdefault(name, module) != module:
+                raise CardError(
+                    str(entry.folder / "card.toml"), [f"implementation.names: {name!r} is in {names[name]}, too"]
+                )
+    return names
+
+
+def _folders(package: str) -> list[Path]:
+    # Not importlib.resources: golden files and ledgers are opened by path, and so must be files on a disk anyway.
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.submodule_search_locations is None:
+        raise ModuleNotFoundError(f"there is no package {package!r}", name=package)
+    return sorted(path for root in spec.submodule_search_locations for path in Path(root).iterdir() if path.is_dir())
+
+
+def _best_first(entry: Entry) -> tuple[bool, float, bool, int, str]:
+    measured = [outcome for outcome in entry.outcomes if outcome.verdict is not Verdict.NOT_RUN]
+    held = sum(outcome.verdict is Verdict.HOLDS for outcome in measured) / max(1, len(entry.outcomes))
+    return not measured, -held, not entry.implemented, -entry.card.date.toordinal(), entry.slug
+
+
+def _nearest(slug: str, catalogue: Iterable[Entry]) -> list[str]:
+    asked = slug.strip().lower().replace("-", "_").replace(" ", "_")
+    close = difflib.get_close_matches(asked, [entry.slug for entry in catalogue], n=3, cutoff=0.6)
+    if close:
+        return close
+    from regularized.papers.search import search
+
+    return [entry.slug for entry in search(slug, catalogue)[:2]]
+
+
+def _defines(qualified: str) -> bool:
+    """Whether the module of a fully qualified name defines it at its top level, without importing anything of it."""
+    module, _, name = qualified.rpartition(".")
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None or spec.origin is None:
+        return False
+    # Only the top package is looked up by the import system: that of a submodule would import its parents.
+    path = Path(spec.origin).parent.joinpath(*rest)
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return file.is_file() and name in _top_level_names(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _top_level_names(file: Path, _modified: int) -> frozenset[str]:
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError):
+        return frozenset()
+    return frozenset(_defined(tree.body))
+
+
+def _defined(body: Iterable[ast.stmt]) -> Iterator[str]:
+    for statement in body:
+        match statement:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+            case ast.Assign(targets=targets):
+                yield from (target.id for target in targets if isinstance(target, ast.Name))
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                yield name

@@ -1,0 +1,168 @@
+"""Full-text search over cards, for people who know their problem and not the technique's name.
+
+SQLite's FTS5 does it, in memory: BM25 over the fields of a card, each with a weight, words reduced to their stems::
+
+    for entry in search("my labels are wrong", load_catalogue()):
+        print(entry.card.title)
+"""
+
+import difflib
+import re
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+
+from regularized.papers.card import FAMILIES, Card
+from regularized.papers.catalogue import Entry
+
+__all__ = ["search"]
+
+# Weight of each field in BM25. What a person in need would type comes first; a word deep in the summary says little.
+WEIGHTS: Mapping[str, float] = {
+    "searches": 6.0,
+    "problem": 6.0,
+    "title": 4.0,
+    "tags": 4.0,
+    "families": 2.0,
+    "claims": 1.0,
+    "use": 1.0,
+    "summary": 1.0,
+    "names": 4.0,
+}
+
+# Words that say nothing about a problem. "not", "without", "less" and the like do and are not here.
+_STOP = """
+a about after all also am an and any are as at be because been before being but by can cannot could did do does doing
+done for from get gets getting give gives got had has have having help how i if in into is it its just keep let like
+made make makes many me mine much must my need needs of on one only or other our out over please quite really same
+should so some something than that the their them then there these they thing things this those through to too tool
+trick try trying under up us use used using very want wants was way we well were what when where which while who why
+will with would you your
+"""
+STOP_WORDS = frozenset(_STOP.split())
+
+# Too frequent here to tell papers apart, yet part of phrases; searched for only when nothing else was typed.
+_WEAK = "deep learn learned learning method methods model models net network networks neural"
+WEAK_WORDS = frozenset(_WEAK.split())
+
+_WORD = re.compile(r"\w+")
+
+
+def search(query: str, entries: Iterable[Entry], *, limit: int | None = None) -> list[Entry]:
+    """Papers that fit a question, best first.
+
+    Any text is a question: there is no syntax, and quotation marks or operators mean nothing. A paper need not contain
+    every word; those that contain more of them, more often, and in the weightier fields come first. The last word may
+    be unfinished, and a word that occurs nowhere is taken for its nearest spelling.
+
+    Args:
+        query: the question.
+        entries: where to search; their order decides between equals.
+        limit: how many papers at most; default all that match.
+
+    Returns:
+        The papers; all of them, in the order given, when nothing was asked.
+
+    Raises:
+        ValueError: ``limit`` is below 1.
+        RuntimeError: this Python's SQLite lacks FTS5.
+
+    Examples:
+        >>> from regularized.papers.catalogue import load_catalogue
+        >>> search("", load_catalogue()) == list(load_catalogue())
+        True
+        >>> search("qzxv", load_catalogue())
+        []
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}")
+    found = tuple(entries)
+    if query.strip():
+        found = tuple(found[number] for number in _index(found).ranked(_words(query)))
+    return list(found[:limit])
+
+
+def _words(query: str) -> list[str]:
+    """Words to look for: without those that say nothing, unless there are no others."""
+    words = list(dict.fromkeys(_WORD.findall(query.lower().replace("_", " "))))
+    said = [word for word in words if word not in STOP_WORDS]
+    strong = [word for word in said if word not in WEAK_WORDS]
+    return strong or said or words
+
+
+@lru_cache(maxsize=4)
+def _index(entries: tuple[Entry, ...]) -> "_Index":
+    return _Index([entry.card for entry in entries])
+
+
+class _Index:
+    def __init__(self, cards: Sequence[Card]) -> None:
+        # The process may be a server: SQLite itself is safe for threads, and nothing is written after this.
+        self._connection = sqlite3.connect(":memory:", check_same_thread=False)
+        rows = [_fields(card) for card in cards]
+        columns = ", ".join(WEIGHTS)
+        try:
+            self._connection.execute(
+                f"CREATE VIRTUAL TABLE card USING fts5({columns}, tokenize = 'porter unicode61 remove_diacritics 2')"
+            )
+        except sqlite3.OperationalError as error:
+            raise RuntimeError(f"search needs a Python whose SQLite has FTS5: {error}") from error
+        self._connection.executemany(
+            f"INSERT INTO card(rowid, {columns}) VALUES (?, {', '.join('?' for _ in WEIGHTS)})",
+            [(number, *(row[field] for field in WEIGHTS)) for number, row in enumerate(rows)],
+        )
+        self._vocabulary = sorted(
+            {word for row in rows for text in row.values() for word in _WORD.findall(text.lower())}
+        )
+
+    def ranked(self, words: Sequence[str]) -> list[int]:
+        """Numbers of the cards that match, best first."""
+        scores: dict[int, float] = {}
+        matched: dict[int, int] = {}
+        for position, word in enumerate(words):
+            hits = self._hits(word, unfinished=position == len(words) - 1)
+            for number, score in hits.items():
+                scores[number] = scores.get(number, 0.0) + score
+                matched[number] = matched.get(number, 0) + 1
+        # BM25 of a rare word can outweigh that of several common ones together. A paper that answers more of the
+        # question is the better answer, so its score counts by the share of the words that it has.
+        return sorted(scores, key=lambda number: (-scores[number] * matched[number] / len(words), number))
+
+    def _hits(self, word: str, *, unfinished: bool) -> dict[int, float]:
+        hits = self._match(f'"{word}"')
+        if not hits and unfinished and len(word) >= 3:
+            hits = self._match(f'"{word}"*')
+        if not hits and len(word) >= 4:
+            near = difflib.get_close_matches(word, self._vocabulary, n=1, cutoff=0.8)
+            hits = self._match(f'"{near[0]}"') if near else {}
+        return hits
+
+    def _match(self, expression: str) -> dict[int, float]:
+        weights = ", ".join(map(str, WEIGHTS.values()))
+        # bm25() is negative, the better the lower.
+        rows = self._connection.execute(
+            f"SELECT rowid, -bm25(card, {weights}) FROM card WHERE card MATCH ?", [expression]
+        )
+        return dict(rows.fetchall())
+
+
+def _fields(card: Card) -> dict[str, str]:
+    names = card.implementation.names if card.implementation else ()
+    return {
+        "searches": "\n".join(card.searches),
+        "problem": card.problem,
+        "title": card.title,
+        "tags": "\n".join((*card.tags, card.changes)),
+        "families": "\n".join(f"{name.replace('_', ' ')} {FAMILIES[name]}" for name in card.families),
+        "claims": "\n".join(claim.statement for claim in card.claims),
+        "use": f"{card.when_to_use}\n{card.when_not_to_use}",
+        "summary": card.summary,
+        "names": "\n".join(
+            [
+                card.slug.replace("_", " "),
+                card.slug.replace("_", ""),
+                card.arxiv,
+                *(n.rpartition(".")[2] for n in names),
+            ]
+        ),
+    }
