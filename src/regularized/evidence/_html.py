@@ -34,17 +34,17 @@ h2 { font-size: 1.25rem; margin: 2.75rem 0 .9rem; }
 h3 { font-size: 1.05rem; margin: 0 0 .5rem; line-height: 1.4; font-weight: 600; }
 p { margin: .4rem 0; }
 .soft { color: var(--soft); }
-.panel { background: var(--panel); border: 1px solid var(--line); border-radius: .6rem; padding: 1.1rem 1.25rem; margin: 0 0 1rem; }
-.claim { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 1.25rem; align-items: start; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1rem; }
+.panel { background: var(--panel); border: 1px solid var(--line); border-radius: .6rem; padding: 1.1rem 1.25rem; margin:
+0 0 1rem; } .claim { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 1.25rem; align-items:
+start; } .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1rem; }
 .figures .panel { margin: 0; padding: .8rem; }
 @media (max-width: 46rem) { .claim { grid-template-columns: minmax(0, 1fr); } }
 svg { display: block; width: 100%; height: auto; }
-.badge { display: inline-block; border-radius: 1rem; padding: .1rem .7rem; font-size: .85rem; font-weight: 600; white-space: nowrap; }
-.holds { color: var(--good); background: var(--good-bg); } .fails { color: var(--bad); background: var(--bad-bg); }
-.open { color: var(--open); background: var(--open-bg); } .none { color: var(--soft); border: 1px solid var(--line); }
-.effect { font-size: 1.45rem; font-weight: 650; font-variant-numeric: tabular-nums; margin: .5rem 0 0; }
-.scroll { overflow-x: auto; }
+.badge { display: inline-block; border-radius: 1rem; padding: .1rem .7rem; font-size: .85rem; font-weight: 600;
+white-space: nowrap; } .holds { color: var(--good); background: var(--good-bg); } .fails { color: var(--bad);
+background: var(--bad-bg); } .open { color: var(--open); background: var(--open-bg); } .none { color: var(--soft);
+border: 1px solid var(--line); } .effect { font-size: 1.45rem; font-weight: 650; font-variant-numeric: tabular-nums;
+margin: .5rem 0 0; } .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .4rem .8rem .4rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 600; } td.n, th.n { text-align: right; white-space: nowrap; }
@@ -86,8 +86,8 @@ def _head(result: ReproduceResult, title: str) -> str:
     badges = " ".join(_badge(outcome.verdict) for outcome in result.outcomes)
     return (
         f"<h1>{escape(title)}</h1>\n<p>{badges}</p>\n"
-        f'<p class="soft">{escape(result.scale)} scale, {len(result.arms)} arms x {len(result.seeds)} seeds{escape(when)}. '
-        f"Make it yourself: <code>{escape(command)}</code></p>\n"
+        f'<p class="soft">{escape(result.scale)} scale, {len(result.arms)} arms x {len(result.seeds)} seeds{escape(when)}'
+        f". Make it yourself: <code>{escape(command)}</code></p>\n"
     )
 
 
@@ -108,8 +108,8 @@ def _claim(result: ReproduceResult, outcome: Outcome, position: int) -> str:
         lines.append(f'<p class="soft">{escape(claim.note)}</p>')
     plot = effect_svg(result, outcome, prefix=f"effect{position}") if outcome.effects else ""
     return (
-        f'<div class="panel"><div class="claim"><div>{"".join(lines)}</div><div>{plot}</div></div>{_reported(result, outcome)}'
-        "</div>\n"
+        f'<div class="panel"><div class="claim"><div>{"".join(lines)}</div><div>{plot}</div></div>'
+        f"{_reported(result, outcome)}</div>\n"
     )
 
 
@@ -154,10 +154,11 @@ def _values(result: ReproduceResult) -> str:
         for arm in result.arms
         if (runs := result.runs_of(arm))
     ]
+    cost_heading = ["cost of a run", "seconds", "peak memory of the process (MiB)"]
     return (
         f'<div class="scroll">{_table(heading, rows, numeric=range(2, len(heading)), dots=(result, 1))}</div>'
-        f'<div class="scroll" style="margin-top:1.25rem">'
-        f"{_table(['cost of a run', 'seconds', 'peak memory of the process (MiB)'], cost, numeric=(1, 2), dots=(result, 0))}</div>"
+        '<div class="scroll" style="margin-top:1.25rem">'
+        f"{_table(cost_heading, cost, numeric=(1, 2), dots=(result, 0))}</div>"
     )
 
 
@@ -185,14 +186,10 @@ def _tuning(result: ReproduceResult, tuning: TuningResult) -> str:
     numeric = range(2, 3 + len(tuning.seeds))
     best = {i for i, trial in enumerate(tuning.trials) if trial.best}
     off = [arm for arm, same in tuning.agrees.items() if not same]
-    note = (
-        f'<p class="note">Arms {escape(", ".join(off))} of the comparison do not run with the best setting found here.</p>'
-        if off
-        else ""
-    )
+    note = f'<p class="note">Not run with the best setting found here: {escape(", ".join(off))}.</p>' if off else ""
     return (
-        f'<p class="soft">The same number of trials for each arm, chosen by {escape(tuning.metric)} ({tuning.direction} is '
-        f"better), with seeds that are no evidence.</p>{note}"
+        f'<p class="soft">The same number of trials for each arm, chosen by {escape(tuning.metric)} '
+        f"({tuning.direction} is better), with seeds that are no evidence.</p>{note}"
         f'<div class="scroll">{_table(heading, rows, numeric=numeric, code=(1,), strong=best, dots=(result, 0))}</div>'
     )
 

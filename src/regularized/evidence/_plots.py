@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["arm_colour", "curve_names", "curve_svg", "effect_svg", "save_curves"]
 
-# Okabe and Ito's palette, told apart by colour-blind readers, without its yellow and black, which fail on one of the two
-# backgrounds. Baselines come first in ARMS and get the calm colours.
+# Okabe and Ito's palette, told apart by colour-blind readers, without its yellow and black, which fail on one of the
+# two backgrounds. Baselines come first in ARMS and get the calm colours.
 _COLOURS = ("#8a8f98", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 _LINES = ("--", "-", "-", "-", "-.", "-.", ":")
 
@@ -39,7 +39,7 @@ def curve_names(result: ReproduceResult) -> list[str]:
 
 
 def curve_svg(result: ReproduceResult, name: str, *, prefix: str) -> str:
-    """One learning curve, mean and band for each arm, as inline SVG; ``prefix`` keeps its ids apart from other plots'."""
+    """One learning curve, mean and band for each arm, as inline SVG; ``prefix`` keeps its ids its own."""
     with _style(_INK, _FAINT):
         figure = _figure(5.2, 3.3)
         _draw_curve(figure.subplots(), result, name)
@@ -140,7 +140,7 @@ def _figure(width: float, height: float) -> "Figure":
 def _style(ink: str, faint: str) -> Iterator[None]:
     from matplotlib import rc_context
 
-    settings = {
+    settings: Any = {
         "svg.fonttype": "none",  # text stays text: small, sharp, can be searched
         "svg.hashsalt": "regularized",  # the same result gives the same file
         "font.family": "sans-serif",

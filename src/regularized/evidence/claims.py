@@ -42,8 +42,8 @@ class Claim:
     """One comparison: the method arm does better than the baseline arm by at least what counts.
 
     The effect of a seed is ``method - baseline`` (``"difference"``, in the metric's unit) or
-    ``(method - baseline) / |baseline|`` (``"relative"``, a share), with its sign turned where lower is better: *positive is
-    always an improvement*. The claim holds when the whole interval of the mean effect lies at or above
+    ``(method - baseline) / |baseline|`` (``"relative"``, a share), with its sign turned where lower is better:
+    *positive is always an improvement*. The claim holds when the whole interval of the mean effect lies at or above
     ``smallest_effect``, does not hold when it lies below, and is undecided otherwise or with fewer than five seeds.
 
     Args:
@@ -123,8 +123,8 @@ class Outcome:
         interval: 95 % interval of ``effect``.
         effects: improvement of each seed.
         seeds: the seeds, in the order of ``effects``.
-        problem: why there is no verdict although there are numbers: a seed failed, a value is not finite, the scale is too
-            small. Empty otherwise.
+        problem: why there is no verdict although there are numbers: a seed failed, a value is not finite, the scale is
+            too small. Empty otherwise.
     """
 
     claim: Claim

@@ -51,8 +51,8 @@ class Tuning:
     """How the hyperparameters of the arms were chosen: the same budget and the same criterion for each.
 
     Args:
-        metric: metric that decides, measured on data that a user would have (noisy validation labels, say), not the test
-            set.
+        metric: metric that decides, measured on data that a user would have (noisy validation labels, say), not the
+            test set.
         direction: ``"higher"`` or ``"lower"``.
         grids: for each arm the overrides that were tried; equally many for every arm, the chosen one among them.
         scale: scale of the trials; default ``"laptop"``.

@@ -1,10 +1,10 @@
 """The evidence that ships with the package: one text file a paper, written from the store and never by hand.
 
-Public names: :func:`export` (store -> ``ledger.json`` beside the experiment), :func:`load`, :func:`path`, :class:`Ledger`
-(``outcomes(claims)``, ``is_stale(code_key)``, ``to_result(claims)``), :class:`LedgerError`.
+Public names: :func:`export` (store -> ``ledger.json`` beside the experiment), :func:`load`, :func:`path`,
+:class:`Ledger` (``outcomes(claims)``, ``is_stale(code_key)``, ``to_result(claims)``), :class:`LedgerError`.
 
-One run a line, sorted, so that a change of the evidence reads well as a diff. Verdicts are not in the file: they are computed
-from the runs whenever they are shown, with the claims of the card as they are then.
+One run a line, sorted, so that a change of the evidence reads well as a diff. Verdicts are not in the file: they are
+computed from the runs whenever they are shown, with the claims of the card as they are then.
 """
 
 import importlib.util
@@ -126,7 +126,8 @@ def export(
 ) -> Path:
     """Write the stored evidence of the present code to the ledger.
 
-    Taken are runs of committed code, of the present code key and versions, with the seeds 0, 1, ... as far as every arm has
+    Taken are runs of committed code, of the present code key and versions, with the seeds 0, 1, ... as far as every arm
+    has
     them without a gap: which seeds count is not a choice.
 
     Args:
@@ -158,8 +159,8 @@ def export(
         }
         hint = f" ({uncommitted} runs of uncommitted code do not count: commit first)" if uncommitted else ""
         raise LedgerError(
-            f"{slug} lacks runs of committed code with the present versions at {scale} scale, seeds by arm: {missing}{hint}. "
-            f"Make them: regularized reproduce {slug} --scale {scale} --seeds {MINIMUM_SEEDS}"
+            f"{slug} lacks runs of committed code with the present versions at {scale} scale, seeds by arm: {missing}"
+            f"{hint}. Make them: regularized reproduce {slug} --scale {scale} --seeds {MINIMUM_SEEDS}"
         )
     runs = [evidence[arm, seed] for arm in arms for seed in range(count)]
     rule, trials = _tuning_rows(slug, getattr(experiment, "TUNING", None), stored)
@@ -175,8 +176,8 @@ def _tuning_rows(slug: str, tuning: Tuning | None, stored: Sequence[Run]) -> tup
     wanted = [(arm, canonical(o), s) for arm, grid in tuning.grids.items() for o in grid for s in tuning.seeds]
     if missing := [(arm, overrides, seed) for arm, overrides, seed in wanted if (arm, overrides, seed) not in found]:
         raise LedgerError(
-            f"{slug} lacks {len(missing)} of {len(wanted)} tuning runs of committed code, the first is arm {missing[0][0]!r} "
-            f"with {missing[0][1]}, seed {missing[0][2]}. Make them: regularized tune {slug}"
+            f"{slug} lacks {len(missing)} of {len(wanted)} tuning runs of committed code, the first is arm "
+            f"{missing[0][0]!r} with {missing[0][1]}, seed {missing[0][2]}. Make them: regularized tune {slug}"
         )
     rule = {
         "metric": tuning.metric,
@@ -241,8 +242,8 @@ def load(file: Path) -> Ledger | None:
 
 def _damaged(file: Path, error: Exception) -> LedgerError:
     return LedgerError(
-        f"the ledger {file} is damaged ({type(error).__name__}: {error}). Restore it from the repository or install the package "
-        "again; it is written by a command, never by hand"
+        f"the ledger {file} is damaged ({type(error).__name__}: {error}). Restore it from the repository or install "
+        "the package again; it is written by a command, never by hand"
     )
 
 

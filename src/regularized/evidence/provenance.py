@@ -2,9 +2,9 @@
 
 Public names: :func:`code_key`, :func:`closure`, :func:`versions`, :func:`environment`, :func:`checkout_state`.
 
-Rows of the store are reused only when the code is the same. "The code" is the experiment's module and every module of this
-package that it can reach, found by reading imports, not by running them. Comments, docstrings and layout do not count, so
-that a better sentence in a docstring does not make hours of evidence stale.
+Rows of the store are reused only when the code is the same. "The code" is the experiment's module and every module of
+this package that it can reach, found by reading imports, not by running them. Comments, docstrings and layout do not
+count, so that a better sentence in a docstring does not make hours of evidence stale.
 """
 
 import ast
@@ -28,7 +28,7 @@ _VERSIONED = ("torch", "numpy", "scikit-learn")
 
 
 class CheckoutState(NamedTuple):
-    """The commit of the checkout that code runs from, ``""`` when installed from a wheel, and whether files differ from it."""
+    """Commit of the checkout that code runs from (``""`` when installed from a wheel); whether files differ from it."""
 
     commit: str
     dirty: bool
@@ -37,8 +37,8 @@ class CheckoutState(NamedTuple):
 def code_key(module_name: str) -> str:
     """Hash of a module and of all of this package that it can reach.
 
-    Changes whenever code changes that the module may run; comments, docstrings and formatting do not change it. The same on
-    all supported Python versions.
+    Changes whenever code changes that the module may run; comments, docstrings and formatting do not change it. The
+    same on all supported Python versions.
 
     Args:
         module_name: an importable module, for example ``"regularized.papers.early_learning.experiment"``.
@@ -65,9 +65,10 @@ def code_key(module_name: str) -> str:
 def closure(module_name: str) -> dict[str, Path]:
     """Files that the code key covers: the module and those of this package that it imports, directly or not.
 
-    Imports inside functions count, those under ``TYPE_CHECKING`` do not. A package's ``__init__`` that merely passes a name
-    on is looked through: ``from regularized.noisy_labels import EarlyLearningLoss`` leads to that technique's module and not
-    to its neighbours, whose changes cannot change the result.
+    Imports inside functions count, those under ``TYPE_CHECKING`` do not. A package's ``__init__`` that merely passes a
+    name
+    on is looked through: ``from regularized.noisy_labels import EarlyLearningLoss`` leads to that technique's module
+    and not to its neighbours, whose changes cannot change the result.
 
     Examples:
         >>> sorted(closure("regularized.evidence.statistics"))
@@ -96,8 +97,8 @@ def environment(module_name: str) -> dict[str, Any]:
     """Where and with what a run took place; imports torch.
 
     Returns:
-        Versions, platform, CPU, usable cores, threads of torch, device, package version, commit and whether files of the
-        module's closure differ from it.
+        Versions, platform, CPU, usable cores, threads of torch, device, package version, commit and whether files of
+        the module's closure differ from it.
     """
     import torch
 
@@ -172,7 +173,7 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-# --- Reading imports ---------------------------------------------------------------------------------------------------
+# --- Reading imports ---
 
 
 def _find(name: str) -> Path | None:
@@ -217,28 +218,24 @@ def _defining(package: str, name: str, seen: frozenset[tuple[str, str]] = frozen
     if path is None or (package, name) in seen:
         return
     seen |= {(package, name)}
-    targets: list[Iterator[str]] = []
+    targets: list[str] = []
     if path.name == "__init__.py":
         for node in _statements(_parse(path, path.stat().st_mtime_ns, path.stat().st_size)):
-            if isinstance(node, ast.ImportFrom):
-                base = _absolute(node.module, node.level, package)
-                for alias in node.names:
-                    if (alias.asname or alias.name) == name and _ours(base):
-                        targets.append(_defining(base, alias.name, seen))
-            elif isinstance(
-                node, ast.Dict
-            ):  # a table of lazily loaded names: {"Trainer": "regularized.training.trainer"}
-                for key, value in zip(node.keys, node.values):
-                    if isinstance(key, ast.Constant) and key.value == name:
-                        target = value.value if isinstance(value, ast.Constant) else None
-                        if isinstance(target, str):
-                            absolute = f"{package}{target}" if target.startswith(".") else target
-                            if _ours(absolute) and _find(absolute) is not None:
-                                targets.append(iter([absolute]))
-    if not targets:
-        yield package  # defined right there, or `import *`: the whole module counts
-    for target in targets:
-        yield from target
+            match node:
+                case ast.ImportFrom(module=source, level=level, names=names):
+                    base = _absolute(source, level, package)
+                    for alias in names:
+                        if (alias.asname or alias.name) == name and _ours(base):
+                            targets.extend(_defining(base, alias.name, seen))
+                case ast.Dict():  # a table of lazily loaded names: {"Trainer": "regularized.training.trainer"}
+                    for key, value in zip(node.keys, node.values):
+                        if isinstance(key, ast.Constant) and key.value == name and isinstance(value, ast.Constant):
+                            target = str(value.value)
+                            target = f"{package}{target}" if target.startswith(".") else target
+                            if _ours(target) and _find(target) is not None:
+                                targets.append(target)
+    # Found nowhere: defined right there, or behind an `import *`. The whole module counts.
+    yield from targets or [package]
 
 
 def _ours(name: str) -> bool:
@@ -289,8 +286,8 @@ def _content_hash(path: Path, modified: int, size: int) -> bytes:
 def _tokens(node: ast.AST) -> Iterator[str]:
     """A tree in words, without positions and docstrings.
 
-    ``ast.dump`` would do on one Python, but newer ones add fields and drop empty ones: here a field without content is left
-    out, so that all agree.
+    ``ast.dump`` would do on one Python, but newer ones add fields and drop empty ones: here a field without content is
+    left out, so that all agree.
     """
     yield f"({type(node).__name__}"
     for field, value in ast.iter_fields(node):

@@ -3,8 +3,8 @@
 Public names:
     ``to_json(result) -> dict``            the keys that scripts rely on
     ``print_table(result, console)``       rich tables
-    ``write(result, directory) -> Path``   ``report.html`` with ``curves.png`` and ``curves.svg`` beside it; sets ``result.report``
-    ``default_directory(result) -> Path``  where the command writes unless told otherwise
+    ``write(result, directory) -> Path``   ``report.html`` with ``curves.png`` and ``curves.svg`` beside it; sets
+    ``result.report`` ``default_directory(result) -> Path``  where the command writes unless told otherwise
 """
 
 import math
@@ -33,10 +33,10 @@ def to_json(result: ReproduceResult) -> dict[str, Any]:
     """Plain data of a result; numbers that are missing or not finite are None.
 
     Returns:
-        ``slug``, ``scale``, ``seeds`` (how many), ``claims`` (``id, statement, metric, baseline, method, effect, interval,
-        verdict`` and, beyond those, ``smallest_effect, kind, unit, effects, problem``), ``arms`` (arm -> metric -> value for
-        each seed), ``report`` (path or None), ``seconds``; and ``seed_values, reused, failures, notes, code_key,
-        environment``. An interval always has two ends; they are None while it is unknown.
+        ``slug``, ``scale``, ``seeds`` (how many), ``claims`` (``id, statement, metric, baseline, method, effect,
+        interval, verdict`` and, beyond those, ``smallest_effect, kind, unit, effects, problem``), ``arms`` (arm ->
+        metric -> value for each seed), ``report`` (path or None), ``seconds``; and ``seed_values, reused, failures,
+        notes, code_key, environment``. An interval always has two ends; they are None while it is unknown.
     """
     return {
         "slug": result.slug,
@@ -165,7 +165,7 @@ def write(result: ReproduceResult, directory: Path | str, *, title: str = "") ->
     return target
 
 
-# --- Numbers in words, shared by table and page ----------------------------------------------------------------------------
+# --- Numbers in words, shared by table and page ---
 
 
 def number(value: float | None) -> str:

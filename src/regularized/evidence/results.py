@@ -144,9 +144,9 @@ class ReproduceResult:
 def outcomes(claims: Sequence[Claim], runs: Sequence[Run], *, seeds: Sequence[int], scale: str) -> tuple[Outcome, ...]:
     """Judge claims from runs.
 
-    A claim stays undecided, whatever the interval says, when a seed that was asked for is missing (to judge the seeds that
-    survived would favour a method that fails now and then), when a value is not finite, or when the scale is smaller than
-    the one at which the claim can be seen; :attr:`Outcome.problem` says which.
+    A claim stays undecided, whatever the interval says, when a seed that was asked for is missing (to judge the seeds
+    that survived would favour a method that fails now and then), when a value is not finite, or when the scale is
+    smaller than the one at which the claim can be seen; :attr:`Outcome.problem` says which.
 
     Args:
         claims: the claims.

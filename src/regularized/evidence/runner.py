@@ -217,16 +217,18 @@ def _run_matrix(
 
     if todo:
         count = min(workers or cores(), len(todo))
-        with _display(f"{slug} {todo[0].scale}", len(jobs), reused, progress) as display:
-            with Pool(module_name, todo, workers=count, code_key=key) as pool:
-                try:
-                    for job, answer in pool.answers():
-                        keep(job, answer)
-                        display.show(job, answer)
-                except KeyboardInterrupt:
-                    for job, answer in pool.arrived():
-                        keep(job, answer)
-                    raise Interrupted(len(runs), len(jobs)) from None
+        with (
+            _display(f"{slug} {todo[0].scale}", len(jobs), reused, progress) as display,
+            Pool(module_name, todo, workers=count, code_key=key) as pool,
+        ):
+            try:
+                for job, answer in pool.answers():
+                    keep(job, answer)
+                    display.show(job, answer)
+            except KeyboardInterrupt:
+                for job, answer in pool.arrived():
+                    keep(job, answer)
+                raise Interrupted(len(runs), len(jobs)) from None
     return [runs[_identity(job)] for job in jobs if _identity(job) in runs], failures, reused
 
 
@@ -303,13 +305,13 @@ def _notes(runs: Sequence[Run], failures: Sequence[Failure]) -> Iterator[str]:
     if failures:
         yield f"{len(failures)} run(s) failed; claims that need them stay undecided."
     if any(run.dirty for run in runs):
-        yield "Code of this experiment has uncommitted changes: these runs are kept apart and never exported as evidence."
+        yield "The code has uncommitted changes: these runs are kept apart and never exported as evidence."
     for seed in sorted({run.seed for run in runs}):
-        if len(seen := {run.data for run in runs if run.seed == seed and run.data}) > 1:
-            yield f"The arms of seed {seed} did not see the same data (fingerprints {sorted(seen)}): they are not paired."
+        if len({run.data for run in runs if run.seed == seed and run.data}) > 1:
+            yield f"The arms of seed {seed} did not see the same data: they are not paired."
 
 
-# --- Showing how far it is ------------------------------------------------------------------------------------------------
+# --- Showing how far it is ---
 
 
 class _Display(Protocol):

@@ -4,12 +4,13 @@ Public names: :func:`judge` (a claim and the values of its two arms give an Outc
 :func:`expanded_level`, :func:`band` (mean and interval along learning curves), :data:`MINIMUM_SEEDS`.
 
 The interval is the bootstrap's *expanded percentile* interval of Hesterberg (2015, "What Teachers Should Know About the
-Bootstrap", section 4.3.3). A plain percentile interval of five values is too narrow twice over: the bootstrap divides by n
-instead of n - 1, and it ignores that the spread itself was estimated. On normal data it covers 84 % instead of 95 %.
-Taking the ends at the tail level Phi(-sqrt(n / (n - 1)) t) instead of 2.5 % mends both.
+Bootstrap", section 4.3.3). A plain percentile interval of five values is too narrow twice over: the bootstrap divides
+by n instead of n - 1, and it ignores that the spread itself was estimated. On normal data it covers 84 % instead of 95
+%. Taking the ends at the tail level Phi(-sqrt(n / (n - 1)) t) instead of 2.5 % mends both.
 
-With few seeds nothing is drawn at random: all n^n resamples are enumerated, and the ends are rounded outwards to a resample
-mean. For up to five seeds they are the smallest and the largest seed: a claim then holds when every seed shows it.
+With few seeds nothing is drawn at random: all n^n resamples are enumerated, and the ends are rounded outwards to a
+resample mean. For up to five seeds they are the smallest and the largest seed: a claim then holds when every seed shows
+it.
 """
 
 import math
@@ -46,8 +47,9 @@ def judge(
 ) -> Outcome:
     """Judge a claim from paired values: entry i of both arms comes from the same seed.
 
-    The claim holds when the whole interval of the mean effect is at or above ``claim.smallest_effect``, does not hold when
-    it is below, and is undecided otherwise, with fewer than five seeds, or while the claim names no smallest effect.
+    The claim holds when the whole interval of the mean effect is at or above ``claim.smallest_effect``, does not hold
+    when it is below, and is undecided otherwise, with fewer than five seeds, or while the claim names no smallest
+    effect.
 
     Args:
         claim: what is judged.
@@ -80,8 +82,8 @@ def judge(
         if bad := [(seed, value) for seed, value in zip(seeds, values) if not math.isfinite(value)]:
             shown = ", ".join(f"seed {seed}: {value}" for seed, value in bad)
             raise ValueError(
-                f"claim {claim.id!r}: {claim.metric!r} of arm {arm!r} is not finite ({shown}); a seed that diverged is a "
-                "result and cannot be left out: lower the learning rate of both arms, or measure a metric that exists"
+                f"claim {claim.id!r}: {claim.metric!r} of arm {arm!r} is not finite ({shown}); a seed that diverged is "
+                "a result and cannot be left out: lower the learning rate of both arms, or measure a metric that exists"
             )
     if len(seeds) == 0:
         return Outcome(claim, Verdict.NOT_RUN)

@@ -2,8 +2,8 @@
 
 Public names: :class:`Run` (one row), :class:`Store`, :class:`StoreError`, :func:`home`.
 
-The file lies in ``REGULARIZED_HOME`` (default ``$XDG_DATA_HOME/regularized``, else ``~/.local/share/regularized``). It is
-never deleted, truncated or repaired here: what cannot be read is reported with the way to mend it.
+The file lies in ``REGULARIZED_HOME`` (default ``$XDG_DATA_HOME/regularized``, else ``~/.local/share/regularized``). It
+is never deleted, truncated or repaired here: what cannot be read is reported with the way to mend it.
 """
 
 import hashlib
@@ -142,8 +142,8 @@ class Store:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(
-                f"cannot make the folder of the store {self.path}: {error}. Set REGULARIZED_HOME to a folder that you may "
-                "write to"
+                f"cannot make the folder of the store {self.path}: {error}. Set REGULARIZED_HOME to a folder that you "
+                "may write to"
             ) from error
         with self._explained():
             # Autocommit; every write is one statement, so that no other process waits for longer than that.
@@ -237,12 +237,13 @@ class Store:
             self._patiently(self._create)
         elif application != _APPLICATION:
             raise StoreError(
-                f"{self.path} is a database of another program. Move it aside, or set REGULARIZED_HOME to another folder"
+                f"{self.path} is a database of another program. Move it aside, or set REGULARIZED_HOME to another "
+                "folder"
             )
         elif schema != _SCHEMA:
             raise StoreError(
-                f"{self.path} has format {schema}, this version of regularized reads {_SCHEMA}. Update regularized, or set "
-                "REGULARIZED_HOME to another folder"
+                f"{self.path} has format {schema}, this version of regularized reads {_SCHEMA}. Update regularized, "
+                "or set REGULARIZED_HOME to another folder"
             )
 
     def _create(self) -> None:
@@ -285,8 +286,8 @@ class Store:
             if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
                 raise self._damaged(error) from error
             raise StoreError(
-                f"cannot use the store {self.path}: {error}. Is the disk full, the file read-only, or another process holding "
-                "it for long? Or set REGULARIZED_HOME to another folder"
+                f"cannot use the store {self.path}: {error}. Is the disk full, the file read-only, or another process "
+                "holding it for long? Or set REGULARIZED_HOME to another folder"
             ) from error
         except sqlite3.DatabaseError as error:
             raise self._damaged(error) from error
@@ -294,9 +295,9 @@ class Store:
     def _damaged(self, error: sqlite3.Error) -> StoreError:
         aside = self.path.with_name(f"{self.path.name}.damaged")
         return StoreError(
-            f"the store {self.path} is damaged ({error}). Nothing in it was changed. Move it aside with its -wal and -shm files "
-            f"(mv {self.path} {aside}): a new one is made, and finished runs are made again when asked for. What is still "
-            f"readable can be saved with: sqlite3 {aside} .recover"
+            f"the store {self.path} is damaged ({error}). Nothing in it was changed. Move it aside with its -wal and "
+            f"-shm files (mv {self.path} {aside}): a new one is made, and finished runs are made again when asked for. "
+            f"What is still readable can be saved with: sqlite3 {aside} .recover"
         )
 
     def _read(self, row: sqlite3.Row) -> Run | None:

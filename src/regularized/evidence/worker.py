@@ -1,10 +1,11 @@
 """The process that makes runs, one after the other; started by :mod:`regularized.evidence.runner` and by nobody else.
 
-Lines of JSON come in on standard input and go out on what was standard output. Everything that an experiment prints goes to
-standard error, so that it can never be taken for a message. When the other side goes away, so does this process.
+Lines of JSON come in on standard input and go out on what was standard output. Everything that an experiment prints
+goes to standard error, so that it can never be taken for a message. When the other side goes away, so does this
+process.
 
-Plain processes with pipes, not ``multiprocessing``: a caller needs no ``if __name__ == "__main__"``, nothing is pickled, and
-a run that is killed (out of memory) fails alone.
+Plain processes with pipes, not ``multiprocessing``: a caller needs no ``if __name__ == "__main__"``, nothing is
+pickled, and a run that is killed (out of memory) fails alone.
 """
 
 import json
@@ -14,16 +15,17 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from regularized.evidence.experiment import Experiment
 
 
 def main() -> None:
-    """Answer the first line (path, module) with code key and environment, then each line (arm, seed, ...) with a run."""
+    """Answer the first line (path, module) with code key and environment, each further one (a job) with a run."""
     # Keep the pipe for messages alone: descriptor 1 becomes standard error, for prints from C, too.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
         os.dup2(2, 1)
@@ -70,7 +72,7 @@ def _load(module_name: str) -> tuple["Experiment", dict[str, Any]]:
     torch.set_num_threads(1)
     # warn_only: an operation without a deterministic form (on some GPUs) is no reason not to measure.
     torch.use_deterministic_algorithms(True, warn_only=True)
-    experiment: Experiment = import_module(module_name)  # type: ignore[assignment]
+    experiment = cast("Experiment", import_module(module_name))
     return experiment, {"code_key": code_key(module_name), "environment": environment(module_name)}
 
 
@@ -80,7 +82,8 @@ def _run(experiment: "Experiment", job: Mapping[str, Any]) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    # An experiment draws from generators of its own. One that forgot is still the same in each process and order of runs.
+    # An experiment draws from generators of its own. One that forgot is still the same in each process and order of
+    # runs.
     random.seed(job["seed"])
     np.random.seed(job["seed"])  # noqa: NPY002
     torch.manual_seed(job["seed"])
@@ -112,11 +115,9 @@ def _problem(error: Exception) -> dict[str, Any]:
 
 
 def _forget_peak() -> None:
-    """Start the high-water mark of memory again, so that it belongs to one run (Linux; elsewhere it stays the process's)."""
-    try:
+    """Start the high-water mark of memory again, so that it is one run's (Linux; elsewhere it is the process's)."""
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        pass
 
 
 def _peak() -> int:
