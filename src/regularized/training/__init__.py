@@ -1,1 +1,71 @@
-"""The step, the loop, schedules, checkpoints, and the adapters to other trainers."""
+"""The step, the loop, schedules, checkpoints, and the adapters to other trainers.
+
+Names are loaded when first used: terms and schedules need torch alone, only :class:`Trainer` loads Accelerate.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from regularized.training.checkpoint import CheckpointError
+    from regularized.training.data import IndexedDataset, TensorData
+    from regularized.training.finite import NonFiniteLoss
+    from regularized.training.objective import Objective
+    from regularized.training.progress import Progress, cosine, gaussian_ramp, linear, piecewise, warmup
+    from regularized.training.step import Batch, Step
+    from regularized.training.stopping import EarlyStopping
+    from regularized.training.terms import CrossEntropy, Loss, Term
+    from regularized.training.trainer import Trainer
+
+_LAZY = {
+    "Batch": "step",
+    "CheckpointError": "checkpoint",
+    "CrossEntropy": "terms",
+    "EarlyStopping": "stopping",
+    "IndexedDataset": "data",
+    "Loss": "terms",
+    "NonFiniteLoss": "finite",
+    "Objective": "objective",
+    "Progress": "progress",
+    "Step": "step",
+    "TensorData": "data",
+    "Term": "terms",
+    "Trainer": "trainer",
+    "cosine": "progress",
+    "gaussian_ramp": "progress",
+    "linear": "progress",
+    "piecewise": "progress",
+    "warmup": "progress",
+}
+
+__all__ = [
+    "Batch",
+    "CheckpointError",
+    "CrossEntropy",
+    "EarlyStopping",
+    "IndexedDataset",
+    "Loss",
+    "NonFiniteLoss",
+    "Objective",
+    "Progress",
+    "Step",
+    "TensorData",
+    "Term",
+    "Trainer",
+    "cosine",
+    "gaussian_ramp",
+    "linear",
+    "piecewise",
+    "warmup",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

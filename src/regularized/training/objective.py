@@ -67,6 +67,7 @@ class Objective(nn.Module):
         if not self._entries:
             raise ValueError(f"none of the terms {list(terms)} contributes a loss; add one such as CrossEntropy()")
         self._values: dict[str, Tensor] = {}
+        self._silent: set[str] = set()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -98,7 +99,7 @@ class Objective(nn.Module):
                 [torch.as_tensor(value, dtype=torch.float64, device=device) for value in counts.values()]
             )
             dist.all_reduce(local)
-            counts = dict(zip(counts, local.unbind()))
+            counts = dict(zip(counts, local.to(torch.float32).unbind()))
         return counts
 
     def loss(
@@ -122,9 +123,11 @@ class Objective(nn.Module):
             coefficient = weight(step.progress)
             if coefficient == 0.0:
                 # State must go on as if the term were there, but 0 * inf must not become nan, nor the graph grow.
+                self._silent.add(name)
                 with torch.no_grad():
                     value = term(step)
             else:
+                self._silent.discard(name)
                 value = term(step)
             if not isinstance(value, Tensor) or value.ndim != 0:
                 raise ValueError(
@@ -151,9 +154,13 @@ class Objective(nn.Module):
         """Unweighted mean of each term in the last optimizer step, detached, on the device (this process's share)."""
         yield from self._values.items()
 
+    def active(self) -> Iterator[tuple[str, Tensor]]:
+        """Those of :meth:`values` that entered the loss: terms of coefficient 0 may be anything."""
+        return ((name, value) for name, value in self._values.items() if name not in self._silent)
+
     def guilty(self) -> str:
-        """Name of the first term whose last value was not finite, or of none. Reads the device: for error messages."""
-        for name, value in self._values.items():
+        """Which term's last value was not finite, in words. Reads the device: for error messages only."""
+        for name, value in self.active():
             if not torch.isfinite(value).item():
-                return name
-        return "none of the terms (their gradient or the parameters)"
+                return f"term {name!r}"
+        return "no single term: their sum, its gradient, or the parameters"

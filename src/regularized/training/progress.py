@@ -109,9 +109,7 @@ class _Linear:
         return self.start + (self.end - self.start) * min(max(done, 0.0), 1.0)
 
 
-def linear(
-    start: float, end: float, *, begin: float = 0.0, until: float = 1.0, unit: Unit = "step"
-) -> Schedule:
+def linear(start: float, end: float, *, begin: float = 0.0, until: float = 1.0, unit: Unit = "step") -> Schedule:
     """A straight line from ``start`` to ``end`` between two shares of the run; constant outside them.
 
     With ``unit="epoch"`` the value changes once an epoch and reaches ``end`` *in* the last one: epoch ``e`` of ``T``

@@ -40,9 +40,9 @@ class Batch:
     def of(cls, raw: Any) -> "Batch":
         """Sort a raw batch: ``x``, ``(x, y)``, ``(x, y, index)``, or a mapping.
 
-        A mapping with ``inputs`` gives the roles by name (``inputs``, ``targets`` or ``labels``, ``index``; the rest are
-        extras). A mapping without it is fed to the model as keyword arguments, less ``index`` and ``targets``/``labels``
-        (the form of Hugging Face).
+        A mapping with ``inputs`` gives the roles by name (``inputs``, ``targets`` or ``labels``, ``index``; the rest
+        are extras). A mapping without it is fed to the model as keyword arguments, less ``index`` and ``targets`` or
+        ``labels`` (the form of Hugging Face).
 
         Raises:
             TypeError: the form is none of these.
@@ -67,7 +67,7 @@ class Batch:
         raise TypeError(
             f"a batch must be x, (x, y), (x, y, index) or a mapping, got {type(raw).__name__}"
             + (f" of length {len(raw)}" if isinstance(raw, Sequence) else "")
-            + "; give Trainer a `collate` that returns one of these"
+            + "; give the DataLoader a `collate_fn` that returns one of these"
         )
 
     @property
@@ -75,10 +75,8 @@ class Batch:
         """Number of samples B."""
         first = self.inputs
         while not isinstance(first, Tensor):
-            if isinstance(first, Mapping):
-                first = next(v for v in first.values() if isinstance(v, Tensor))
-            else:
-                first = first[0]
+            values = first.values() if isinstance(first, Mapping) else first
+            first = next(value for value in values if value is not None)
         return first.shape[0]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
@@ -89,6 +87,8 @@ class Batch:
                 return function(value)
             if isinstance(value, Mapping):
                 return {k: apply(v) for k, v in value.items()}
+            if isinstance(value, tuple) and hasattr(value, "_fields"):
+                return type(value)(*map(apply, value))
             if isinstance(value, tuple | list):
                 return type(value)(apply(v) for v in value)
             return value
@@ -109,11 +109,13 @@ class Step:
     """One (micro-)batch on its way through the model.
 
     Args:
-        model: the model as it is trained (under DDP the wrapped one).
+        model: the model that is trained: the user's own module, also where a wrapper (DDP) is what must be called.
         batch: the batch, already on the model's device.
         progress: position of the optimizer step that this batch belongs to.
         hidden: outputs of tapped submodules by name, filled during the forward pass (see
             :class:`~regularized.mechanisms.taps.Taps`).
+        call: how ``(model, inputs)`` is computed; a loop puts its wrapper and its autocast here. Default
+            :func:`call_model`.
 
     Examples:
         >>> step = Step(nn.Linear(3, 2), Batch.of((torch.zeros(4, 3), torch.tensor([0, 1, 0, 1]))), Progress(0, 1))
@@ -121,18 +123,37 @@ class Step:
         (torch.Size([4, 2]), True)
     """
 
-    __slots__ = ("_forwards", "_hidden", "_log_probabilities", "_output", "batch", "model", "progress")
+    __slots__ = (
+        "_call",
+        "_forwards",
+        "_grad",
+        "_hidden",
+        "_log_probabilities",
+        "_output",
+        "batch",
+        "model",
+        "progress",
+    )
 
     def __init__(
-        self, model: nn.Module, batch: Batch, progress: Progress, hidden: Mapping[str, Tensor] | None = None
+        self,
+        model: nn.Module,
+        batch: Batch,
+        progress: Progress,
+        hidden: Mapping[str, Tensor] | None = None,
+        *,
+        call: Callable[[nn.Module, Any], Any] = call_model,
     ) -> None:
         self.model = model
         self.batch = batch
         self.progress = progress
         self._hidden = hidden
+        self._call = call
+        # What is shared must have its graph even if the first who asks (a term of coefficient 0, say) records none.
+        self._grad = torch.is_grad_enabled()
         self._output: Any = None
         self._log_probabilities: Tensor | None = None
-        self._forwards: dict[tuple[int, int, bool], tuple[Any, Any]] = {}
+        self._forwards: dict[tuple[int, int, bool], tuple[Any, Any, Any]] = {}
 
     @property
     def inputs(self) -> Any:
@@ -147,9 +168,7 @@ class Step:
             ValueError: the batch has none.
         """
         if self.batch.targets is None:
-            raise ValueError(
-                "this batch has no targets; yield (x, y), or a mapping with `targets` or `labels`"
-            )
+            raise ValueError("this batch has no targets; yield (x, y), or a mapping with `targets` or `labels`")
         return self.batch.targets
 
     @property
@@ -170,7 +189,12 @@ class Step:
     def output(self) -> Any:
         """What the model returns for this batch; the one shared forward pass."""
         if self._output is None:
-            self._output = call_model(self.model, self.batch.inputs)
+            if self._grad and not torch.is_grad_enabled():
+                with torch.enable_grad():
+                    return self.output
+            self._output = self._call(self.model, self.batch.inputs)
+            if self._hidden is not None:  # a further forward pass would overwrite the taps
+                self._hidden = dict(self._hidden)
         return self._output
 
     @property
@@ -190,6 +214,9 @@ class Step:
     def log_probabilities(self) -> Tensor:
         """``log_softmax(logits)`` over the last dimension, in float32 at least; computed once for all who ask."""
         if self._log_probabilities is None:
+            if self._grad and not torch.is_grad_enabled():
+                with torch.enable_grad():
+                    return self.log_probabilities
             logits = self.logits
             dtype = torch.promote_types(logits.dtype, torch.float32)
             self._log_probabilities = F.log_softmax(logits, dim=-1, dtype=dtype)
@@ -221,7 +248,7 @@ class Step:
             return self.output
         key = (id(model), id(inputs), grad)
         if key not in self._forwards:
-            with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
-                # The input is kept beside the result, so that its id cannot be taken over by another object.
-                self._forwards[key] = (inputs, call_model(model, inputs))
-        return self._forwards[key][1]
+            with torch.set_grad_enabled(grad and (self._grad or torch.is_grad_enabled())):
+                # Both are kept beside the result, so that their ids cannot be taken over by other objects.
+                self._forwards[key] = (model, inputs, self._call(model, inputs))
+        return self._forwards[key][2]

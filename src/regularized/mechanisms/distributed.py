@@ -1,0 +1,116 @@
+"""What every process must know of the others: rows gathered for a shared state, and statistics of the whole batch.
+
+All functions are the identity where there is no process group, so that a technique calls them unconditionally.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["gather_rows", "gather_samples", "rank", "world_size"]
+
+
+def world_size() -> int:
+    """Number of processes; 1 without a process group.
+
+    Examples:
+        >>> world_size()
+        1
+    """
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process; 0 without a process group.
+
+    Examples:
+        >>> rank()
+        0
+    """
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def gather_rows(index: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of all processes with their indices, so that every process can write the same state.
+
+    They come in the order of the processes, which is the order of the whole batch where it was split contiguously (as
+    :class:`~regularized.training.trainer.Trainer` does): a repeated index is resolved as one process would. Processes
+    may hold different numbers of rows, none included; their numbers are exchanged first and read by the host, which on
+    a GPU waits for the device once. No gradient flows.
+
+    Args:
+        index: (B,) int64, which rows of the state.
+        rows: (B, ...) their values.
+
+    Returns:
+        Index (S,) and rows (S, ...) with S the sum of B over the processes; the arguments themselves without a process
+        group.
+
+    Raises:
+        ValueError: index and rows have different lengths.
+
+    Examples:
+        >>> index, rows = gather_rows(torch.tensor([4, 2]), torch.zeros(2, 3))
+        >>> index.tolist(), rows.shape
+        ([4, 2], torch.Size([2, 3]))
+    """
+    if index.ndim != 1 or rows.ndim < 1 or len(index) != len(rows):
+        raise ValueError(f"need index (B,) and rows (B, ...), got shapes {tuple(index.shape)} and {tuple(rows.shape)}")
+    if world_size() == 1:
+        return index, rows
+    sizes = _sizes(index)
+    return _gather(index.detach(), sizes), _gather(rows.detach(), sizes)
+
+
+def gather_samples(samples: Tensor) -> Tensor:
+    """Samples of all processes, with a gradient: for statistics of the whole batch (a mean, a covariance).
+
+    Every process gets the whole batch and computes the same value from it. In the backward pass the gradients of all
+    processes are summed and each takes its own part; after DDP's averaging of parameter gradients, that is exactly the
+    gradient of one process with the whole batch.
+
+    Args:
+        samples: (B, ...); B may differ between processes.
+
+    Returns:
+        (S, ...) in the order of the processes, S the sum of B; ``samples`` itself without a process group.
+
+    Examples:
+        >>> gather_samples(torch.ones(2, 3)).shape
+        torch.Size([2, 3])
+    """
+    if world_size() == 1:
+        return samples
+    gathered: Tensor = _GatherSamples.apply(samples)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _GatherSamples(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, samples: Tensor) -> Tensor:  # type: ignore[override]
+        sizes = _sizes(samples)
+        ctx.start = sum(sizes[: rank()])  # type: ignore[attr-defined]
+        ctx.size = len(samples)  # type: ignore[attr-defined]
+        return _gather(samples.detach(), sizes)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:  # type: ignore[override]
+        total = grad.contiguous().clone()
+        dist.all_reduce(total)
+        return total.narrow(0, ctx.start, ctx.size)  # type: ignore[attr-defined]
+
+
+def _sizes(tensor: Tensor) -> list[int]:
+    own = torch.tensor([len(tensor)], dtype=torch.int64, device=tensor.device)
+    sizes = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(sizes, own)
+    return torch.cat(sizes).tolist()
+
+
+def _gather(tensor: Tensor, sizes: list[int]) -> Tensor:
+    # Collectives want equal shapes: shorter parts are padded, and the padding is cut off again.
+    padded = tensor.new_zeros((max(sizes), *tensor.shape[1:]))
+    padded[: len(tensor)] = tensor
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])

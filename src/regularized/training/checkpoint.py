@@ -1,0 +1,275 @@
+"""Checkpoints: safetensors and JSON, written whole or not at all, checked before they are believed.
+
+A checkpoint is a folder ``step-00001234``::
+
+    model.safetensors      the model's state_dict, usable by itself
+    terms.safetensors      what the terms remember
+    training.safetensors   optimizer, position, history, early stopping
+    *.json                 the structure around the tensors
+    rank-00000.*           random state of each process
+    manifest.json          SHA-256 of every file
+
+It is written beside its final name and renamed at the end, so that a process killed at any moment leaves the previous
+checkpoints and at most a ``.partial`` folder behind. Nothing in it is ever unpickled.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+__all__ = [
+    "CheckpointError",
+    "checkpoints",
+    "compare_optimizer",
+    "flatten",
+    "latest",
+    "load",
+    "load_optimizer",
+    "publish",
+    "unflatten",
+    "write_part",
+]
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is damaged, or does not belong to this run; the message says which and what to do."""
+
+
+def flatten(tree: Any) -> tuple[Any, dict[str, Tensor]]:
+    """Take the tensors out of nested dictionaries, lists and tuples.
+
+    Tensors that are the same memory (tied weights) are stored once. Tuples stay tuples, keys keep their type.
+
+    Returns:
+        A JSON-able structure and the tensors by name, both for :func:`unflatten`.
+
+    Raises:
+        TypeError: something else than tensors, containers, numbers, strings, booleans and None.
+
+    Examples:
+        >>> spec, tensors = flatten({"state": {0: (torch.ones(2), 0.9)}})
+        >>> list(tensors)
+        ['state.0.0']
+        >>> unflatten(spec, tensors)
+        {'state': {0: (tensor([1., 1.]), 0.9)}}
+    """
+    tensors: dict[str, Tensor] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+
+    def pack(value: Any, path: str) -> Any:
+        if isinstance(value, Tensor):
+            value = value.detach()
+            key = (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device)
+            if key not in seen:
+                name = path or "value"
+                while name in tensors:  # two keys of different types, 1 and "1", read the same
+                    name += "'"
+                seen[key] = name
+                tensors[name] = torch.view_as_real(value) if value.is_complex() else value
+            return {"complex" if value.is_complex() else "tensor": seen[key]}
+        if value is None or isinstance(value, bool | int | str):
+            return value
+        if isinstance(value, float):
+            return value if math.isfinite(value) else {"float": str(value)}
+        below = f"{path}." if path else ""
+        if isinstance(value, Mapping):
+            return {"dict": [[pack(k, path), pack(v, f"{below}{k}")] for k, v in value.items()]}
+        if isinstance(value, tuple | list):
+            kind = "tuple" if isinstance(value, tuple) else "list"
+            return {kind: [pack(v, f"{below}{i}") for i, v in enumerate(value)]}
+        raise TypeError(
+            f"{path or 'the state'} is a {type(value).__name__}, which a checkpoint cannot hold; use tensors, numbers, "
+            "strings, lists, tuples or dictionaries"
+        )
+
+    return pack(tree, ""), tensors
+
+
+def unflatten(spec: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of :func:`flatten`.
+
+    Raises:
+        CheckpointError: the structure names a tensor that is not there, or is no such structure.
+    """
+    if not isinstance(spec, dict):
+        return spec
+    [(kind, value)] = spec.items()
+    if kind in ("tensor", "complex"):
+        if value not in tensors:
+            raise CheckpointError(f"the checkpoint lacks the tensor {value!r}")
+        return torch.view_as_complex(tensors[value]) if kind == "complex" else tensors[value]
+    if kind == "float":
+        return float(value)
+    if kind == "dict":
+        return {unflatten(k, tensors): unflatten(v, tensors) for k, v in value}
+    if kind in ("list", "tuple"):
+        return (tuple if kind == "tuple" else list)(unflatten(v, tensors) for v in value)
+    raise CheckpointError(f"the checkpoint has an entry of unknown kind {kind!r}; was it written by a newer version?")
+
+
+def write_part(folder: Path, name: str, tree: Any) -> None:
+    """Write one part of a checkpoint, ``name.safetensors`` and ``name.json``, through to the disk.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> write_part(folder, "model", torch.nn.Linear(2, 1).state_dict())
+        >>> list(load(folder, "model"))
+        ['weight', 'bias']
+    """
+    spec, tensors = flatten(tree)
+    own: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for key, tensor in tensors.items():
+        tensor = tensor.cpu().contiguous()
+        pointer = tensor.untyped_storage().data_ptr()
+        # Views of one storage (rows of one buffer, say) are tensors of their own in the file.
+        own[key] = tensor.clone() if pointer in storages else tensor
+        storages.add(pointer)
+    save_file(own, folder / f"{name}.safetensors")
+    (folder / f"{name}.json").write_text(json.dumps(spec, allow_nan=False))
+    for suffix in ("safetensors", "json"):
+        _sync(folder / f"{name}.{suffix}")
+
+
+def publish(partial: Path, final: Path, *, keep: int) -> None:
+    """Seal a written folder with its manifest, give it its name in one move, and delete all but the newest ``keep``."""
+    files = {p.name: {"sha256": _sha256(p), "bytes": p.stat().st_size} for p in sorted(partial.iterdir())}
+    (partial / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}, indent=1))
+    _sync(partial / MANIFEST)
+    _sync(partial)
+    if final.exists():  # a damaged checkpoint of the same step, which a resumed run has reached again
+        shutil.rmtree(final)
+    os.replace(partial, final)
+    _sync(final.parent)
+    # A later step can only be a damaged one that was passed over: it must not push out what is intact.
+    reached = [path for path in checkpoints(final.parent) if path.name <= final.name]
+    for old in reached[:-keep]:
+        shutil.rmtree(old)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first; they may be damaged."""
+    return sorted(p for p in folder.glob("step-*") if p.is_dir()) if folder.is_dir() else []
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest intact checkpoint of a folder, or None where there is none at all.
+
+    A damaged one is left where it is, with a warning, and the next older is tried.
+
+    Raises:
+        CheckpointError: there are checkpoints, but every one is damaged.
+    """
+    found = checkpoints(folder)
+    for path in reversed(found):
+        try:
+            verify(path)
+        except CheckpointError as error:
+            logger.warning("%s; trying the checkpoint before it", error)
+        else:
+            return path
+    if found:
+        raise CheckpointError(
+            f"all {len(found)} checkpoint(s) in {folder} are damaged (newest: {found[-1].name}); nothing was loaded or "
+            "deleted. Restore them from a backup, or start anew in another folder"
+        )
+    return None
+
+
+def verify(path: Path) -> None:
+    """Compare every file of a checkpoint with the manifest.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or changed, or the format is unknown.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        version, files = manifest["format"], manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {path} has no readable manifest ({error})") from error
+    if version != FORMAT:
+        raise CheckpointError(f"checkpoint {path} has format {version}, this version reads format {FORMAT}")
+    for name, entry in files.items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"checkpoint {path} is damaged: {name} is missing")
+        if file.stat().st_size != entry["bytes"]:
+            raise CheckpointError(
+                f"checkpoint {path} is damaged: {name} has {file.stat().st_size} of {entry['bytes']} bytes"
+            )
+        if _sha256(file) != entry["sha256"]:
+            raise CheckpointError(f"checkpoint {path} is damaged: the content of {name} has changed")
+
+
+def load(path: Path, name: str) -> Any:
+    """One part of a checkpoint, its tensors on the CPU.
+
+    Raises:
+        CheckpointError: the part is missing or unreadable.
+    """
+    try:
+        spec = json.loads((path / f"{name}.json").read_text())
+        return unflatten(spec, load_file(path / f"{name}.safetensors"))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"part {name!r} of checkpoint {path} cannot be read: {error}") from error
+
+
+def compare_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Make sure that an optimizer's state belongs to it.
+
+    Raises:
+        CheckpointError: the parameter groups differ in number or size.
+    """
+    there, here = ([len(g["params"]) for g in groups] for groups in (state["param_groups"], optimizer.param_groups))
+    if there != here:
+        raise CheckpointError(
+            f"the optimizer of the checkpoint has parameter groups of {there} tensors, this one of {here}; build "
+            "model, terms and optimizer as in the interrupted run"
+        )
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load an optimizer's state exactly.
+
+    torch casts state to the type of its parameter, so that float32 moments of a bfloat16 parameter would be rounded;
+    they are put back as they were saved.
+    """
+    optimizer.load_state_dict(dict(state))
+    order = [p for group in optimizer.param_groups for p in group["params"]]
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    for parameter, number in zip(order, numbers, strict=True):
+        for key, value in state["state"].get(number, {}).items():
+            now = optimizer.state[parameter][key]
+            if isinstance(value, Tensor) and now.dtype != value.dtype:
+                optimizer.state[parameter][key] = value.to(now.device)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Write a file or folder through to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,436 @@
+"""The loop: batches in, one shared forward pass, a sum of named terms, an optimizer step. Accelerate owns devices."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
+from accelerate.utils import DistributedDataParallelKwargs, convert_to_fp32
+from torch import Tensor, nn
+
+from regularized.mechanisms.surgery import check_optimizer_is_current
+from regularized.mechanisms.taps import Taps
+from regularized.training.data import as_source
+from regularized.training.finite import FiniteCheck
+from regularized.training.monitor import Monitor
+from regularized.training.objective import Objective
+from regularized.training.progress import Coefficient, Progress, as_schedule
+from regularized.training.randomness import preserved, seed_all
+from regularized.training.run import Checkpoints, Run
+from regularized.training.step import Batch, Step, call_model
+from regularized.training.stopping import EarlyStopping
+from regularized.training.trackers import JSONLTracker, resolve_trackers
+
+__all__ = ["Trainer"]
+
+logger = logging.getLogger(__name__)
+
+OptimizerFactory: TypeAlias = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+Metrics: TypeAlias = dict[str, float]
+
+
+class Trainer:
+    """Train a model on a sum of named terms.
+
+    Started by ``torchrun`` or ``accelerate launch`` it trains with DDP: the batch size is that of all processes
+    together, each takes a contiguous part of every batch, and the result is that of one process.
+
+    Args:
+        model: the model. It is changed in place (moved to the device, surgery by terms, trained).
+        terms: terms by name, see :mod:`regularized.training.terms`. Parameters of terms that need a gradient are
+            trained too.
+        optimizer: a factory that takes a list of parameter groups, such as ``partial(torch.optim.SGD, lr=0.1)``; or an
+            optimizer, which must hold every trainable parameter that is there after the terms' surgery.
+        schedule: factor on the learning rate of every parameter group, a number or a function of
+            :class:`~regularized.training.progress.Progress`; default 1.
+        accumulate: micro-batches in an optimizer step; default 1. The batch size of the data is that of a micro-batch.
+        clip_norm: largest norm of the whole gradient, the terms' parameters included; default no clipping.
+        precision: ``"no"``, or ``"bf16"`` for forward passes in bfloat16 autocast whose outputs are float32 again
+            (terms compute in float32; tapped hidden states stay bfloat16). Default ``"no"``.
+        device: ``"auto"``, what Accelerate finds; or ``"cpu"``.
+        seed: of the data order and, at the start of each :meth:`fit`, of the global random generators (in a distributed
+            run plus the number of the process); default 0.
+        evaluate: called as ``evaluate(model)`` in eval mode without gradients; returns numbers by name. What it draws
+            at random leaves no trace in the training. In a distributed run every process calls it on its copy of the
+            model, and the first one's numbers count.
+        evaluate_every: epochs between two evaluations; default 1. The last epoch is always evaluated.
+        early_stopping: when to stop; needs ``evaluate``.
+        checkpoint_dir: where checkpoints are written; default none are. In a distributed run all processes must see it.
+        checkpoint_every: optimizer steps between two checkpoints, beside those at the end of each epoch and of the run;
+            default None, none between.
+        keep_checkpoints: how many are kept; default 3.
+        trackers: ``"jsonl"``, ``"tensorboard"``, another name that Accelerate knows, or a ``GeneralTracker``.
+        log_dir: folder of the trackers that write files.
+        log_every: optimizer steps between two records; terms are averaged over them, and read from the device only
+            then. Default 50; 0 records nothing.
+        progress_bar: default None shows one where standard error is a terminal.
+        find_unused_parameters: DDP's option for models of which a forward pass may leave out parameters; default False.
+
+    Attributes:
+        model: the model, unwrapped.
+        optimizer: the optimizer.
+        objective: the terms and their sum.
+        history: results of the evaluations so far, each with its ``epoch`` (from 1) and ``step``.
+
+    Raises:
+        ValueError: an argument is outside its range; the optimizer was built before the surgery.
+
+    Examples:
+        >>> from functools import partial
+        >>> from regularized.training import CrossEntropy, TensorData, cosine
+        >>> x = torch.randn(64, 2)
+        >>> data = TensorData(x, (x[:, 0] > 0).long(), batch_size=16)
+        >>> trainer = Trainer(
+        ...     nn.Linear(2, 2),
+        ...     terms={"task": CrossEntropy()},
+        ...     optimizer=partial(torch.optim.SGD, lr=0.5),
+        ...     schedule=cosine(),
+        ...     evaluate=lambda model: {"accuracy": float((model(x).argmax(-1) == (x[:, 0] > 0)).float().mean())},
+        ... )
+        >>> history = trainer.fit(data, epochs=20)
+        >>> history[-1]["accuracy"] > 0.8
+        True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        terms: Mapping[str, nn.Module],
+        optimizer: OptimizerFactory | torch.optim.Optimizer,
+        schedule: Coefficient = 1.0,
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        precision: Literal["no", "bf16"] = "no",
+        device: Literal["auto", "cpu"] = "auto",
+        seed: int = 0,
+        evaluate: Callable[[nn.Module], Metrics] | None = None,
+        evaluate_every: int = 1,
+        early_stopping: EarlyStopping | None = None,
+        checkpoint_dir: Path | str | None = None,
+        checkpoint_every: int | None = None,
+        keep_checkpoints: int = 3,
+        trackers: Sequence[str | GeneralTracker] = (),
+        log_dir: Path | str | None = None,
+        log_every: int = 50,
+        progress_bar: bool | None = None,
+        find_unused_parameters: bool = False,
+    ) -> None:
+        positive = {"accumulate": accumulate, "evaluate_every": evaluate_every, "keep_checkpoints": keep_checkpoints}
+        for name, value in {**positive, "checkpoint_every": checkpoint_every or 1}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if clip_norm is not None and not clip_norm > 0:
+            raise ValueError(f"clip_norm must be positive, or None for no clipping; got {clip_norm}")
+        if precision not in ("no", "bf16"):
+            raise ValueError(f'precision must be "no" or "bf16", got {precision!r}')
+        if early_stopping is not None and evaluate is None:
+            raise ValueError("early_stopping needs evaluate=..., a function of the model that returns the metric")
+        if checkpoint_every is not None and checkpoint_dir is None:
+            raise ValueError("checkpoint_every needs checkpoint_dir=...")
+        self.accelerator = _accelerator(device, trackers, log_dir, find_unused_parameters)
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.device = self.accelerator.device
+        self.precision = precision
+
+        self.model = model.to(self.device)
+        self.objective = Objective(terms).to(self.device)
+        for attach in self.objective.moments("attach"):
+            attach(model)
+        self.model.to(self.device)
+        self.objective.to(self.device)
+        self._wrapped = self.accelerator.prepare_model(self.model)
+        self._synchronise(self.objective)
+        self.optimizer = self._build(optimizer)
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        own = {id(p) for p in self.model.parameters()}
+        self._term_parameters = [p for p in self.objective.parameters() if p.requires_grad and id(p) not in own]
+
+        self.schedule = as_schedule(schedule, name="schedule")
+        self.accumulate = accumulate
+        self.clip_norm = clip_norm
+        self.seed = seed
+        self.evaluate = evaluate
+        self.evaluate_every = evaluate_every
+        self.early_stopping = early_stopping
+        self.checkpoint_every = checkpoint_every
+        self._checkpoints = Checkpoints(
+            None if checkpoint_dir is None else Path(checkpoint_dir),
+            keep=keep_checkpoints,
+            model=self.model,
+            terms=self.objective.terms,
+            optimizer=self.optimizer,
+            stopping=early_stopping,
+            rank=self.rank,
+            world=self.world,
+        )
+        self.history: list[Metrics] = []
+        self._monitor = Monitor(every=log_every, bar=progress_bar, main=self.rank == 0)
+        self._finite = FiniteCheck(self.objective, deferred=self.device.type != "cpu")
+        self._call = call_model if self._wrapped is model and precision == "no" else self._call_wrapped
+        self._transforms, self._before, self._after, self._epoch_start = (
+            self.objective.moments(name) for name in ("transform", "before_step", "after_step", "epoch_start")
+        )
+
+    # -- the run ----------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        data: Any,
+        *,
+        epochs: int,
+        resume: bool = False,
+        max_steps: int | None = None,
+        batches_per_epoch: int | None = None,
+        task: Any = None,
+    ) -> list[Metrics]:
+        """Train for a number of epochs.
+
+        Each call is a run of its own: progress and schedules begin at 0. Model, terms and optimizer are kept.
+
+        Args:
+            data: a :class:`~regularized.training.data.TensorData`, a ``DataLoader``, or any iterable of batches; see
+                :func:`~regularized.training.data.as_source`.
+            epochs: epochs of the whole run.
+            resume: go on from the newest intact checkpoint in ``checkpoint_dir``, exactly; begin where there is none.
+            max_steps: end this call when the run has made so many optimizer steps; schedules still see the whole run.
+            batches_per_epoch: (micro-)batches in an epoch; default all. Needed for data without a length.
+            task: given to the terms' ``task_start`` and ``task_end`` (continual learning); default None calls neither.
+
+        Returns:
+            The results of the evaluations, ``trainer.history``.
+
+        Raises:
+            NonFiniteLoss: a loss was NaN or infinite.
+            CheckpointError: a checkpoint is damaged or of another run; or there are some and ``resume`` is False.
+        """
+        if epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {epochs}")
+        source = as_source(data, seed=self.seed, length=batches_per_epoch)
+        batches = min(len(source), batches_per_epoch or len(source))
+        run = Run(source, epochs, batches, self.accumulate, self.seed)
+        last = run.total_steps if max_steps is None else min(max_steps, run.total_steps)
+        try:
+            self._begin(run, resume=resume)
+            with self._monitor, Taps(self.model, self.objective.taps) as self._taps:
+                self._monitor.start(run.progress)
+                if task is not None and run.step == 0:
+                    for moment in self.objective.moments("task_start"):
+                        moment(task)
+                while run.step < last and not run.stopped:
+                    self._epoch(run, last)
+                self._save(run)
+                self._synchronise(self.model)
+                if run.over and self.early_stopping is not None:
+                    self.early_stopping.restore(self.model)
+                if run.over and task is not None:
+                    for moment in self.objective.moments("task_end"):
+                        moment(task)
+        finally:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+            self.accelerator.trackers = []
+        return self.history
+
+    def merge(self) -> nn.Module:
+        """Let every term that changed the model leave a plain one behind; training cannot go on afterwards."""
+        for moment in self.objective.moments("merge"):
+            moment(self.model)
+        return self.model
+
+    def _epoch(self, run: Run, last: int) -> None:
+        """The rest of an epoch, from wherever it stands."""
+        if run.micro == 0:
+            for moment in self._epoch_start:
+                moment(run.progress)
+        batches = run.open(self.rank, self.world)
+        while run.micro < run.batches and run.step < last:
+            size = min(self.accumulate, run.batches - run.micro)
+            window = list(islice(batches, size))
+            if len(window) < size:
+                raise ValueError(
+                    f"the data ended after {run.micro + len(window)} of {run.batches} batches; "
+                    "correct its length, or give fit(..., batches_per_epoch=...)"
+                )
+            progress = run.progress
+            rate = self._step(window, progress)
+            run.step, run.micro = run.step + 1, run.micro + size
+            record = self._monitor.step(progress, self.objective.values(), rate)
+            if record is not None:
+                self.accelerator.log(record, step=run.step)
+            due = self.checkpoint_every is not None and run.step % self.checkpoint_every == 0
+            if due and run.micro < run.batches:
+                self._save(run)
+        if run.micro == run.batches:
+            run.epoch, run.micro = run.epoch + 1, 0
+            self._end_of_epoch(run)
+
+    def _step(self, window: list[Batch], progress: Progress) -> float:
+        """One optimizer step; the learning rate of the first parameter group."""
+        objective, on_cpu = self.objective, self.device.type == "cpu"
+        if not on_cpu:
+            window = [batch.map(lambda t: t.to(self.device, non_blocking=True)) for batch in window]
+        for transform in self._transforms:
+            window = [transform(batch) for batch in window]
+        counts = objective.counts(window, device=self.device)
+        losses = []
+        for i, batch in enumerate(window):
+            self._taps.clear()
+            step = Step(self.model, batch, progress, self._taps.states, call=self._call)
+            with self._sync(i == len(window) - 1):
+                loss = objective.loss(step, counts, first=i == 0, scale=float(self.world))
+                # Accelerator.backward would divide by its accumulation steps, which are ours: a needless graph node.
+                loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        if self.world > 1 and self._term_parameters:
+            _average_gradients(self._term_parameters)
+        norm = None if self.clip_norm is None else nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
+        self._finite.watch(losses, norm, progress.step)
+        factor = self.schedule(progress)
+        for group, base in zip(self.optimizer.param_groups, self._rates):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(base * factor)
+            else:
+                group["lr"] = base * factor
+        for moment in self._before:
+            moment(step)
+        self.optimizer.step()
+        for moment in self._after:
+            moment(step)
+        self.optimizer.zero_grad()
+        return float(self._rates[0] * factor)
+
+    def _end_of_epoch(self, run: Run) -> None:
+        if self.evaluate is not None and (run.epoch % self.evaluate_every == 0 or run.epoch == run.epochs):
+            metrics = self._evaluate(self.evaluate)
+            self.history.append({"epoch": float(run.epoch), "step": float(run.step), **metrics})
+            self.accelerator.log(metrics, step=run.step)
+            self._monitor.evaluated(run.step, metrics)
+            if self.early_stopping is not None:
+                run.stopped = self.early_stopping.update(metrics, self.model)
+        if run.step < run.total_steps and not run.stopped:  # the end of the run is saved by fit
+            self._save(run)
+
+    def _save(self, run: Run) -> None:
+        self._finite.settle()
+        self._checkpoints.save(run)
+
+    def _evaluate(self, evaluate: Callable[[nn.Module], Metrics]) -> Metrics:
+        self._synchronise(self.model)
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            with preserved(), torch.no_grad():
+                metrics = {name: float(value) for name, value in evaluate(self.model).items()}
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        if self.world > 1:
+            values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=self.device)
+            dist.broadcast(values, 0)
+            metrics = dict(zip(metrics, values.tolist(), strict=True))
+        return metrics
+
+    # -- devices and processes ---------------------------------------------------------------------
+
+    def _build(self, optimizer: OptimizerFactory | torch.optim.Optimizer) -> torch.optim.Optimizer:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            groups = [dict(group) for own in self.objective.moments("param_groups") for group in own(self.model)]
+            for group in groups:
+                group["params"] = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+            grouped = {id(p) for group in groups for p in group["params"]}
+            every = {id(p): p for p in [*self.model.parameters(), *self.objective.parameters()] if p.requires_grad}
+            rest = [p for key, p in every.items() if key not in grouped]
+            return optimizer([{"params": rest}, *groups] if rest else groups)
+        check_optimizer_is_current(self.model, optimizer)
+        check_optimizer_is_current(self.objective, optimizer)
+        return optimizer
+
+    def _call_wrapped(self, model: nn.Module, inputs: Any) -> Any:
+        """A forward pass through the wrapper, in the precision of the run."""
+        target = self._wrapped if model is self.model else model
+        if self.precision == "no":
+            return call_model(target, inputs)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            return convert_to_fp32(call_model(target, inputs))
+
+    def _sync(self, last: bool) -> AbstractContextManager[None]:
+        """Gradients are exchanged with the last micro-batch only."""
+        return nullcontext() if last or self.world == 1 else self.accelerator.no_sync(self._wrapped)
+
+    def _synchronise(self, module: nn.Module) -> None:
+        """Give all processes the first one's state: what a term drew at random, running statistics of the model."""
+        if self.world > 1:
+            for tensor in module.state_dict().values():
+                if isinstance(tensor, Tensor):
+                    dist.broadcast(tensor.detach(), 0)
+
+    # -- the start of a run ------------------------------------------------------------------------
+
+    def _begin(self, run: Run, *, resume: bool) -> None:
+        """Start afresh, or go to the newest checkpoint; open the trackers there."""
+        if not self.model.training:  # else its parts keep the modes that they have: frozen statistics, say
+            self.model.train()
+        self.objective.train()
+        self.optimizer.zero_grad()
+        if not (resume and self._checkpoints.load(run)):
+            self._checkpoints.start()
+            if self.early_stopping is not None:
+                self.early_stopping.reset()
+            seed_all(self.seed + self.rank)
+        self.history = run.history
+        for tracker in self.accelerator.log_with:
+            if isinstance(tracker, JSONLTracker):
+                tracker.rewind(run.step)
+        config = {"terms": ", ".join(self.objective.names), "epochs": run.epochs, "accumulate": self.accumulate}
+        config |= {"precision": self.precision, "seed": self.seed, "processes": self.world}
+        self.accelerator.init_trackers("", config=config)
+
+
+def _accelerator(
+    device: str, trackers: Sequence[str | GeneralTracker], log_dir: Path | str | None, find_unused_parameters: bool
+) -> Accelerator:
+    if device not in ("auto", "cpu"):
+        raise ValueError(f'device must be "auto" or "cpu", got {device!r}')
+    folder = None if log_dir is None else Path(log_dir)
+    # Without its `cpu` flag Accelerate takes several processes on a machine without accelerator for one.
+    cpu = device == "cpu" or not torch.accelerator.is_available()
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision="no",  # autocast stands around the forward passes of a Step, also those of further networks
+        log_with=resolve_trackers(trackers, folder) or None,
+        project_dir=folder,
+        # Copying buffers at each forward would forbid a second forward before the backward pass; they are
+        # synchronised where they are read instead.
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=find_unused_parameters)
+        ],
+    )
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() != accelerator.num_processes:
+        raise ValueError(
+            f"the process group has {dist.get_world_size()} processes, Accelerate sees {accelerator.num_processes}; "
+            "start with torchrun or accelerate launch, or set RANK, WORLD_SIZE and LOCAL_RANK before the first Trainer"
+        )
+    return accelerator
+
+
+def _average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Average gradients over the processes, in one exchange; a parameter that no process used keeps none."""
+    used = [p.grad is not None for p in parameters]
+    flat = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters]
+    everything = torch.cat([*flat, torch.tensor(used, dtype=flat[0].dtype, device=flat[0].device)])
+    dist.all_reduce(everything)
+    everything /= dist.get_world_size()
+    *averages, elsewhere = everything.split([len(f) for f in flat] + [len(used)])
+    # Reading the flags makes the host wait for the device: only where this process did not use them all.
+    keep = used if all(used) else elsewhere.tolist()
+    for p, average, some in zip(parameters, averages, keep, strict=True):
+        if some:
+            p.grad = average.view_as(p)
