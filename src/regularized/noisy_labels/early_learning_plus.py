@@ -67,7 +67,8 @@ def early_learning_plus_loss(
     log_p = F.log_softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
     if refine_labels:
         targets = targets * history
-        targets = targets / targets.sum(dim=1, keepdim=True)
+        # A history that has underflowed to 0 at the label leaves a row without a target, not nan.
+        targets = targets / targets.sum(dim=1, keepdim=True).clamp_min(torch.finfo(targets.dtype).tiny)
     cross_entropy = -(targets * log_p).sum(dim=1).mean()
     if strength == 0.0:
         return cross_entropy

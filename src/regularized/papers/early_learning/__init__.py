@@ -1,0 +1,1 @@
+"""Early-learning regularisation (ELR, ELR+): card, experiment, conformance, benchmark and contract subjects."""
