@@ -5,6 +5,7 @@ turns (A B, then B A), the ratio is the median of the paired ratios, and its int
 """
 
 import gc
+import json
 import multiprocessing as mp
 import resource
 import sys
@@ -17,7 +18,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import torch
 
-__all__ = ["BenchRow", "Workload", "bench"]
+__all__ = ["BenchRow", "Workload", "bench", "load", "save"]
 
 StepFunction: TypeAlias = Callable[[], None]
 
@@ -141,6 +142,56 @@ def bench(
     finally:
         torch.set_num_threads(before)
     return rows
+
+
+def save(rows: Sequence[BenchRow], module_name: str, path: Path | None = None) -> Path:
+    """Write measured rows, with where and when they were measured, to ``bench.json`` beside the bench module.
+
+    Args:
+        rows: from :func:`bench`.
+        module_name: the bench module.
+        path: another file to write to.
+
+    Returns:
+        The file.
+    """
+    from datetime import UTC, datetime
+    from importlib.util import find_spec
+
+    from regularized.evidence.provenance import code_key, environment
+
+    if path is None:
+        spec = find_spec(module_name)
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(f"there is no module {module_name!r}", name=module_name)
+        path = Path(spec.origin).with_name("bench.json")
+    content = {
+        "format": 1,
+        "measured": datetime.now(UTC).date().isoformat(),
+        "code_key": code_key(module_name),
+        "environment": environment(module_name),
+        "rows": [row.to_dict() for row in rows],
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def load(path: Path) -> dict[str, Any] | None:
+    """What :func:`save` wrote, with ``rows`` as :class:`BenchRow`; None where nothing was saved.
+
+    Raises:
+        ValueError: the file is damaged; the message says how to make it again.
+    """
+    if not path.exists():
+        return None
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content["rows"] = [
+            BenchRow(**{**row, "ratio_interval": tuple(row["ratio_interval"])}) for row in content["rows"]
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: damaged ({error}); write it again with `regularized bench SLUG --save`") from error
+    return content
 
 
 def _pairs(plain: StepFunction, method: StepFunction, seconds: float) -> tuple[Any, Any]:

@@ -160,7 +160,7 @@ def _train(
 
 def _distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     assert a.keys() == b.keys(), f"parameters differ: {sorted(a.keys() ^ b.keys())}"
-    return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
+    return max(float((a[name].detach().double() - b[name].detach().double()).abs().max()) for name in a)
 
 
 def _equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:

@@ -60,8 +60,11 @@ TUNING = Tuning(
 )
 
 
-def data(seed: int, scale: str, noise: float) -> tuple[Split, Tensor, Tensor]:
-    """Split, and validation inputs and labels, as many as for training and with the same noise: what a user has."""
+def data(seed: int, scale: str, noise: float) -> tuple[Split, Tensor, Tensor, str]:
+    """Split, and validation inputs and labels, as many as for training and with the same noise: what a user has.
+
+    Last comes the fingerprint of the images and true labels, the same for all arms.
+    """
     settings = SCALES[scale]
     if settings["data"] == "cifar100":
         split = cifar(100)
@@ -74,7 +77,7 @@ def data(seed: int, scale: str, noise: float) -> tuple[Split, Tensor, Tensor]:
     chosen = torch.rand(len(split.train_y), generator=draws) < noise
     labels = torch.where(chosen, torch.randint(classes, split.train_y.shape, generator=draws), split.train_y)
     train = Split(split.train_x[:-count], labels[:-count], split.test_x, split.test_y)
-    return train, split.train_x[-count:], labels[-count:]
+    return train, split.train_x[-count:], labels[-count:], split.fingerprint
 
 
 def model(seed: int, scale: str) -> nn.Module:
@@ -89,7 +92,7 @@ def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
     """Train one arm with one seed; accuracies in per cent."""
     settings = {**SCALES[scale], **ARMS[arm], **overrides}
     device = _device(scale)
-    split, validation_x, validation_y = data(seed, scale, settings["noise"])
+    split, validation_x, validation_y, fingerprint = data(seed, scale, settings["noise"])
     net = model(seed, scale)
     if settings.get("shape"):
         compand_weights(
@@ -133,7 +136,7 @@ def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
             "share_of_small_weights": float((weights < 0.1 * weights.std()).float().mean()),
         },
         curves={"test_accuracy": curve},
-        data=split.fingerprint,
+        data=fingerprint,
     )
 
 

@@ -1,0 +1,102 @@
+"""The comparison itself: what must be an error, and what must not pass."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from regularized.evidence.conformance import GoldenError, UnknownCase, conform, load_cases
+
+
+def write(path, **arrays):
+    np.savez(path, **{name.replace("__", "/"): np.asarray(value) for name, value in arrays.items()})
+    return path
+
+
+def doubling(case):
+    if not case.has("in/x"):
+        raise UnknownCase(case)
+    return {"y": 2 * case.inputs["x"]}
+
+
+ADAPTER = SimpleNamespace(TOLERANCE=1e-12, compute=doubling)
+
+
+def test_equal_output_is_ok_and_other_is_not(tmp_path):
+    """Fails when a difference just above the tolerance passes, or one below it does not."""
+    path = write(
+        tmp_path / "g.npz",
+        a__in__x=[1.0, 2.0],
+        a__out__y=[2.0, 4.0 * (1 + 5e-13)],
+        b__in__x=[1.0, 2.0],
+        b__out__y=[2.0, 4.0 * (1 + 2e-12)],
+    )
+    rows = {row.case: row for row in conform("slug", ADAPTER, path)}
+    assert rows["a"].ok
+    assert not rows["b"].ok
+    assert rows["b"].max_rel_error == pytest.approx(2e-12, rel=0.1)
+    assert set(rows["a"].to_dict()) == {"slug", "case", "output", "max_abs_error", "max_rel_error", "tolerance", "ok"}
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "ok"),
+    [
+        ([[1.0]], [2.0], False),  # broadcasting would hide a wrong shape
+        ([np.nan], [2.0], False),
+        ([1.0], [np.nan], False),
+        ([np.nan], [np.nan], True),
+        ([np.inf], [np.inf], True),
+        ([np.inf], [-np.inf], False),
+        ([], [], True),
+        ([1.0, 2.0], [2.0], False),
+    ],
+)
+def test_shapes_and_what_is_not_finite(tmp_path, x, y, ok):
+    """Fails when nan compares as small, inf - inf slips through, or shapes broadcast."""
+    (row,) = conform("slug", ADAPTER, write(tmp_path / "g.npz", c__in__x=x, c__out__y=y))
+    assert row.ok is ok
+
+
+def test_case_that_nobody_understands_is_an_error(tmp_path):
+    """Fails when an unknown case, or one whose adapter raises, is skipped."""
+    path = write(tmp_path / "g.npz", odd__in__z=[1.0], odd__out__y=[1.0], empty__in__x=[1.0])
+    rows = conform("slug", ADAPTER, path)
+    assert [row.ok for row in rows] == [False, False]
+    assert "no check for case odd" in rows[0].note
+    assert "no output" in rows[1].note
+
+
+def test_output_that_is_not_computed_is_an_error(tmp_path):
+    """Fails when only the outputs that the adapter gives are compared."""
+    path = write(tmp_path / "g.npz", c__in__x=[1.0], c__out__y=[2.0], c__out__more=[1.0])
+    rows = {row.output: row for row in conform("slug", ADAPTER, path)}
+    assert rows["y"].ok
+    assert not rows["more"].ok
+
+
+def test_tolerance_of_an_output(tmp_path):
+    """An adapter may state a tolerance for each output."""
+    adapter = SimpleNamespace(compute=doubling, tolerance=lambda case, output: 0.1 if output == "y" else 0.0)
+    (row,) = conform("slug", adapter, write(tmp_path / "g.npz", c__in__x=[1.0], c__out__y=[2.05]))
+    assert row.ok
+    assert row.tolerance == 0.1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "missing", "pickled", "empty", "keys"])
+def test_damaged_file_is_named(tmp_path, damage):
+    """A golden file is hostile input: nothing is unpickled, and the error says which file."""
+    path = write(tmp_path / "g.npz", c__in__x=np.arange(1000.0), c__out__y=np.arange(1000.0))
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:2000])
+    elif damage == "garbage":
+        path.write_bytes(b"not an archive")
+    elif damage == "missing":
+        path = tmp_path / "absent.npz"
+    elif damage == "pickled":
+        np.savez(path, **{"c/in/x": np.array([{"a": 1}], dtype=object)})
+    elif damage == "empty":
+        np.savez(path)
+    elif damage == "keys":
+        np.savez(path, x=np.zeros(2))
+    with pytest.raises(GoldenError, match=path.name):
+        load_cases(path)
