@@ -3,6 +3,8 @@
 All functions are the identity where there is no process group, so that a technique calls them unconditionally.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -87,17 +89,16 @@ def gather_samples(samples: Tensor) -> Tensor:
 
 class _GatherSamples(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, samples: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, samples: Tensor) -> Tensor:
         sizes = _sizes(samples)
-        ctx.start = sum(sizes[: rank()])  # type: ignore[attr-defined]
-        ctx.size = len(samples)  # type: ignore[attr-defined]
+        ctx.start, ctx.size = sum(sizes[: rank()]), len(samples)
         return _gather(samples.detach(), sizes)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         total = grad.contiguous().clone()
         dist.all_reduce(total)
-        return total.narrow(0, ctx.start, ctx.size)  # type: ignore[attr-defined]
+        return total.narrow(0, ctx.start, ctx.size)
 
 
 def _sizes(tensor: Tensor) -> list[int]:

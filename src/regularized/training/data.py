@@ -143,7 +143,7 @@ class TensorData:
         inputs, targets, extras = self.inputs, self.targets, self.extras
         device = inputs.device if isinstance(inputs, Tensor) else next(iter(inputs.values())).device
         order = epoch_order(self.size, seed=self.seed, epoch=epoch, shuffle=self.shuffle).to(device)
-        for rows in order.split(self.batch_size)[start : len(self)]:
+        for rows in torch.split(order, self.batch_size)[start : len(self)]:
             mine = rows[share(len(rows), rank, world)] if world > 1 else rows
             yield Batch(
                 inputs.index_select(0, mine)

@@ -86,8 +86,8 @@ class Run:
             if state[name] != getattr(self, name):
                 raise CheckpointError(
                     f"the checkpoint was made with {name}={state[name]}, this run has {getattr(self, name)}: its "
-                    "position means something else here. Use the same data, batch size, accumulation and seed, or start anew in "
-                    "another folder"
+                    "position means something else here. Use the same data, batch size, accumulation and seed, or "
+                    "start anew in another folder"
                 )
         if state["epochs"] != self.epochs:
             logger.warning(

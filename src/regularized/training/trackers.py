@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from accelerate.tracking import GeneralTracker, on_main_process
+from accelerate.utils import LoggerType
 
 __all__ = ["JSONLTracker", "resolve_trackers"]
 
@@ -87,7 +89,9 @@ class JSONLTracker(GeneralTracker):  # type: ignore[misc]
     def _write(self, record: Mapping[str, Any]) -> None:
         if self._file is None:
             raise ValueError(f"the tracker of {self.path} is not started")
-        self._file.write(json.dumps(record) + "\n")
+        # JSON has no NaN: null is what other readers understand.
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        self._file.write(json.dumps(plain, allow_nan=False) + "\n")
         self._file.flush()
 
 
@@ -111,6 +115,10 @@ def resolve_trackers(trackers: Sequence[str | GeneralTracker], log_dir: Path | N
             assert log_dir is not None
             resolved.append(JSONLTracker(log_dir / "log.jsonl"))
             continue
+        if isinstance(tracker, str) and tracker not in set(LoggerType.list()) - {"all"}:
+            raise ValueError(
+                f"unknown tracker {tracker!r}; known are 'jsonl' and {sorted({*LoggerType.list()} - {'all'})}"
+            )
         if isinstance(tracker, str) and importlib.util.find_spec(tracker) is None:
             hint = 'pip install "regularized[tensorboard]"' if tracker == "tensorboard" else f"install {tracker}"
             raise ImportError(f"tracker {tracker!r} needs a package that is not installed: {hint}")

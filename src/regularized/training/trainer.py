@@ -9,14 +9,14 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
-from accelerate.utils import DistributedDataParallelKwargs, convert_to_fp32
+from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 
 from regularized.mechanisms.surgery import check_optimizer_is_current
 from regularized.mechanisms.taps import Taps
 from regularized.training.data import as_source
+from regularized.training.devices import average_gradients, make_accelerator, synchronise
 from regularized.training.finite import FiniteCheck
 from regularized.training.monitor import Monitor
 from regularized.training.objective import Objective
@@ -25,7 +25,7 @@ from regularized.training.randomness import preserved, seed_all
 from regularized.training.run import Checkpoints, Run
 from regularized.training.step import Batch, Step, call_model
 from regularized.training.stopping import EarlyStopping
-from regularized.training.trackers import JSONLTracker, resolve_trackers
+from regularized.training.trackers import JSONLTracker
 
 __all__ = ["Trainer"]
 
@@ -134,21 +134,23 @@ class Trainer:
             raise ValueError("early_stopping needs evaluate=..., a function of the model that returns the metric")
         if checkpoint_every is not None and checkpoint_dir is None:
             raise ValueError("checkpoint_every needs checkpoint_dir=...")
-        self.accelerator = _accelerator(device, trackers, log_dir, find_unused_parameters)
+        folder = None if log_dir is None else Path(log_dir)
+        self.accelerator = make_accelerator(device, trackers, folder, find_unused_parameters=find_unused_parameters)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
         self.precision = precision
 
         self.model = model.to(self.device)
         self.objective = Objective(terms).to(self.device)
+        synchronise(self.model)  # before terms derive anything from it
         for attach in self.objective.moments("attach"):
             attach(model)
         self.model.to(self.device)
         self.objective.to(self.device)
         self._wrapped = self.accelerator.prepare_model(self.model)
-        self._synchronise(self.objective)
+        synchronise(self.objective)
         self.optimizer = self._build(optimizer)
-        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         own = {id(p) for p in self.model.parameters()}
         self._term_parameters = [p for p in self.objective.parameters() if p.requires_grad and id(p) not in own]
@@ -227,7 +229,7 @@ class Trainer:
                 while run.step < last and not run.stopped:
                     self._epoch(run, last)
                 self._save(run)
-                self._synchronise(self.model)
+                synchronise(self.model)
                 if run.over and self.early_stopping is not None:
                     self.early_stopping.restore(self.model)
                 if run.over and task is not None:
@@ -290,7 +292,7 @@ class Trainer:
                 loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         if self.world > 1 and self._term_parameters:
-            _average_gradients(self._term_parameters)
+            average_gradients(self._term_parameters)
         norm = None if self.clip_norm is None else nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
         self._finite.watch(losses, norm, progress.step)
         factor = self.schedule(progress)
@@ -305,7 +307,7 @@ class Trainer:
         for moment in self._after:
             moment(step)
         self.optimizer.zero_grad()
-        return float(self._rates[0] * factor)
+        return self._rates[0] * factor
 
     def _end_of_epoch(self, run: Run) -> None:
         if self.evaluate is not None and (run.epoch % self.evaluate_every == 0 or run.epoch == run.epochs):
@@ -323,7 +325,7 @@ class Trainer:
         self._checkpoints.save(run)
 
     def _evaluate(self, evaluate: Callable[[nn.Module], Metrics]) -> Metrics:
-        self._synchronise(self.model)
+        synchronise(self.model)
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         try:
@@ -365,13 +367,6 @@ class Trainer:
         """Gradients are exchanged with the last micro-batch only."""
         return nullcontext() if last or self.world == 1 else self.accelerator.no_sync(self._wrapped)
 
-    def _synchronise(self, module: nn.Module) -> None:
-        """Give all processes the first one's state: what a term drew at random, running statistics of the model."""
-        if self.world > 1:
-            for tensor in module.state_dict().values():
-                if isinstance(tensor, Tensor):
-                    dist.broadcast(tensor.detach(), 0)
-
     # -- the start of a run ------------------------------------------------------------------------
 
     def _begin(self, run: Run, *, resume: bool) -> None:
@@ -391,46 +386,4 @@ class Trainer:
                 tracker.rewind(run.step)
         config = {"terms": ", ".join(self.objective.names), "epochs": run.epochs, "accumulate": self.accumulate}
         config |= {"precision": self.precision, "seed": self.seed, "processes": self.world}
-        self.accelerator.init_trackers("", config=config)
-
-
-def _accelerator(
-    device: str, trackers: Sequence[str | GeneralTracker], log_dir: Path | str | None, find_unused_parameters: bool
-) -> Accelerator:
-    if device not in ("auto", "cpu"):
-        raise ValueError(f'device must be "auto" or "cpu", got {device!r}')
-    folder = None if log_dir is None else Path(log_dir)
-    # Without its `cpu` flag Accelerate takes several processes on a machine without accelerator for one.
-    cpu = device == "cpu" or not torch.accelerator.is_available()
-    accelerator = Accelerator(
-        cpu=cpu,
-        mixed_precision="no",  # autocast stands around the forward passes of a Step, also those of further networks
-        log_with=resolve_trackers(trackers, folder) or None,
-        project_dir=folder,
-        # Copying buffers at each forward would forbid a second forward before the backward pass; they are
-        # synchronised where they are read instead.
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=find_unused_parameters)
-        ],
-    )
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() != accelerator.num_processes:
-        raise ValueError(
-            f"the process group has {dist.get_world_size()} processes, Accelerate sees {accelerator.num_processes}; "
-            "start with torchrun or accelerate launch, or set RANK, WORLD_SIZE and LOCAL_RANK before the first Trainer"
-        )
-    return accelerator
-
-
-def _average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Average gradients over the processes, in one exchange; a parameter that no process used keeps none."""
-    used = [p.grad is not None for p in parameters]
-    flat = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters]
-    everything = torch.cat([*flat, torch.tensor(used, dtype=flat[0].dtype, device=flat[0].device)])
-    dist.all_reduce(everything)
-    everything /= dist.get_world_size()
-    *averages, elsewhere = everything.split([len(f) for f in flat] + [len(used)])
-    # Reading the flags makes the host wait for the device: only where this process did not use them all.
-    keep = used if all(used) else elsewhere.tolist()
-    for p, average, some in zip(parameters, averages, keep, strict=True):
-        if some:
-            p.grad = average.view_as(p)
+        self.accelerator.init_trackers("regularized", config=config)

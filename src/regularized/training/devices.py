@@ -1,0 +1,74 @@
+"""Devices and processes: Accelerate does the work, this module says with which settings, and fills two gaps."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
+
+from regularized.training.trackers import resolve_trackers
+
+__all__ = ["average_gradients", "make_accelerator", "synchronise"]
+
+
+def make_accelerator(
+    device: str, trackers: Sequence[str | GeneralTracker], log_dir: Path | None, *, find_unused_parameters: bool
+) -> Accelerator:
+    """An ``Accelerator`` for the device, the process group and the trackers.
+
+    Raises:
+        ValueError: unknown device; or a process group that Accelerate does not see.
+    """
+    if device not in ("auto", "cpu"):
+        raise ValueError(f'device must be "auto" or "cpu", got {device!r}')
+    # Without its `cpu` flag Accelerate takes several processes on a machine without accelerator for one.
+    cpu = device == "cpu" or not torch.accelerator.is_available()
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision="no",  # autocast stands around the forward passes of a Step, also those of further networks
+        log_with=resolve_trackers(trackers, log_dir) or None,
+        project_dir=log_dir,
+        # Copying buffers at each forward would forbid a second forward before the backward pass; they are
+        # synchronised where they are read instead.
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=find_unused_parameters)
+        ],
+    )
+    group = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if group != accelerator.num_processes:
+        raise ValueError(
+            f"the process group has {group} processes, Accelerate sees {accelerator.num_processes}; start with "
+            "torchrun or accelerate launch, or set RANK, WORLD_SIZE and LOCAL_RANK before the first Trainer"
+        )
+    return accelerator
+
+
+@torch.no_grad()
+def synchronise(module: nn.Module) -> None:
+    """Give all processes the first one's parameters and buffers: what was drawn at random, running statistics."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        for tensor in (*module.parameters(), *module.buffers()):
+            dist.broadcast(tensor, 0)
+
+
+@torch.no_grad()
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Average gradients over the processes, in one exchange, for parameters that DDP does not hold.
+
+    A parameter that no process used keeps no gradient.
+    """
+    used = [p.grad is not None for p in parameters]
+    flat = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters]
+    everything = torch.cat([*flat, torch.tensor(used, dtype=flat[0].dtype, device=flat[0].device)])
+    dist.all_reduce(everything)
+    everything /= dist.get_world_size()
+    *averages, elsewhere = torch.split(everything, [len(f) for f in flat] + [len(used)])
+    # Reading the flags makes the host wait for the device: only where this process did not use them all.
+    keep = used if all(used) else elsewhere.tolist()
+    for p, average, some in zip(parameters, averages, keep, strict=True):
+        if some:
+            p.grad = average.view_as(p)
