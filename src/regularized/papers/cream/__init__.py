@@ -1,0 +1,1 @@
+"""CREAM: Consistency Regularized Self-Rewarding Language Models: card."""

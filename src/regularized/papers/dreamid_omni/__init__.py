@@ -1,0 +1,1 @@
+"""DreamID-Omni: Unified Framework for Controllable Human-Centric Audio-Video Generation: card."""

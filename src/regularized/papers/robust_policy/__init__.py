@@ -1,0 +1,1 @@
+"""Policy Regularized Distributionally Robust Markov Decision Processes with Linear Function Approximation: card."""

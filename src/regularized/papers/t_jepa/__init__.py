@@ -1,0 +1,1 @@
+"""T-JEPA: Augmentation-Free Self-Supervised Learning for Tabular Data: card."""
