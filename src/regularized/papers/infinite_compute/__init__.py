@@ -1,0 +1,1 @@
+"""Pre-training under infinite compute: card."""

@@ -1,0 +1,1 @@
+"""Learning from the Undesirable: Robust Adaptation of Language Models without Forgetting: card."""

@@ -1,0 +1,1 @@
+"""Self-Regularization with Sparse Autoencoders for Controllable LLM-based Classification: card."""

@@ -1,0 +1,1 @@
+"""Sparse Spectral Training and Inference on Euclidean and Hyperbolic Neural Networks: card."""
