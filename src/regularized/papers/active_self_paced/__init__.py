@@ -1,0 +1,1 @@
+"""Active Self-Paced Learning for Cost-Effective and Progressive Face Identification: card."""

@@ -1,0 +1,1 @@
+"""Bootstrap Masked Visual Modeling via Hard Patches Mining: card."""

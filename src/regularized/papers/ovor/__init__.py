@@ -1,0 +1,1 @@
+"""OVOR: OnePrompt with Virtual Outlier Regularization for Rehearsal-Free Class-Incremental Learning: card."""

@@ -1,0 +1,1 @@
+"""Random Teachers are Good Teachers: card."""

@@ -1,0 +1,1 @@
+"""SaRA: High-Efficient Diffusion Model Fine-tuning with Progressive Sparse Low-Rank Adaptation: card."""
