@@ -1,0 +1,275 @@
+"""What mkdocs builds from the code: catalogue, API reference, navigation, and every measured number.
+
+Markers in a page:
+
+- ``{{ evidence:SLUG }}``: claims with verdicts, what each arm measured, and the learning curves, from the ledger;
+- ``{{ bench:SLUG }}``: overhead per step, from the saved bench rows;
+- ``{{ catalogue }}``: all papers by problem.
+
+A marker that names an unknown paper fails the build. One whose measurements do not exist yet says so.
+"""
+
+import logging
+import re
+import tempfile
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from regularized.evidence import bench
+from regularized.evidence._plots import save_curves
+from regularized.evidence.ledger import load
+from regularized.evidence.provenance import code_key
+from regularized.evidence.report import aligned, effect_text, interval_text, number
+from regularized.papers.card import FAMILIES
+from regularized.papers.catalogue import Entry, find, load_catalogue
+
+log = logging.getLogger("mkdocs.hooks.regularized")
+
+_MARKER = re.compile(r"\{\{ *(?P<kind>evidence|bench|catalogue)(?::(?P<slug>[a-z_0-9]+))? *\}\}")
+_ROOT = Path(__file__).parents[2]
+_FIRST = ["index.md", "use", "evidence.md", "command_line.md", "papers.md"]
+_LAST = ["new_paper.md", "architecture.md", "contributing.md", "changelog.md"]
+_INCLUDED = {"architecture.md": "ARCHITECTURE.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add generated pages: one for each module, one for each paper, and the documents of the repository's root."""
+    for module in _modules():
+        text = f"# {module}\n\n::: {module}\n    options:\n      show_root_heading: false\n"
+        files.append(File.generated(config, f"reference/{module}.md", content=text))
+    for entry in load_catalogue():
+        files.append(File.generated(config, f"papers/{entry.slug}.md", content=_paper(entry)))
+    for target, source in _INCLUDED.items():
+        files.append(File.generated(config, target, content=(_ROOT / source).read_text(encoding="utf-8")))
+    files.append(File.generated(config, "papers.md", content="# The catalogue\n\n{{ catalogue }}\n"))
+    for entry in load_catalogue():
+        if (plot := _plot(entry)) is not None:
+            files.append(File.generated(config, f"assets/{entry.slug}.svg", content=plot))
+    return files
+
+
+def on_nav(nav, config: MkDocsConfig, files: Files):
+    """Order the navigation: start, use, evidence, techniques, reference, contributing. Nothing is listed by hand."""
+    from mkdocs.structure.nav import Navigation, Section
+
+    pages = {file.src_uri: file.page for file in files.documentation_pages() if file.page is not None}
+
+    def section(title: str, prefix: str) -> list:
+        children = [page for uri, page in sorted(pages.items()) if uri.startswith(prefix + "/")]
+        return [Section(title, children)] if children else []
+
+    items: list = []
+    for name in _FIRST:
+        items += [pages[name]] if name in pages else section("Use it", name)
+    items += section("Techniques", "techniques") + section("Papers", "papers") + section("Reference", "reference")
+    items += [pages[name] for name in _LAST if name in pages]
+    flat: list[Page] = []
+    for item in items:
+        for page in item.children if isinstance(item, Section) else [item]:
+            page.parent = item if isinstance(item, Section) else None
+            page.previous_page = flat[-1] if flat else None
+            if flat:
+                flat[-1].next_page = page
+            flat.append(page)
+    return Navigation(items, flat)
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Replace the markers."""
+    up = "../" * page.file.src_uri.count("/")
+
+    def fill(match: re.Match[str]) -> str:
+        if match["kind"] == "catalogue":
+            return _catalogue(up)
+        return {"evidence": _evidence, "bench": _bench}[match["kind"]](find(match["slug"]), up)
+
+    return _MARKER.sub(fill, markdown)
+
+
+def _modules() -> list[str]:
+    source = _ROOT / "src"
+    names = []
+    for path in sorted((source / "regularized").rglob("*.py")):
+        parts = path.relative_to(source).with_suffix("").parts
+        # The folders of the papers are experiments, not an interface; private modules are nobody's business.
+        if path.name == "__init__.py" or any(part.startswith("_") for part in parts):
+            continue
+        if parts[1] == "cli" or (parts[1] == "papers" and len(parts) > 3):
+            continue
+        names.append(".".join(parts))
+    return names
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|").replace("\n", " ")
+
+
+def _table(heads: list[str], rows: list[list[str]], right: frozenset[int] = frozenset()) -> str:
+    rule = ["---:" if i in right else "---" for i in range(len(heads))]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in [heads, rule, *rows])
+
+
+_BADGES = {"holds": "**holds**", "does not hold": "**does not hold**", "undecided": "undecided", "not run": "not run"}
+
+
+def _claims(entry: Entry) -> str:
+    rows = [
+        [
+            outcome.claim.statement + (f" *{outcome.claim.note}*" if outcome.claim.note else ""),
+            f"`{outcome.claim.method}` over `{outcome.claim.baseline}`",
+            effect_text(outcome.claim, outcome.effect),
+            interval_text(outcome.claim, outcome),
+            effect_text(outcome.claim, outcome.claim.smallest_effect),
+            _BADGES[outcome.verdict.value],
+        ]
+        for outcome in entry.outcomes
+    ]
+    heads = ["claim", "arms", "improvement", "95 % interval", "counts from", "verdict"]
+    return _table(heads, rows, frozenset({2, 3, 4}))
+
+
+def _evidence(entry: Entry, up: str) -> str:
+    ledger = load(entry.ledger)
+    if ledger is None:
+        return (
+            f"*Nothing is in the ledger yet. `regularized reproduce {entry.slug}` measures it on your machine.*\n\n"
+            + _claims(entry)
+        )
+    result = ledger.to_result(entry.card.claims, module_name=entry.module_name("experiment"))
+    named = {claim.metric for claim in entry.card.claims}
+    metrics = [*sorted(named & set(result.metrics)), *(name for name in result.metrics if name not in named)]
+    rows = []
+    for arm in result.arms:
+        cells = [f"`{arm}`"]
+        for metric in metrics:
+            values = [value for value in result.values(arm, metric) if value is not None]
+            show = aligned(values)
+            cells.append(
+                f"{show(sum(values) / len(values))} ({show(min(values))} to {show(max(values))})" if values else "–"
+            )
+        rows.append(cells)
+    environment = ledger.environment
+    stale = ledger.is_stale(code_key(entry.module_name("experiment")))
+    lines = [
+        _claims(entry),
+        "",
+        f'??? note "All measurements: mean over {len(ledger.seeds)} seeds, lowest to highest"',
+        "",
+        *(
+            "    " + line
+            for line in _table(["arm", *metrics], rows, frozenset(range(1, len(metrics) + 1))).splitlines()
+        ),
+        "",
+    ]
+    if _plot(entry) is not None:
+        lines += [f"![Learning curves of {entry.slug}]({up}assets/{entry.slug}.svg)", ""]
+    lines += [
+        f"*Made by `regularized reproduce {entry.slug} --scale {ledger.scale} --seeds {len(ledger.seeds)}`, from the "
+        f"ledger in the repository (torch {environment.get('torch', '?')}, {environment.get('cpu', '?')}, "
+        f"commit {str(environment.get('commit', ''))[:9] or 'of the release'})"
+        + ("; the code of the experiment has changed since." if stale else ".")
+        + "*"
+    ]
+    return "\n".join(lines)
+
+
+def _bench(entry: Entry, up: str) -> str:
+    saved = bench.load(entry.folder / "bench.json")
+    if saved is None:
+        return f"*Not measured yet: `regularized bench {entry.slug}` measures it on your machine.*"
+    rows = [
+        [
+            row.size + (f" ({row.note})" if row.note else ""),
+            number(row.plain_ms),
+            number(row.method_ms),
+            f"{row.ratio:.2f} ({row.ratio_interval[0]:.2f} to {row.ratio_interval[1]:.2f})",
+            "–" if row.floor is None else f"{row.floor:.2f}",
+            "–" if row.peak_memory_ratio is None else f"{row.peak_memory_ratio:.2f}",
+        ]
+        for row in saved["rows"]
+    ]
+    heads = ["size", "plain step, ms", "with it, ms", "ratio (95 % interval)", "floor", "peak memory"]
+    environment = saved["environment"]
+    return (
+        _table(heads, rows, frozenset(range(1, 6)))
+        + f"\n\n*Made by `regularized bench {entry.slug} --save` on {saved['measured']}: steps interleaved in one "
+        f"process, one thread, {environment['cpu']}, torch {environment['torch']}; memory as ratio of the peaks of "
+        "fresh processes.*"
+    )
+
+
+def _catalogue(up: str) -> str:
+    lines = []
+    for family, words in FAMILIES.items():
+        entries = [entry for entry in load_catalogue() if entry.card.families[0] == family]
+        if not entries:
+            continue
+        rows = [
+            [
+                f"[{entry.card.title}]({up}papers/{entry.slug}.md)",
+                entry.card.problem,
+                "runs" if entry.implemented else "card only",
+                ", ".join(sorted({_BADGES[outcome.verdict.value] for outcome in entry.outcomes})) or "no claims yet",
+            ]
+            for entry in sorted(entries, key=lambda entry: (not entry.implemented, entry.card.title))
+        ]
+        lines += [
+            f"## {words[0].upper()}{words[1:]}",
+            "",
+            _table(["paper", "your problem", "code", "claims"], rows),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _paper(entry: Entry) -> str:
+    card = entry.card
+    facts = [
+        ["first posted", card.date.isoformat()],
+        ["venue", card.venue or "–"],
+        ["authors", ", ".join(card.authors) or (str(card.authors_count) if card.authors_count else "–")],
+        ["arXiv", f"[{card.arxiv}](https://arxiv.org/abs/{card.arxiv})" if card.arxiv else "–"],
+        ["changes", card.changes],
+        ["needs", ", ".join(card.needs) or "nothing from the loop"],
+    ]
+    if card.official is not None:
+        licence = card.official.licence or "licence not stated"
+        facts.append(
+            ["official code", f"[{card.official.repository}](https://github.com/{card.official.repository}), {licence}"]
+        )
+    parts = [f"# {card.title}", f"*{card.problem}*", card.summary.strip(), _table(["", ""], facts)]
+    if entry.implemented:
+        parts.append(f"**Runs here.** [How to use it](../techniques/{entry.slug}.md).")
+    else:
+        parts.append("**No runnable code yet.** The claims below are the paper's, waiting for an experiment.")
+    parts += [
+        f"**When to use it.** {card.when_to_use}",
+        f"**When not.** {card.when_not_to_use}",
+    ]
+    if card.official is not None and card.official.note:
+        parts.append(f"**Paper and official code.** {card.official.note}")
+    parts += ["## Claims", _claims(entry) if entry.outcomes else "No claim is stated yet."]
+    reported = [
+        [claim.id, r.setting, number(r.baseline), number(r.method), r.source]
+        for claim in card.claims
+        for r in claim.reported
+    ]
+    if reported:
+        heads = ["claim", "setting", "baseline", "method", "source"]
+        parts += ["## The paper's own numbers", _table(heads, reported, frozenset({2, 3}))]
+    if card.unconfirmed:
+        parts += ["## Unconfirmed", "\n".join(f"- {line}" for line in card.unconfirmed)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _plot(entry: Entry) -> str | None:
+    ledger = load(entry.ledger)
+    if ledger is None:
+        return None
+    result = ledger.to_result(entry.card.claims, module_name=entry.module_name("experiment"))
+    with tempfile.TemporaryDirectory() as folder:
+        plots = [path for path in save_curves(result, Path(folder)) if path.suffix == ".svg"]
+        return plots[0].read_text(encoding="utf-8") if plots else None
