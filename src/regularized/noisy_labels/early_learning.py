@@ -73,6 +73,13 @@ class PredictionHistory(nn.Module):
 
     Raises:
         ValueError: ``num_samples`` < 1, ``num_classes`` < 2, or ``momentum`` outside [0, 1].
+
+    Examples:
+        >>> average = PredictionHistory(num_samples=3, num_classes=2, momentum=0.5)
+        >>> average.update(torch.tensor([2]), torch.tensor([[0.2, 0.8]]))
+        tensor([[0.1000, 0.4000]])
+        >>> average.suspected_label_errors(torch.tensor([0, 0, 0]))
+        tensor([False, False,  True])
     """
 
     history: Tensor

@@ -62,6 +62,11 @@ def early_learning_plus_loss(
 
     Returns:
         Scalar, often negative.
+
+    Examples:
+        >>> logits, targets = torch.zeros(1, 2), torch.tensor([[0.8, 0.2]])
+        >>> early_learning_plus_loss(logits, targets, torch.tensor([[0.5, 0.5]]), strength=1.0)  # log 2 + log 1/2
+        tensor(0.)
     """
     # float32 at least: in half precision 1 - <q, p> rounds to 0 and its logarithm to -inf.
     log_p = F.log_softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))

@@ -1,10 +1,11 @@
 """Does early-learning regularisation keep a network from memorising wrong labels? Refutable on a laptop in a minute.
 
-*Digits* (claims ``end_accuracy``, ``best_accuracy``, ``memorised``, ``own_history``, ``plus``): 1,000 training images
-of handwritten digits with 40 % of the labels replaced by another class, and a perceptron that can memorise them all.
-Every arm is tuned with six trials, by the accuracy on 200 *noisy* validation labels at the end of training: what a user
-has. Refuted, if tuned cross-entropy (weight decay included) comes within ten points, or if a history that does not
-belong to the sample does as well.
+*Digits* (claims ``end_accuracy``, ``tuned_baseline``, ``best_accuracy``, ``memorised``, ``own_history``, ``plus``):
+1,000 training images of handwritten digits with 40 % of the labels replaced by another class, and a perceptron that can
+memorise them all. The paper compares at equal optimiser settings (``cross_entropy``); a user would first try weight
+decay and smaller steps (``cross_entropy_tuned``, as many trials as ELR, judged like ELR by the accuracy on 200 *noisy*
+validation labels at the end of training, which is what a user has). Refuted, if cross-entropy comes within ten points,
+the tuned one within one point, or if a history that does not belong to the sample does as well.
 
 *Linear* (claims ``theory_*``): the setting in which the paper proves early learning and memorisation. Two Gaussian
 clusters in 450 dimensions, 300 samples, 30 % of the labels flipped, logistic regression by full-batch gradient descent.
@@ -62,34 +63,36 @@ SCALES: dict[str, dict[str, Any]] = {
         "noise": 0.4,
         "linear_steps": 1500,
         "arms": {
-            "cross_entropy": {"lr": 0.02, "weight_decay": 1e-3},
+            "cross_entropy_tuned": {"lr": 0.02, "weight_decay": 1e-3},
             "elr": {"strength": 3.0, "momentum": 0.7},
-            "elr_shuffled": {"strength": 3.0, "momentum": 0.7},
             "elr_plus": {"strength": 3.0, "momentum": 0.7, "weight_decay": 5e-4, "epochs": 200},
         },
     },
 }
 
-# Chosen by TUNING among its grids: see `regularized tune early_learning`.
 ARMS: dict[str, dict[str, Any]] = {
-    "cross_entropy": {"lr": 0.02, "weight_decay": 1e-3, "strength": 0.0},
+    # The optimiser settings of config_cifar10.json, as in all arms but the tuned one.
+    "cross_entropy": {"strength": 0.0},
+    # This and ELR's coefficients were chosen by TUNING.
+    "cross_entropy_tuned": {"strength": 0.0, "lr": 0.02, "weight_decay": 0.03},
     "elr": {"strength": 3.0, "momentum": 0.7},
-    # Control: each sample meets the history of another one of its batch, so only the memory of the sample is gone.
+    # Control: ELR, but in each batch every sample meets the history of another one. Nothing else differs.
     "elr_shuffled": {"strength": 3.0, "momentum": 0.7, "shuffled": True},
     "elr_plus": {"strength": 3.0, "momentum": 0.7, "networks": 2},
     "linear_cross_entropy": {"problem": "linear", "strength": 0.0},
     "linear_elr": {"problem": "linear", "strength": 3.0, "momentum": 0.7},
 }
 
-_COEFFICIENTS = [{"strength": s, "momentum": m} for s in (1.0, 3.0, 7.0) for m in (0.7, 0.9)]
+_COEFFICIENTS = [{"strength": s, "momentum": m} for s in (1.0, 3.0, 7.0, 10.0) for m in (0.7, 0.9)]
 TUNING = Tuning(
     metric="validation_accuracy",
     direction="higher",
     grids={
         # What one has against memorisation without a method: weight decay and a smaller step.
-        "cross_entropy": [{"lr": lr, "weight_decay": w} for lr in (0.02, 0.005) for w in (1e-3, 1e-2, 3e-2)],
+        "cross_entropy_tuned": [
+            {"lr": lr, "weight_decay": decay} for lr in (0.02, 0.005) for decay in (1e-3, 1e-2, 3e-2, 1e-1)
+        ],
         "elr": _COEFFICIENTS,
-        "elr_shuffled": _COEFFICIENTS,
         "elr_plus": _COEFFICIENTS,
     },
 )
