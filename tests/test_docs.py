@@ -19,14 +19,14 @@ def blocks(language: str):
                 yield pytest.param(page, line, match["code"], id=f"{page.relative_to(ROOT)}:{line}")
 
 
-@pytest.mark.parametrize(("page", "line", "code"), blocks("python"))
+@pytest.mark.parametrize(("page", "line", "code"), list(blocks("python")))
 def test_python_block_runs(page, line, code, tmp_path, monkeypatch):
     """Each block stands alone, as a reader would paste it; it runs in an empty folder."""
     monkeypatch.chdir(tmp_path)
     exec(compile("\n" * (line - 1) + code, str(page), "exec"), {"__name__": "__main__"})
 
 
-@pytest.mark.parametrize(("page", "line", "code"), blocks("bash"))
+@pytest.mark.parametrize(("page", "line", "code"), list(blocks("bash")))
 def test_commands_exist(page, line, code):
     """Fails when a page names a command or a make target that was renamed."""
     import typer
