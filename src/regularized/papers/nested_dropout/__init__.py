@@ -1,0 +1,1 @@
+"""Compressing Features for Learning with Noisy Labels: card."""

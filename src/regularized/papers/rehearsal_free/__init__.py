@@ -1,0 +1,1 @@
+"""A Closer Look at Rehearsal-Free Continual Learning: card."""
