@@ -39,6 +39,9 @@ FAMILIES: Mapping[str, str] = {
 }
 """Problem families, which are also the folders of the techniques, in words."""
 
+MARK = "FILL IN"
+"""What a card that was laid out for a new paper says where its author must."""
+
 SCALES = ("smoke", "laptop", "paper")
 
 
@@ -282,6 +285,8 @@ def _text(pattern: str = "", allowed: str = "", *, empty: bool = False, one_line
             return "a string"
         if not value.strip():
             return "" if empty else "a string that is not empty"
+        if MARK in value:
+            return "filled in"
         if one_line and "\n" in value:
             return "one line"
         if most and len(value) > most:
@@ -303,7 +308,7 @@ def _texts(least: int, most: int | None, each: _Check) -> _Check:
             return f"{least} to {most} entries" if most is not None else f"at least {least} entries"
         for entry in value:
             if wrong := each(entry):
-                return f"entries that are {wrong}, unlike {entry!r}"
+                return f"a list whose entries are {wrong}, unlike {entry!r}"
         lowered = [entry.lower() for entry in value]
         twice = [entry for entry in value if lowered.count(entry.lower()) > 1]
         return f"each entry once, unlike {twice[0]!r}" if twice else ""

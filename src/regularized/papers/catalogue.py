@@ -18,10 +18,13 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from regularized.evidence.claims import Outcome, Verdict
 from regularized.papers.card import Card, CardError
+
+if TYPE_CHECKING:
+    from regularized.evidence.ledger import Ledger
 
 __all__ = ["Entry", "UnknownPaper", "find", "load_catalogue", "public_names"]
 
@@ -92,21 +95,41 @@ class Entry:
 
     @cached_property
     def outcomes(self) -> tuple[Outcome, ...]:
-        """Each claim with its verdict from the shipped runs; ``not run`` without any.
+        """Each claim with its verdict from the shipped runs; ``not run`` without any."""
+        ledger = self.load_ledger()
+        if ledger is None:
+            return tuple(Outcome(claim, Verdict.NOT_RUN) for claim in self.card.claims)
+        return ledger.outcomes(self.card.claims)
 
-        A damaged ledger is reported by a warning, and counts as none.
+    def load_ledger(self) -> "Ledger | None":
+        """The shipped runs; None without any. A damaged ledger is reported by a warning, and counts as none."""
+        if not self.ledger.is_file():
+            return None
+        from regularized.evidence.ledger import LedgerError, load
+
+        try:
+            return load(self.ledger)
+        except LedgerError as error:
+            log.warning("%s", error)
+            return None
+
+    @cached_property
+    def usage(self) -> str:
+        """Code that uses the technique: import and example of the first public name; empty where it has none.
+
+        Read off the source, so that showing it loads nothing.
         """
-        if self.ledger.is_file():
-            from regularized.evidence.ledger import LedgerError, load
-
-            try:
-                ledger = load(self.ledger)
-            except LedgerError as error:
-                log.warning("%s", error)
-            else:
-                if ledger is not None:
-                    return ledger.outcomes(self.card.claims)
-        return tuple(Outcome(claim, Verdict.NOT_RUN) for claim in self.card.claims)
+        implementation = self.card.implementation
+        module, _, name = implementation.names[0].rpartition(".") if implementation else ("", "", "")
+        file = _module_file(module) if module else None
+        if file is None:
+            return ""
+        tree = _parsed(file, file.stat().st_mtime_ns)
+        for statement in tree.body:
+            if isinstance(statement, ast.FunctionDef | ast.ClassDef) and statement.name == name:
+                example = _example(ast.get_docstring(statement) or "")
+                return f"{_imports(example, module, tree)}\n\n{example}" if example else ""
+        return ""
 
     def module_name(self, part: str) -> str:
         """Dotted name of a module of the paper's folder, for example of its ``"experiment"``.
@@ -262,23 +285,27 @@ def _nearest(slug: str, catalogue: Iterable[Entry]) -> list[str]:
 def _defines(qualified: str) -> bool:
     """Whether the module of a fully qualified name defines it at its top level, without importing anything of it."""
     module, _, name = qualified.rpartition(".")
+    file = _module_file(module)
+    return file is not None and name in set(_defined(_parsed(file, file.stat().st_mtime_ns).body))
+
+
+def _module_file(module: str) -> Path | None:
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)
     if spec is None or spec.origin is None:
-        return False
+        return None
     # Only the top package is looked up by the import system: that of a submodule would import its parents.
     path = Path(spec.origin).parent.joinpath(*rest)
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    return file.is_file() and name in _top_level_names(file, file.stat().st_mtime_ns)
+    return file if file.is_file() else None
 
 
 @lru_cache(maxsize=256)
-def _top_level_names(file: Path, _modified: int) -> frozenset[str]:
+def _parsed(file: Path, _modified: int) -> ast.Module:
     try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        return ast.parse(file.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError):
-        return frozenset()
-    return frozenset(_defined(tree.body))
+        return ast.Module(body=[], type_ignores=[])
 
 
 def _defined(body: Iterable[ast.stmt]) -> Iterator[str]:
@@ -290,3 +317,39 @@ def _defined(body: Iterable[ast.stmt]) -> Iterator[str]:
                 yield from (target.id for target in targets if isinstance(target, ast.Name))
             case ast.AnnAssign(target=ast.Name(id=name)):
                 yield name
+
+
+def _example(docstring: str) -> str:
+    """The code of a docstring's first example, without prompts and results.
+
+    Examples:
+        >>> print(_example("Text.\\n\\n>>> x = [\\n...     1]\\n>>> x\\n[1]\\n\\n>>> another"))
+        x = [
+            1]
+        x
+    """
+    lines: list[str] = []
+    for line in map(str.strip, docstring.splitlines()):
+        if line.startswith((">>> ", "... ")) or line in (">>>", "..."):
+            lines.append(line[4:])
+        elif lines and not line:
+            break
+    return "\n".join(lines)
+
+
+def _imports(example: str, module: str, tree: ast.Module) -> str:
+    """Imports that an example needs: of names of its module, and of those that its module imports itself."""
+    nodes = list(ast.walk(ast.parse(example)))
+    bound = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
+    bound |= {alias.asname or alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    needed = {node.id for node in nodes if isinstance(node, ast.Name)} - bound
+    lines = []
+    for statement in tree.body:
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            names = [alias for alias in statement.names if (alias.asname or alias.name) in needed]
+            if names:
+                used = type(statement)(**{**dict(ast.iter_fields(statement)), "names": names})
+                lines.append(ast.unparse(used))
+    if own := sorted(needed & set(_defined(tree.body))):
+        lines.append(f"from {module} import {', '.join(own)}")
+    return "\n".join(sorted(lines, key=lambda line: ("regularized" in line, line.startswith("from"), line)))

@@ -1,0 +1,465 @@
+"""The commands. Each imports what it needs when it runs: ``--help`` must not wait for torch."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from regularized.cli.errors import MEANING, CommandError, Exit, exit_of
+from regularized.cli.output import console, emit_json, emit_table, in_terminal, note
+
+if TYPE_CHECKING:
+    from regularized.evidence.results import Failure, ReproduceResult
+    from regularized.papers.catalogue import Entry
+
+__all__ = ["app"]
+
+SCHEMA_VERSION = 1
+"""Raised when a key of any ``--json`` output is renamed or removed; new keys do not raise it."""
+
+
+class _Commands(TyperGroup):
+    """Turns errors that a person can mend into one message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            note(str(interrupt) or "interrupted")
+            code = Exit.INTERRUPTED
+        except BrokenPipeError:
+            # The reader of a pipe has seen enough (`| head`). Python would complain once more when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = Exit.OK
+        except Exception as error:
+            known = exit_of(error)
+            if known is None:
+                raise
+            note(f"error: {error}")
+            code = known
+        raise typer.Exit(int(code))
+
+
+_CODES = "\n\n".join(f"{code.value}: {MEANING[code]}" for code in Exit)
+
+app = typer.Typer(
+    name="regularized",
+    cls=_Commands,
+    help="Published techniques for regularized training that work, compose, and are proven: every paper is a command.",
+    epilog=f"Exit codes:\n\n{_CODES}\n\nIn a terminal the commands print tables, in a pipe tab-separated values.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to standard output.")]
+Slug = Annotated[str, typer.Argument(metavar="SLUG", help="Short name of a paper; `regularized papers` lists them.")]
+MaybeSlug = Annotated[str | None, typer.Argument(metavar="[SLUG]", help="Short name of a paper; default all.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Parallel processes; default one for each core.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Make runs again that are stored already.")]
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version; with --json as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --version: as JSON.", hidden=True)] = False,
+) -> None:
+    """Print the version where it is asked for; otherwise the command follows."""
+    if version:
+        _print_version(as_json=as_json)
+        raise typer.Exit
+    if as_json:
+        raise CommandError("--json goes after the command: regularized COMMAND --json", Exit.USAGE)
+
+
+def _print_version(*, as_json: bool) -> None:
+    from regularized._version import __version__
+
+    if not as_json:
+        print(f"regularized {__version__}")
+        return
+    import platform
+    from importlib import metadata
+
+    try:
+        torch_version: str | None = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        torch_version = None
+    about = {"name": "regularized", "version": __version__, "schema_version": SCHEMA_VERSION}
+    emit_json({**about, "python": platform.python_version(), "torch": torch_version})
+
+
+# -- find ---------------------------------------------------------------------------------------
+
+
+@app.command()
+def papers(
+    search: Annotated[str, typer.Option("--search", "-s", help="Your problem, in your words.")] = "",
+    family: Annotated[str, typer.Option(help="Only this problem family, for example noisy_labels.")] = "",
+    implemented: Annotated[bool, typer.Option("--implemented", help="Only papers with code that runs.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many; default all.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List or search the catalogue, best first (without a search: best proven first)."""
+    from regularized.papers.card import FAMILIES
+    from regularized.papers.catalogue import load_catalogue
+    from regularized.papers.search import search as look_up
+
+    if family and family not in FAMILIES:
+        raise CommandError(f"there is no family {family!r}; families: {', '.join(FAMILIES)}", Exit.USAGE)
+    found = [
+        entry
+        for entry in look_up(search, load_catalogue())
+        if (not family or family in entry.card.families) and (entry.implemented or not implemented)
+    ][:limit]
+    if as_json:
+        emit_json([entry.to_dict() for entry in found])
+        return
+    if not found:
+        note("nothing found; try fewer or other words" if search else "nothing found")
+    if in_terminal():
+        rows = [[e.slug, e.card.date, _verdicts(e), e.card.problem] for e in found]
+        emit_table(["slug", "date", "evidence", "problem"], rows)
+        return
+    full = [[e.slug, e.card.title, e.card.date, e.implemented, _verdicts(e), e.card.problem] for e in found]
+    emit_table(["slug", "title", "date", "implemented", "evidence", "problem"], full)
+
+
+def _verdicts(entry: "Entry") -> str:
+    """The verdicts of a paper, counted."""
+    from regularized.evidence.claims import Verdict
+
+    names = {Verdict.HOLDS: "hold", Verdict.DOES_NOT_HOLD: "fail", Verdict.UNDECIDED: "open"}
+    verdicts = [outcome.verdict for outcome in entry.outcomes]
+    counted = [f"{verdicts.count(verdict)} {name}" for verdict, name in names.items() if verdict in verdicts]
+    return ", ".join(counted) or ("not run" if entry.implemented else "no code yet")
+
+
+@app.command()
+def show(slug: Slug, as_json: Json = False) -> None:
+    """Show a paper: the problem that it solves, how to use it, and what was measured."""
+    from regularized.cli.show import print_paper, to_json
+    from regularized.papers.catalogue import find
+
+    entry = find(slug)
+    if as_json:
+        emit_json(to_json(entry))
+    else:
+        print_paper(entry, console())
+
+
+@app.command()
+def cite(
+    slugs: Annotated[list[str], typer.Argument(metavar="SLUG...", help="Short names of papers.")],
+    as_json: Json = False,
+) -> None:
+    """Print the papers as BibTeX entries."""
+    from regularized.papers.catalogue import find
+
+    entries = {entry.slug: entry.card.bibtex() for entry in map(find, slugs)}
+    if as_json:
+        emit_json([{"slug": slug, "bibtex": text} for slug, text in entries.items()])
+    else:
+        print("\n\n".join(entries.values()))
+
+
+# -- trust --------------------------------------------------------------------------------------
+
+
+@app.command()
+def reproduce(
+    slug: Slug,
+    scale: Annotated[str, typer.Option(help="smoke (seconds), laptop (minutes), or paper (the original set-up).")] = (
+        "laptop"
+    ),
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds; fewer than 5 give no verdict.")] = 5,
+    workers: Workers = None,
+    fresh: Fresh = False,
+    report: Annotated[Path | None, typer.Option(help="Folder of the report; default your data folder.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a paper's comparison and judge its claims; write report and plot.
+
+    Runs are kept: the same command goes on where it was interrupted. Exits with 0 whatever the verdict is.
+    """
+    from regularized.evidence import report as reports
+    from regularized.evidence.runner import reproduce as run
+
+    entry = _implemented(slug)
+    result = _or_usage(
+        run,
+        slug,
+        entry.module_name("experiment"),
+        entry.card.claims,
+        scale=scale,
+        seeds=seeds,
+        workers=workers,
+        fresh=fresh,
+    )
+    reports.write(result, report or reports.default_directory(result), title=entry.card.title)
+    if as_json:
+        emit_json(reports.to_json(result))
+    elif in_terminal():
+        reports.print_table(result, console())
+    else:
+        _print_claims(result)
+        for text in result.notes:
+            note(text)
+    if not as_json:
+        note(f"report with plots: {result.report}")
+    if result.failures:
+        failed = result.failures[0]
+        raise CommandError(
+            f"{len(result.failures)} of {len(result.runs) + len(result.failures)} runs failed; the first, arm "
+            f"{failed.arm!r} with seed {failed.seed}: {failed.error}",
+            Exit.FAILED,
+        )
+
+
+def _print_claims(result: "ReproduceResult") -> None:
+    columns = ["claim", "baseline", "method", "effect", "low", "high", "smallest_effect", "unit", "verdict"]
+    rows = []
+    for outcome in result.outcomes:
+        claim = outcome.claim
+        low, high = outcome.interval or (None, None)
+        unit = "share" if claim.kind == "relative" else claim.unit
+        measured = [outcome.effect, low, high, claim.smallest_effect, unit, outcome.verdict.value]
+        rows.append([claim.id, claim.baseline, claim.method, *measured])
+    emit_table(columns, rows)
+
+
+@app.command()
+def tune(slug: Slug, workers: Workers = None, fresh: Fresh = False, as_json: Json = False) -> None:
+    """Try the settings of a paper's arms: as many trials for each, on seeds that are no evidence."""
+    from regularized.evidence.runner import tune as run
+
+    entry = _implemented(slug)
+    result = _or_usage(run, slug, entry.module_name("experiment"), workers=workers, fresh=fresh)
+    if as_json:
+        trials = [
+            {
+                "arm": trial.arm,
+                "overrides": dict(trial.overrides),
+                "values": list(trial.values),
+                "mean": trial.mean,
+                "best": trial.best,
+            }
+            for trial in result.trials
+        ]
+        head = {"slug": slug, "metric": result.metric, "direction": result.direction, "seeds": list(result.seeds)}
+        emit_json({**head, "trials": trials, "agrees": dict(result.agrees), "seconds": result.seconds})
+    else:
+        rows = [
+            [t.arm, ", ".join(f"{k}={v}" for k, v in t.overrides.items()), t.mean, "best" if t.best else ""]
+            for t in result.trials
+        ]
+        emit_table(
+            ["arm", "settings", f"{result.metric}>", "chosen"], rows, title=f"{slug}: {result.direction} is better"
+        )
+    for arm, agrees in result.agrees.items():
+        if not agrees:
+            note(f"arm {arm!r} of the experiment does not use its best settings {dict(result.best[arm])}")
+    if result.failures:
+        raise CommandError(f"{len(result.failures)} trials failed; the first: {result.failures[0].error}", Exit.FAILED)
+
+
+@app.command()
+def conform(
+    slug: MaybeSlug = None,
+    golden: Annotated[Path | None, typer.Option(help="Folder of SLUG.npz files; default the shipped ones.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare implementations with the golden vectors of the authors' code; exit 1 if any output disagrees."""
+    from regularized.evidence.conformance import GoldenError
+    from regularized.evidence.conformance import conform as compare
+
+    entries = _entries(slug)
+    if golden is not None and not golden.is_dir():
+        raise CommandError(f"there is no folder {golden}", Exit.NOT_FOUND)
+    rows, problems = [], []
+    for entry in entries:
+        path = entry.golden if golden is None else golden / f"{entry.slug}.npz"
+        if golden is not None and not path.exists():
+            if slug is not None:
+                raise CommandError(f"there is no golden file {path}", Exit.NOT_FOUND)
+            note(f"{entry.slug}: skipped, there is no {path}")
+            continue
+        try:
+            rows.extend(compare(entry.slug, entry.conformance(), path))
+        except GoldenError as error:
+            problems.append(str(error))
+            note(f"error: {error}")
+    if as_json:
+        emit_json([row.to_dict() for row in rows])
+    else:
+        columns = ["slug", "case", "output", "max_abs_error>", "max_rel_error>", "tolerance>", "ok"]
+        emit_table(
+            columns,
+            [[r.slug, r.case, r.output, r.max_abs_error, r.max_rel_error, r.tolerance, r.ok] for r in rows],
+        )
+        for row in rows:
+            if row.note:
+                note(f"{row.slug} {row.case} {row.output}: {row.note}")
+    if not rows and not problems:
+        raise CommandError(
+            f"nothing was compared: {golden or 'the catalogue'} has no golden file of these papers", Exit.NOT_FOUND
+        )
+    wrong = sum(not row.ok for row in rows)
+    note(f"{len(rows) - wrong} of {len(rows)} outputs agree")
+    if wrong or problems:
+        raise typer.Exit(int(Exit.FAILED))
+
+
+@app.command()
+def bench(
+    slug: MaybeSlug = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Time for each size.")] = 12.0,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of torch; one is the quietest.")] = 1,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory, too, in processes of their own.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Measure what a technique costs: its step against a plain one, interleaved, beside the least possible ratio."""
+    from regularized.evidence.bench import BenchRow
+    from regularized.evidence.bench import bench as measure
+
+    rows: list[BenchRow] = []
+    for entry in _entries(slug):
+        implementation = entry.card.implementation
+        rows += measure(
+            entry.slug,
+            entry.module_name("bench"),
+            floor=implementation.floor if implementation else None,
+            seconds=seconds,
+            threads=threads,
+            memory=memory,
+            on_row=lambda row: note(f"{row.slug}: {row.size}: {row.ratio:.3f}"),
+        )
+    if as_json:
+        emit_json([row.to_dict() for row in rows])
+        return
+    columns = ["slug", "size", "plain ms>", "method ms>", "ratio>", "low>", "high>", "floor>", "peak memory ratio>"]
+    emit_table(
+        columns,
+        [
+            [r.slug, r.size, r.plain_ms, r.method_ms, r.ratio, *r.ratio_interval, r.floor, r.peak_memory_ratio]
+            for r in rows
+        ],
+    )
+
+
+@app.command()
+def ledger(
+    slugs: Annotated[list[str] | None, typer.Argument(metavar="[SLUG...]", help="Papers; default all.")] = None,
+    seeds: Annotated[int, typer.Option(min=5, help="Number of seeds.")] = 5,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Make the runs of the laptop scale that are missing, and write the evidence that ships with the package.
+
+    For developers, in a checkout without uncommitted changes to the code that is measured.
+    """
+    from regularized.evidence import ledger as ledgers
+    from regularized.evidence.provenance import checkout_state, closure
+    from regularized.evidence.runner import reproduce as run
+    from regularized.evidence.runner import tune as run_tuning
+
+    entries = [entry for slug in slugs for entry in _entries(slug)] if slugs else _entries(None)
+    for entry in entries:
+        state = checkout_state(closure(entry.module_name("experiment")).values())
+        if state.dirty:
+            raise CommandError(
+                f"the code that {entry.slug} measures has uncommitted changes: commit first, then write the ledger",
+                Exit.FAILED,
+            )
+    written: list[dict[str, str]] = []
+    failed: list[str] = []
+    for entry in entries:
+        module = entry.module_name("experiment")
+        failures: list[Failure] = []
+        if hasattr(entry.experiment(), "TUNING"):
+            failures += run_tuning(entry.slug, module, workers=workers).failures
+        failures += run(entry.slug, module, entry.card.claims, seeds=seeds, workers=workers).failures
+        if failures:
+            note(f"{entry.slug}: not written, {len(failures)} runs failed; the first: {failures[0].error}")
+            failed.append(entry.slug)
+            continue
+        path = ledgers.export(entry.slug, module)
+        written.append({"slug": entry.slug, "ledger": str(path)})
+    if as_json:
+        emit_json(written)
+    else:
+        emit_table(["slug", "ledger"], [[row["slug"], row["ledger"]] for row in written])
+    if failed:
+        raise CommandError(f"no ledger written for {', '.join(failed)}", Exit.FAILED)
+
+
+# -- add ----------------------------------------------------------------------------------------
+
+
+@app.command("new-paper")
+def new_paper(
+    slug: Annotated[str, typer.Argument(metavar="SLUG", help="Short name: lower-case letters, digits, underscores.")],
+    family: Annotated[str, typer.Option(help="Problem family, which is the folder of the technique.")],
+    title: Annotated[str, typer.Option(help="Exact title of the paper.")] = "",
+    checkout: Annotated[Path, typer.Option(help="Root of the checkout.")] = Path(),
+    as_json: Json = False,
+) -> None:
+    """Lay out the files of a new paper: they run as they are, and its test names each line to fill in."""
+    from regularized.cli.scaffold import lay_out
+
+    written = lay_out(slug, family=family, title=title, checkout=checkout)
+    if as_json:
+        emit_json([str(path) for path in written])
+        return
+    for path in written:
+        print(path)
+    note(
+        f"Now fill in what says FILL IN; `pytest {written[-1]}` lists it. Put the golden vectors of the authors' code "
+        f"into golden.npz beside the card. Then commit, and write the evidence: regularized ledger {slug}"
+    )
+
+
+# -- shared -------------------------------------------------------------------------------------
+
+
+def _implemented(slug: str) -> "Entry":
+    from regularized.papers.catalogue import find
+
+    entry = find(slug)
+    if not entry.implemented:
+        raise CommandError(
+            f"{slug} has no code that runs yet ({'; '.join(entry.missing)}). List papers that run: regularized papers "
+            "--implemented",
+            Exit.UNAVAILABLE,
+        )
+    return entry
+
+
+def _entries(slug: str | None) -> Sequence["Entry"]:
+    """The paper of a slug, or all that are implemented, by name."""
+    if slug is not None:
+        return [_implemented(slug)]
+    from regularized.papers.catalogue import load_catalogue
+
+    return sorted((entry for entry in load_catalogue() if entry.implemented), key=lambda entry: entry.slug)
+
+
+def _or_usage(run: Any, *arguments: Any, **options: Any) -> Any:
+    """Call the runner; what it refuses (a scale, seeds used for tuning) was asked for wrongly.
+
+    Nothing else can raise these errors: experiments run in other processes, and their failures are results.
+    """
+    try:
+        return run(*arguments, **options)
+    except ValueError as error:
+        raise CommandError(str(error), Exit.USAGE) from error
+    except RuntimeError as error:
+        if exit_of(error) is not None:
+            raise
+        raise CommandError(str(error), Exit.FAILED) from error

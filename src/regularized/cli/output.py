@@ -1,0 +1,93 @@
+"""What a command prints: JSON for scripts, a table in a terminal, tab-separated values in a pipe.
+
+Standard output carries the result alone; progress, notes and errors go to standard error.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["console", "emit_json", "emit_table", "in_terminal", "note"]
+
+
+def in_terminal() -> bool:
+    """Whether a person reads standard output."""
+    return sys.stdout.isatty()
+
+
+def console() -> "Console":
+    """Console of standard output; wide and without colours in a pipe."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if in_terminal() else 120)
+
+
+def note(text: str) -> None:
+    """Say something beside the result, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def emit_json(value: object) -> None:
+    """Print plain data as JSON; numbers that JSON lacks (nan, infinities) become null.
+
+    Examples:
+        >>> emit_json({"ratio": float("inf"), "title": "é"})
+        {
+          "ratio": null,
+          "title": "é"
+        }
+    """
+    print(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def emit_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
+    """Print a table, or tab-separated values with a header line where no person reads.
+
+    Args:
+        columns: headings; one that ends in ``">"`` is aligned to the right.
+        rows: cells; None is shown as nothing.
+        title: heading of the table, shown in a terminal only.
+
+    Examples:
+        >>> emit_table(["slug", "ratio>"], [["a", 1.5], ["b", None]])  # doctest: +NORMALIZE_WHITESPACE
+        slug ratio
+        a 1.5
+        b
+    """
+    names = [column.removesuffix(">") for column in columns]
+    if not in_terminal():
+        for row in [names, *rows]:
+            print("\t".join(" ".join(_cell(value).split()) for value in row))
+        sys.stdout.flush()
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for column, name in zip(columns, names, strict=True):
+        table.add_column(name, justify="right" if column.endswith(">") else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row))
+    console().print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
