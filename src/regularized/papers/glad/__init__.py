@@ -1,0 +1,1 @@
+"""GLAD: Generalizable Tuning for Vision-Language Models: card."""

@@ -1,0 +1,1 @@
+"""Identity-Seeking Self-Supervised Representation Learning for Generalizable Person Re-identification: card."""

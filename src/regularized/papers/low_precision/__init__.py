@@ -1,0 +1,1 @@
+"""Low-Precision Training of Large Language Models: Methods, Challenges, and Opportunities: card."""

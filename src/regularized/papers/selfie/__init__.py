@@ -1,0 +1,1 @@
+"""Selfie: Self-supervised Pretraining for Image Embedding: card."""
