@@ -1,0 +1,1 @@
+"""Eliminating Catastrophic Overfitting Via Abnormal Adversarial Examples Regularization: card."""

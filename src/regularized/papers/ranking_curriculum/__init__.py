@@ -1,0 +1,1 @@
+"""Training Curricula for Open Domain Answer Re-Ranking: card."""

@@ -1,0 +1,1 @@
+"""Self-Judge: Selective Instruction Following with Alignment Self-Evaluation: card."""
