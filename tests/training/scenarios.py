@@ -1,0 +1,230 @@
+"""Trainings that tests start in this process and, as a script, in others: to be killed, or several at once.
+
+python scenarios.py NAME OUT [--folder CHECKPOINTS] [--resume] [--kill-at STEP | --kill-in-save STEP] [...]
+"""
+
+import argparse
+import os
+import random
+import signal
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from regularized.training import (
+    Batch,
+    CrossEntropy,
+    EarlyStopping,
+    Loss,
+    Step,
+    TensorData,
+    Term,
+    Trainer,
+    cosine,
+    linear,
+)
+
+SAMPLES, FEATURES, CLASSES = 30, 6, 3
+
+
+class Memory(Term):
+    """Keeps something for each sample, draws from a generator of its own, and has a trained parameter."""
+
+    def __init__(self) -> None:
+        super().__init__(weight=linear(0.0, 0.3))
+        self.register_buffer("history", torch.zeros(SAMPLES, CLASSES))
+        self.scale = nn.Parameter(torch.ones(CLASSES))
+        self.noise = torch.Generator().manual_seed(5)
+        self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
+
+    def epoch_start(self, progress) -> None:
+        self.epochs += 1
+
+    def forward(self, step: Step) -> torch.Tensor:
+        p = step.log_probabilities.exp()
+        with torch.no_grad():
+            drawn = torch.rand(p.shape, generator=self.noise)
+            self.history[step.index] = 0.7 * self.history[step.index] + 0.3 * p.detach() + 0.01 * drawn
+        return ((p * self.scale - self.history[step.index]) ** 2).sum()
+
+
+class Decay(Term):
+    """A penalty on the weights, once an optimizer step."""
+
+    per_step = True
+
+    def forward(self, step: Step) -> torch.Tensor:
+        return 1e-3 * sum(p.square().sum() for p in step.model.parameters())
+
+
+class Kill(Term):
+    """Kills the process, as the machine would, after an optimizer step."""
+
+    contributes = False
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def after_step(self, step: Step) -> None:
+        if step.progress.step + 1 == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Jittered(TensorDataset):
+    """Augments in the process that loads, with all three global generators."""
+
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        import numpy as np
+
+        return x + 0.1 * torch.randn(()) + 0.1 * random.random() + 0.1 * np.random.rand(), y  # noqa: NPY002
+
+
+def tensors(seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(SAMPLES, FEATURES, generator=generator)
+    return x, (x @ torch.randn(FEATURES, CLASSES, generator=generator)).argmax(-1)
+
+
+def resumable(kind: str, folder: Path | None, *, kill_at: int = 0, every: int | None = 1, keep: int = 3):
+    """Model and trainer with everything that has state: dropout, running statistics, terms, early stopping."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.4), nn.Linear(8, CLASSES)
+    )
+    x, y = tensors()
+    trainer = Trainer(
+        model,
+        # Kill is always there, so that the checkpoints of all runs have the same terms.
+        terms={"task": CrossEntropy(), "memory": Memory(), "decay": Decay(), "kill": Kill(kill_at)},
+        optimizer=partial(torch.optim.AdamW, lr=0.05),
+        schedule=cosine(),
+        accumulate=2,
+        clip_norm=1.0,
+        evaluate=lambda m: {"loss": float(nn.functional.cross_entropy(m(x + torch.randn_like(x)), y))},
+        early_stopping=EarlyStopping("loss", "lower", patience=3),
+        checkpoint_dir=folder,
+        checkpoint_every=every if folder else None,
+        keep_checkpoints=keep,
+        log_every=2,
+        trackers=["jsonl"] if folder else (),
+        log_dir=folder / "log" if folder else None,
+    )
+    data = {
+        "tensors": lambda: TensorData(x, y, batch_size=4, seed=3),
+        "loader": lambda: DataLoader(Jittered(x, y), batch_size=4, shuffle=True),
+        "workers": lambda: DataLoader(TensorDataset(x, y), batch_size=4, shuffle=True, num_workers=1),
+        "weighted": lambda: DataLoader(
+            Jittered(x, y),
+            batch_size=4,
+            sampler=torch.utils.data.WeightedRandomSampler(torch.arange(1.0, SAMPLES + 1), SAMPLES),
+        ),
+        "iterable": lambda: [(x[i : i + 4], y[i : i + 4], torch.arange(SAMPLES)[i : i + 4]) for i in range(0, SAMPLES, 4)],
+    }[kind]()
+    return model, trainer, data
+
+
+class Embed(Term):
+    """A term with parameters of its own, and labels that are not all counted."""
+
+    def __init__(self) -> None:
+        super().__init__(weight=0.5)
+        torch.manual_seed(1 + int(os.environ.get("RANK", 0)))  # differs on the processes: the loop must level it
+        self.head = nn.Linear(8, CLASSES)
+        self.unused = nn.Linear(2, 2)
+
+    taps = ("1",)
+
+    def count(self, batch: Batch):
+        return (batch.targets > 0).sum()
+
+    def forward(self, step: Step) -> torch.Tensor:
+        hidden = step.hidden("1")
+        further = step.forward(step.inputs + 0.1)  # a second forward before the backward pass
+        losses = nn.functional.cross_entropy(self.head(hidden), step.targets, reduction="none")
+        return (losses * (step.targets > 0)).sum() + further.square().mean(-1).sum() * 0.1
+
+
+def distributed(batch_size: int, accumulate: int, samples: int, *, loader: bool = False, log: Path | None = None):
+    """A training whose result must not depend on the number of processes."""
+    torch.manual_seed(int(os.environ.get("RANK", 0)))  # different initial weights: the first process's count
+    model = nn.Sequential(nn.Linear(FEATURES, 8), nn.Tanh(), nn.Linear(8, CLASSES))
+    terms = {"task": CrossEntropy(ignore_index=2), "embed": Embed(), "decay": Decay()}
+    trainer = Trainer(
+        model,
+        terms=terms,
+        optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+        accumulate=accumulate,
+        clip_norm=0.5,
+        evaluate=lambda m: {"norm": float(sum(p.square().sum() for p in m.parameters()))},
+        trackers=["jsonl"] if log else (),
+        log_dir=log,
+        log_every=3,
+    )
+    x, y = tensors()
+    x, y = x[:samples].double().float(), y[:samples]
+    data = (
+        DataLoader(TensorDataset(x, y), batch_size=batch_size, shuffle=True)
+        if loader
+        else TensorData(x, y, batch_size=batch_size)
+    )
+    history = trainer.fit(data, epochs=2)
+    state = {f"model.{k}": v for k, v in model.state_dict().items()}
+    state |= {f"terms.{k}": v for k, v in trainer.objective.state_dict().items()}
+    return {k: v.clone() for k, v in state.items()}, history
+
+
+def final_state(model: nn.Module, trainer: Trainer) -> dict[str, torch.Tensor]:
+    state = {f"model.{k}": v for k, v in model.state_dict().items()}
+    state |= {f"terms.{k}": v for k, v in trainer.objective.state_dict().items()}
+    state["drawn"] = torch.rand(3)  # the random state at the end, too
+    return {k: v.clone() for k, v in state.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("name")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--kill-at", type=int, default=0)
+    parser.add_argument("--kill-in-save", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--samples", type=int, default=SAMPLES)
+    parser.add_argument("--loader", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.name == "distributed":
+        state, _ = distributed(
+            arguments.batch_size,
+            arguments.accumulate,
+            arguments.samples,
+            loader=arguments.loader,
+            log=arguments.folder,
+        )
+        save_file(state, arguments.out / f"{os.environ['RANK']}.safetensors")
+        torch.distributed.destroy_process_group()
+        return
+    if arguments.kill_in_save:
+        from regularized.training import checkpoint
+
+        publish = checkpoint.publish
+
+        def die(partial: Path, final: Path, *, keep: int) -> None:
+            if final.name == f"step-{arguments.kill_in_save:08d}":
+                os.kill(os.getpid(), signal.SIGKILL)
+            publish(partial, final, keep=keep)
+
+        checkpoint.publish = die
+    model, trainer, data = resumable(arguments.name, arguments.folder, kill_at=arguments.kill_at)
+    trainer.fit(data, epochs=5, resume=True)
+    save_file(final_state(model, trainer), arguments.out)
+
+
+if __name__ == "__main__":
+    main()
