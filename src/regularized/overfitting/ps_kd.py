@@ -1,0 +1,386 @@
+"""Progressive self-knowledge distillation (PS-KD): for classifiers that become over-confident on one-hot labels.
+
+The label of each sample is softened with what this same model predicted for it one epoch ago, more and more as training
+goes on. It needs no teacher and no second forward pass; it costs a table with one prediction for each sample.
+
+    Kim, Ji, Yoon, Hwang, "Self-Knowledge Distillation with Progressive Refinement of Targets", ICCV 2021,
+    arXiv 2006.12000. Official code: github.com/lgcnsai/PS-KD-Pytorch at 9aa0828 (MIT).
+
+=========  ==================  =========================================================================
+paper      here                meaning
+=========  ==================  =========================================================================
+P_{t-1}    ``history``         (B, C) rows of the store: each sample's prediction at its last visit
+alpha_t    ``alpha``           share of the history in the target, in [0, 1]
+alpha_T    ``alpha=0.8``       that of the last epoch; epoch e = 0 ... T - 1 has alpha_T (e + 1) / T
+q          ``targets``         (B, C) soft targets, (1 - alpha) onehot(y) + alpha history
+=========  ==================  =========================================================================
+
+Paper and code differ: the paper's target is the model of epoch t - 1; the code's is the prediction made *during* epoch
+t - 1, in training mode and under that epoch's augmentation. We follow the code, because the published numbers come from
+it. A sample that was never visited keeps its one-hot label; the code relies on epoch 0 for that, and resumes wrongly.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from regularized.mechanisms.distributed import gather_rows
+from regularized.mechanisms.mixup import Mix
+from regularized.mechanisms.prediction_store import DenseStore, PredictionStore
+from regularized.mechanisms.sample_history import check_index
+from regularized.training.progress import Coefficient, Progress, as_schedule, linear
+from regularized.training.step import Batch, Step
+from regularized.training.terms import Term
+
+__all__ = ["ProgressiveDistillation", "ProgressiveDistillationLoss", "progressive_loss", "progressive_targets"]
+
+# Shapes: B samples of a batch, N samples of the training set, C classes.
+
+
+def progressive_targets(labels: Tensor, history: Tensor, alpha: float | Tensor) -> Tensor:
+    """The soft targets ``(1 - alpha) onehot(y) + alpha history``; to look at, or for a loss of your own.
+
+    Args:
+        labels: (B,) int64 class labels.
+        history: (B, C) past predictions.
+        alpha: share of the history, in [0, 1]; a number or (B,).
+
+    Returns:
+        (B, C) targets that sum to 1, in the type of ``history``.
+
+    Examples:
+        >>> progressive_targets(torch.tensor([1]), torch.tensor([[0.75, 0.25]]), alpha=0.5)
+        tensor([[0.3750, 0.6250]])
+    """
+    share = _column(alpha, history)
+    return (history * share).scatter_add_(1, labels[:, None], 1.0 - share)
+
+
+def progressive_loss(log_probabilities: Tensor, labels: Tensor, history: Tensor, alpha: float | Tensor) -> Tensor:
+    """Cross-entropy with the soft targets, *summed* over the batch, without building the one-hot labels.
+
+    ``-(1 - alpha) log p_y - alpha <history, log p>``. By the logits its gradient is ``p - q``: that of cross-entropy
+    times ``1 - alpha (1 - history_y) / (1 - p_y)`` for the true class, small for a sample that is hard and has not
+    improved since.
+
+    Args:
+        log_probabilities: (B, C) log-softmax of the logits, finite.
+        labels: (B,) int64 class labels.
+        history: (B, C) past predictions, constant.
+        alpha: share of the history, in [0, 1]; a number or (B,). 0 is cross-entropy bit for bit, whatever the history
+            holds (zeros, for a sample that has none).
+
+    Returns:
+        Scalar.
+
+    Examples:
+        >>> z, y = torch.randn(4, 3), torch.tensor([0, 2, 1, 0])
+        >>> past = torch.randn(4, 3).softmax(dim=1)
+        >>> ours = progressive_loss(z.log_softmax(dim=1), y, past, alpha=0.3)
+        >>> torch.allclose(ours, F.cross_entropy(z, progressive_targets(y, past, 0.3), reduction="sum"))
+        True
+    """
+    share = _column(alpha, history)
+    # q - onehot(y) = alpha (history - onehot(y)), so that cross-entropy itself stays untouched where alpha is 0.
+    shift = (history * share).scatter_add_(1, labels[:, None], -share)
+    plain = F.nll_loss(log_probabilities, labels, reduction="sum")
+    return plain - torch.dot(shift.flatten(), log_probabilities.flatten())
+
+
+class ProgressiveDistillationLoss(torch.nn.Module):
+    """Cross-entropy with labels that the model's own past predictions soften: for over-confident classifiers.
+
+    A drop-in for ``nn.CrossEntropyLoss`` that also takes the index of each sample, and the epoch. The prediction of a
+    batch is remembered after its loss was computed. In ``eval()`` mode it is plain cross-entropy and touches nothing.
+
+    Costs one exponential, one read and one write of (B, C) a step, and N x C x 4 bytes; a leaner ``store`` takes a half
+    of that or a hundredth. With several processes every process holds the whole history, and new rows are exchanged.
+
+    Not for a model that is not over-confident: under very strong augmentation, or with many wrong labels, it becomes
+    *under*-confident (the history is taken under augmentation); use a smaller ``alpha`` there. Without any augmentation
+    the history is nearly one-hot and little changes. Where calibration is all that you want, temperature scaling after
+    training is cheaper (:func:`~regularized.mechanisms.calibration.fit_temperature`).
+
+    Args:
+        num_samples: N, length of the training set that ``index`` counts in.
+        num_classes: C.
+        epochs: T, epochs of the whole training, at least 1.
+        alpha: share of the history in the target in the last epoch, in [0, 1]; it grows linearly from ``alpha / T`` in
+            the first. Default 0.8 (official script, and every command of its README). 0 is plain cross-entropy; the
+            history is still recorded.
+        store: where predictions are kept; default ``DenseStore(num_samples, num_classes)``, exact float32.
+
+    Attributes:
+        store: the predictions: saved, restored and moved with the module.
+        alpha: the ``alpha`` of the last epoch.
+
+    Raises:
+        ValueError: a setting is outside its range; at the call: no index, wrong shape, soft labels, wrong device.
+        IndexError: an index outside [0, N) (checked while the index is on the CPU).
+        RuntimeError: a sample came for the second time and neither :meth:`set_epoch` nor :meth:`set_progress` was ever
+            called (on a GPU: more samples than the training set has); or it was called in training mode with gradients
+            switched off, as an evaluation without ``eval()`` would.
+
+    Examples:
+        >>> x, y = torch.randn(400, 64), torch.randint(10, (400,))
+        >>> model = torch.nn.Linear(64, 10)
+        >>> criterion = ProgressiveDistillationLoss(num_samples=400, num_classes=10, epochs=3)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+        >>> for epoch in range(3):
+        ...     criterion.set_epoch(epoch)
+        ...     for index in torch.randperm(400).split(100):
+        ...         loss = criterion(model(x[index]), y[index], index)
+        ...         loss.backward()
+        ...         optimizer.step()
+        ...         optimizer.zero_grad()
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        num_classes: int,
+        *,
+        epochs: int,
+        alpha: float = 0.8,
+        store: PredictionStore | None = None,
+    ) -> None:
+        super().__init__()
+        if epochs < 1:
+            raise ValueError(f"epochs must be at least 1, the epochs of the whole training; got {epochs}")
+        _check_alpha(alpha)
+        self.store = _checked_store(store, num_samples, num_classes)
+        self.epochs = epochs
+        self.alpha = alpha
+        self._share: float | None = None  # of the training that is done, the present epoch included
+        self._visits = 0  # before the share is known
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the epoch that begins, counted from 0.
+
+        Raises:
+            ValueError: it is not in [0, epochs).
+        """
+        if not 0 <= epoch < self.epochs:
+            raise ValueError(
+                f"epoch must be in [0, {self.epochs}), since the loss was built with epochs={self.epochs}; got {epoch}"
+            )
+        self._share = (epoch + 1) / self.epochs
+
+    def set_progress(self, share: float) -> None:
+        """Tell the share of the training that is done, in [0, 1], instead of the epoch; ``alpha`` grows with it.
+
+        Raises:
+            ValueError: it is outside [0, 1].
+        """
+        if not 0.0 <= share <= 1.0:
+            raise ValueError(f"the share of the training that is done must be in [0, 1], got {share}")
+        self._share = float(share)
+
+    @property
+    def current_alpha(self) -> float:
+        """Share of the history in the targets now; 0 before the first epoch was told."""
+        return 0.0 if self._share is None else self.alpha * self._share
+
+    def forward(self, logits: Tensor, labels: Tensor, index: Tensor | None = None, *, mix: Mix | None = None) -> Tensor:
+        """Mean loss of the batch.
+
+        Args:
+            logits: (B, C) before the softmax.
+            labels: (B,) int64 class labels; before mixing, where the inputs were mixed.
+            index: (B,) position of each sample in the training set; not needed, and ignored, in ``eval()`` mode.
+            mix: how the inputs were blended (mixup; also CutMix, with the share of the area): the targets, history
+                included, are then blended in the same way. The prediction for a blended input is remembered for the
+                sample with the larger share.
+
+        Returns:
+            Scalar.
+        """
+        _check_logits(logits, self.store, owner="ProgressiveDistillationLoss")
+        _check_labels(labels, logits, owner="ProgressiveDistillationLoss")
+        if not self.training:
+            if mix is None or mix.share == 1.0:
+                return F.cross_entropy(logits, labels)
+            log_p = _log_softmax(logits)
+            return torch.lerp(F.nll_loss(log_p, labels[mix.partner]), F.nll_loss(log_p, labels), mix.share)
+        check_index(index, self.store.num_samples, owner="ProgressiveDistillationLoss", batch_size=len(logits))
+        assert index is not None
+        if not torch.is_grad_enabled():
+            raise RuntimeError(
+                "ProgressiveDistillationLoss was called in training mode with gradients switched off. On validation "
+                "data this would overwrite the history of training samples: call .eval() on the loss before evaluating"
+            )
+        log_p = _log_softmax(logits)
+        history, seen = _read(self.store, index, log_p)
+        if self._share is None:
+            self._check_first_visit(seen)
+        loss = _mixed_loss(log_p, labels, history, seen.to(log_p.dtype) * self.current_alpha, mix)
+        _remember(self.store, index, log_p, mix)
+        return loss / max(len(logits), 1)
+
+    def _check_first_visit(self, seen: Tensor) -> None:
+        """Without an epoch alpha would silently stay 0. On a GPU visits are counted instead of looked at: no sync."""
+        if torch.compiler.is_compiling():
+            return
+        self._visits += len(seen)
+        again = bool(seen.any()) if seen.device.type == "cpu" else self._visits > self.store.num_samples
+        if again:
+            raise RuntimeError(
+                "ProgressiveDistillationLoss sees a sample for the second time, but was never told the epoch: call "
+                "set_epoch(epoch) at the start of each epoch, or set_progress(share); otherwise alpha would never grow"
+            )
+
+    def get_extra_state(self) -> Tensor:
+        """The progress, so that a resumed training goes on with the same alpha; -1 when it was never told."""
+        return torch.tensor(-1.0 if self._share is None else self._share, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore the progress."""
+        share = float(state)
+        self._share = None if share < 0 else share
+
+    def extra_repr(self) -> str:
+        """Settings, for ``repr``."""
+        return f"epochs={self.epochs}, alpha={self.alpha}"
+
+
+class ProgressiveDistillation(Term):
+    """The same loss as a term of the loop, in the place of ``CrossEntropy``.
+
+    Args:
+        num_samples: N, length of the training set.
+        num_classes: C.
+        alpha: share of the history in the target: a number in [0, 1] is that of the last epoch, grown linearly from
+            epoch to epoch as in :class:`ProgressiveDistillationLoss`; a schedule is taken as it is, and its values must
+            be in [0, 1]. Default 0.8 (official script).
+        store: where predictions are kept; default ``DenseStore(num_samples, num_classes)``, exact float32.
+        weight: coefficient of the term; default 1.
+
+    Raises:
+        ValueError: a setting is outside its range, or the batch has no index.
+
+    Examples:
+        >>> term = ProgressiveDistillation(num_samples=6, num_classes=2)
+        >>> batch = Batch.of((torch.zeros(4, 3), torch.tensor([0, 1, 0, 1]), torch.tensor([5, 0, 1, 2])))
+        >>> step = Step(torch.nn.Linear(3, 2), batch, Progress(step=0, total_steps=1))
+        >>> torch.equal(term(step), F.cross_entropy(step.logits, batch.targets, reduction="sum"))
+        True
+        >>> term.store.seen.tolist()
+        [True, True, True, False, False, True]
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        num_classes: int,
+        *,
+        alpha: Coefficient = 0.8,
+        store: PredictionStore | None = None,
+        weight: Coefficient = 1.0,
+    ) -> None:
+        super().__init__(weight=weight)
+        if callable(alpha):
+            self._alpha = alpha
+        else:
+            as_schedule(alpha, name="alpha")
+            _check_alpha(alpha)
+            self._alpha = linear(0.0, alpha, unit="epoch")
+        self.store = _checked_store(store, num_samples, num_classes)
+
+    def alpha(self, progress: Progress) -> float:
+        """Share of the history in the targets at some point of the training.
+
+        Raises:
+            ValueError: the schedule gives a value outside [0, 1].
+        """
+        alpha = self._alpha(progress)
+        if not 0.0 <= alpha <= 1.0:
+            raise ValueError(f"the schedule of alpha must stay in [0, 1], got {alpha} in epoch {progress.epoch}")
+        return alpha
+
+    def count(self, batch: Batch) -> int:
+        """Number of samples."""
+        return batch.size
+
+    def forward(self, step: Step) -> Tensor:
+        """Sum of the loss over the batch; plain cross-entropy in ``eval()`` mode, where nothing is recorded."""
+        log_p, labels = step.log_probabilities, step.targets
+        _check_logits(log_p, self.store, owner="ProgressiveDistillation")
+        _check_labels(labels, log_p, owner="ProgressiveDistillation")
+        if not self.training:
+            return F.nll_loss(log_p, labels, reduction="sum")
+        index = step.index
+        check_index(index, self.store.num_samples, owner="ProgressiveDistillation", batch_size=len(log_p))
+        history, seen = _read(self.store, index, log_p)
+        loss = _mixed_loss(log_p, labels, history, seen.to(log_p.dtype) * self.alpha(step.progress), None)
+        _remember(self.store, index, log_p, None)
+        return loss
+
+
+def _mixed_loss(log_p: Tensor, labels: Tensor, history: Tensor, alpha: Tensor, mix: Mix | None) -> Tensor:
+    """Sum over the batch; blended inputs get the blend of the two samples' targets, and the loss is linear in these."""
+    own = progressive_loss(log_p, labels, history, alpha)
+    if mix is None or mix.share == 1.0:
+        return own
+    other = mix.partner
+    return torch.lerp(progressive_loss(log_p, labels[other], history[other], alpha[other]), own, mix.share)
+
+
+def _read(store: PredictionStore, index: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    rows, seen = store.read(index)
+    return rows.to(like.device, like.dtype), seen.to(like.device)
+
+
+@torch.no_grad()
+def _remember(store: PredictionStore, index: Tensor, log_p: Tensor, mix: Mix | None) -> None:
+    if mix is not None and mix.share < 0.5:
+        index = index[mix.partner.to(index.device)]
+    store.write(*gather_rows(index, log_p.detach().exp()))
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    # float32 at least: what half precision rounds away would go into the history.
+    return F.log_softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def _column(alpha: float | Tensor, history: Tensor) -> Tensor:
+    if isinstance(alpha, Tensor):
+        return alpha[:, None]
+    return history.new_full((len(history), 1), alpha)
+
+
+def _check_alpha(alpha: float) -> None:
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha must be in [0, 1], got {alpha}; 0 is plain cross-entropy, the paper uses 0.8")
+
+
+def _checked_store(store: PredictionStore | None, num_samples: int, num_classes: int) -> PredictionStore:
+    if store is None:
+        return DenseStore(num_samples, num_classes)
+    if (store.num_samples, store.num_classes) != (num_samples, num_classes):
+        raise ValueError(
+            f"the store is for {store.num_samples} samples and {store.num_classes} classes, the loss for "
+            f"num_samples={num_samples} and num_classes={num_classes}; give both the same"
+        )
+    return store
+
+
+def _check_logits(logits: Tensor, store: PredictionStore, *, owner: str) -> None:
+    if logits.ndim != 2 or logits.shape[1] != store.num_classes:
+        raise ValueError(
+            f"{owner} was built with num_classes={store.num_classes} and needs logits of shape "
+            f"(B, {store.num_classes}), got {tuple(logits.shape)}"
+        )
+    if logits.device != store.seen.device and not store.host:
+        raise ValueError(
+            f"the logits are on {logits.device}, the history of {owner} is on {store.seen.device}; move it once with "
+            f".to({str(logits.device)!r}), or keep it in host memory with a store of host=True"
+        )
+
+
+def _check_labels(labels: Tensor, logits: Tensor, *, owner: str) -> None:
+    if labels.is_floating_point() or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"{owner} needs class labels of shape ({len(logits)},), got {labels.dtype} of shape {tuple(labels.shape)}. "
+            "If the inputs are mixed (mixup, CutMix), give the labels before mixing and mix=Mix(share, partner) to "
+            "ProgressiveDistillationLoss, which blends labels and history alike"
+        )

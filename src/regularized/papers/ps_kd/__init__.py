@@ -1,0 +1,1 @@
+"""Self-Knowledge Distillation with Progressive Refinement of Targets (2020)."""
