@@ -195,7 +195,7 @@ def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
 @torch.no_grad()
 def _predict(net: nn.Module, x: Tensor) -> Tensor:
     net.eval()
-    return torch.cat([net(images) for images in x.split(2048)]  # type: ignore[no-untyped-call])
+    return torch.cat([net(images) for images in x.split(2048)])  # type: ignore[no-untyped-call]
 
 
 def _measure(logits: Tensor, labels: Tensor) -> dict[str, float]:
