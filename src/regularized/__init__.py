@@ -1,6 +1,11 @@
 """Published techniques for regularized training that work, compose, and are proven.
 
-Names are loaded when first used: ``import regularized`` costs nothing, and a technique pulls in torch alone.
+Names are loaded when first used: ``import regularized`` costs nothing, and a technique pulls in torch alone::
+
+    from regularized import Trainer, CrossEntropy
+
+Techniques are here, too, by the public names on their papers' cards; ``regularized papers`` lists the papers, and
+``regularized show`` tells the names of one.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,8 +15,7 @@ from regularized._version import __version__
 if TYPE_CHECKING:
     from regularized.training import CrossEntropy, Loss, Term, Trainer
 
-# Public name -> module that defines it. Techniques are not listed here: they are found in the catalogue's cards, and
-# imported from the module of their problem, e.g. ``from regularized.noisy_labels import EarlyLearningLoss``.
+# Techniques are not listed here: the catalogue knows them.
 _LAZY = {
     "CrossEntropy": "regularized.training.terms",
     "Loss": "regularized.training.terms",
@@ -22,13 +26,23 @@ _LAZY = {
 __all__ = ["CrossEntropy", "Loss", "Term", "Trainer", "__version__"]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        from importlib import import_module
+def _techniques() -> dict[str, str]:
+    from regularized.papers.catalogue import public_names
 
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'regularized' has no attribute {name!r}")
+    return public_names()
+
+
+def __getattr__(name: str) -> Any:
+    module = _LAZY.get(name)
+    # Tools ask every module for names such as __path__ or _pytestfixturefunction: no card is read for those.
+    if module is None and not name.startswith("_"):
+        module = _techniques().get(name)
+    if module is None:
+        raise AttributeError(f"module 'regularized' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(module), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*__all__, *_techniques()})

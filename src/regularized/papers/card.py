@@ -223,7 +223,7 @@ class Card:
             values["implementation"] = _build(
                 Implementation, data["implementation"], "implementation", _IMPLEMENTATION, problems
             )
-            if not values["claims"]:
+            if not data.get("claims"):
                 problems.append("claims: an implemented paper needs at least one [[claims]] table")
             problems.extend(
                 f"claims.{claim.id}.smallest_effect: missing; fix the smallest effect that counts before the first run"

@@ -180,7 +180,6 @@ class Entry:
         }
 
 
-@lru_cache(maxsize=8)
 def load_catalogue(package: str = PACKAGE) -> tuple[Entry, ...]:
     """Read all cards of a package, best proven first.
 
@@ -199,6 +198,11 @@ def load_catalogue(package: str = PACKAGE) -> tuple[Entry, ...]:
         >>> all(entry.slug == entry.folder.name for entry in catalogue)
         True
     """
+    return _read_cards(package)
+
+
+@lru_cache(maxsize=8)
+def _read_cards(package: str) -> tuple[Entry, ...]:
     entries = []
     problems: list[CardError] = []
     for folder in _folders(package):

@@ -46,6 +46,7 @@ _WEAK = "deep learn learned learning method methods model models net network net
 WEAK_WORDS = frozenset(_WEAK.split())
 
 _WORD = re.compile(r"\w+")
+_HYPHENATED = re.compile(r"\w+(?:-\w+)+")
 
 
 def search(query: str, entries: Iterable[Entry], *, limit: int | None = None) -> list[Entry]:
@@ -84,10 +85,23 @@ def search(query: str, entries: Iterable[Entry], *, limit: int | None = None) ->
 
 def _words(query: str) -> list[str]:
     """Words to look for: without those that say nothing, unless there are no others."""
-    words = list(dict.fromkeys(_WORD.findall(query.lower().replace("_", " "))))
+    # A slug is looked for as a phrase (FTS5 splits it again), and so are its parts.
+    whole = _WORD.findall(_with_joined(query.lower()))
+    parts = [part for word in whole if "_" in word for part in word.split("_") if part]
+    words = list(dict.fromkeys(parts + [word for word in whole if word.strip("_")]))
     said = [word for word in words if word not in STOP_WORDS]
     strong = [word for word in said if word not in WEAK_WORDS]
     return strong or said or words
+
+
+def _with_joined(text: str) -> str:
+    """Text with its hyphenated words written as one, too: people write over-confident and overconfident.
+
+    Examples:
+        >>> _with_joined("an over-confident net")
+        'an over-confident net overconfident'
+    """
+    return " ".join([text, *(word.replace("-", "") for word in _HYPHENATED.findall(text))])
 
 
 @lru_cache(maxsize=4)
@@ -99,7 +113,7 @@ class _Index:
     def __init__(self, cards: Sequence[Card]) -> None:
         # The process may be a server: SQLite itself is safe for threads, and nothing is written after this.
         self._connection = sqlite3.connect(":memory:", check_same_thread=False)
-        rows = [_fields(card) for card in cards]
+        rows = [{name: _with_joined(text) for name, text in _fields(card).items()} for card in cards]
         columns = ", ".join(WEIGHTS)
         try:
             self._connection.execute(
@@ -155,7 +169,7 @@ def _fields(card: Card) -> dict[str, str]:
         "tags": "\n".join((*card.tags, card.changes)),
         "families": "\n".join(f"{name.replace('_', ' ')} {FAMILIES[name]}" for name in card.families),
         "claims": "\n".join(claim.statement for claim in card.claims),
-        "use": f"{card.when_to_use}\n{card.when_not_to_use}",
+        "use": card.when_to_use,  # what it is not for would lead those there who must not go
         "summary": card.summary,
         "names": "\n".join(
             [

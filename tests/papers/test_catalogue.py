@@ -1,0 +1,186 @@
+"""The catalogue: scanned folders, computed states, verdicts from the ledger."""
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import regularized
+from regularized.evidence.claims import Verdict
+from regularized.papers import catalogue as module
+from regularized.papers.card import CardError
+from regularized.papers.catalogue import PARTS, UnknownPaper, find, load_catalogue, public_names
+
+from .test_card import GOOD
+
+PACKAGES = iter(f"catalogue_of_a_test_{number}" for number in range(1000))
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package of one's own with papers: call it with card texts by slug, get its name and folder."""
+
+    def build(**cards: str) -> tuple[str, Path]:
+        name = next(PACKAGES)
+        root = tmp_path / name
+        for slug, text in cards.items():
+            (root / slug).mkdir(parents=True)
+            (root / slug / "card.toml").write_text(text)
+        (root / "no_card").mkdir(parents=True)
+        (root / "__init__.py").touch()
+        monkeypatch.syspath_prepend(tmp_path)
+        return name, root
+
+    yield build
+    for name in [name for name in sys.modules if name.startswith("catalogue_of_a_test_")]:
+        del sys.modules[name]
+
+
+def card(slug: str, **changes: str) -> str:
+    text = GOOD.replace("my_paper", slug)
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+def test_all_papers_of_the_page_have_a_card():
+    """Fails when a card is lost."""
+    assert len(load_catalogue()) >= 44
+    assert len({entry.slug for entry in load_catalogue()}) == len(load_catalogue())
+
+
+def test_reading_is_fast():
+    """Fails when reading the cards loads more than it needs: three times what it takes on a slow machine."""
+    best = min(_seconds() for _ in range(3))
+    assert best < 0.01 * len(load_catalogue()), best
+
+
+def _seconds() -> float:
+    start = time.perf_counter()
+    assert module._read_cards.__wrapped__("regularized.papers")
+    return time.perf_counter() - start
+
+
+def test_own_package(package):
+    """Fails when folders without a card count, or a catalogue outside this package cannot be read."""
+    name, root = package(first=card("first"), second=card("second"))
+    entries = load_catalogue(name)
+    assert [entry.slug for entry in entries] == ["first", "second"]
+    assert find("second", name).folder == root / "second"
+    assert entries[0].module_name("bench") == f"{name}.first.bench"
+    with pytest.raises(ModuleNotFoundError, match="there is no package 'nowhere'"):
+        load_catalogue("nowhere")
+
+
+def test_every_wrong_card_is_named(package):
+    """Fails when reading stops at the first wrong card."""
+    name, _ = package(first=card("other"), second=card("second"), third="slug = 1")
+    with pytest.raises(CardError) as caught:
+        load_catalogue(name)
+    assert "must be the name of its folder, 'first'" in str(caught.value)
+    assert "slug: got 1" in str(caught.value)
+
+
+def test_implemented_is_computed(package):
+    """Fails when a paper counts as implemented with any of its files or names missing."""
+    target = next(entry for entry in load_catalogue() if entry.implemented)
+    names = str(list(target.card.implementation.names)).replace("'", '"')
+    name, root = package(
+        first=card("first", **{'["regularized.noisy_labels.my_paper.MyLoss"]'.replace("my_paper", "first"): names})
+    )
+    needed = [*(f"{part}.py" for part in PARTS), "golden.npz"]
+
+    def missing() -> tuple[str, ...]:
+        return module._read_cards.__wrapped__(name)[0].missing
+
+    assert missing() == tuple(f"no {file}" for file in needed)
+    for file in needed:
+        (root / "first" / file).touch()
+    assert missing() == ()
+    (root / "first" / "card.toml").write_text(card("first"))
+    assert missing() == ("no regularized.noisy_labels.first.MyLoss",)
+    plain = card("first")
+    start, end = plain.index("[implementation]"), plain.index("[[claims]]")
+    (root / "first" / "card.toml").write_text(plain[:start] + plain[end:])
+    assert missing() == ("no [implementation] in card.toml",)
+
+
+def test_names_are_looked_up_without_importing():
+    """Fails when a name counts that is only imported, nested, or mentioned."""
+    here = "regularized.papers.catalogue"
+    assert module._defines(f"{here}.Entry")
+    assert module._defines(f"{here}.PACKAGE")
+    assert module._defines(f"{here}.load_catalogue")
+    for name in (f"{here}.Card", f"{here}.slug", f"{here}.nothing", "regularized.nowhere.Entry", "nowhere.at.all"):
+        assert not module._defines(name), name
+
+
+def test_nearest_paper():
+    """Fails when a typing error, a hyphen, or a question in the place of a slug gets no suggestion."""
+    slug = next(entry.slug for entry in load_catalogue() if "_" in entry.slug)
+    for asked in (slug.replace("_", "-"), slug.upper(), slug[1:]):
+        with pytest.raises(UnknownPaper, match=f"Did you mean {slug}") as caught:
+            find(asked)
+        assert caught.value.suggestions[0] == slug
+    with pytest.raises(UnknownPaper, match="Did you mean"):
+        find("my labels are wrong")
+    with pytest.raises(UnknownPaper, match=r"in the catalogue\. List them"):
+        find("zzzzzz")
+
+
+def test_verdicts_come_from_the_ledger(package, caplog):
+    """Fails when a claim without runs has a verdict, or a damaged ledger takes the catalogue down or goes unnoticed."""
+    name, root = package(first=card("first"), second=card("second"))
+    (root / "first" / "ledger.json").write_text('{"format": 1, "slug"')
+    assert [o.verdict for entry in load_catalogue(name) for o in entry.outcomes] == [Verdict.NOT_RUN] * 2
+    assert "ledger.json is damaged" in caplog.text
+
+
+def test_measured_papers_come_first(package):
+    """Fails when the order is by date alone."""
+    measured = [entry for entry in load_catalogue() if entry.load_ledger() is not None]
+    if not measured:
+        pytest.skip("no ledger has been written yet")
+    name, root = package(newer=card("newer", **{"2020-06-30": "2030-01-01"}), proven=card("proven"))
+    shutil.copy(measured[0].ledger, root / "proven" / "ledger.json")
+    text = (measured[0].folder / "card.toml").read_text().replace(f'slug = "{measured[0].slug}"', 'slug = "proven"')
+    (root / "proven" / "card.toml").write_text(text)
+    entries = load_catalogue(name)
+    assert entries[0].slug == "proven"
+    assert {outcome.verdict for outcome in entries[0].outcomes} != {Verdict.NOT_RUN}
+
+
+def test_public_names_at_the_top():
+    """Fails when a technique of a card cannot be imported from the top of the package, or is another object there."""
+    from importlib import import_module
+
+    names = public_names()
+    assert names
+    for name, owner in names.items():
+        assert getattr(regularized, name) is getattr(import_module(owner), name)
+        assert name in dir(regularized)
+    with pytest.raises(AttributeError, match="no attribute 'NoSuchTechnique'"):
+        regularized.NoSuchTechnique  # noqa: B018
+
+
+def test_two_papers_with_one_name(package):
+    """Fails when one of two techniques of the same name silently hides the other."""
+    name, _ = package(first=card("first"), second=card("second"))
+    with pytest.raises(CardError, match=r"'MyLoss' is in regularized\.noisy_labels\.first, too"):
+        public_names(name)
+
+
+@pytest.mark.parametrize("entry", [e for e in load_catalogue() if e.implemented], ids=lambda entry: entry.slug)
+def test_usage_runs(entry):
+    """Fails when the snippet that `show` prints does not run as it stands."""
+    assert entry.usage.splitlines()[0].startswith(("import ", "from "))
+    exec(compile(entry.usage, entry.slug, "exec"), {})
+
+
+def test_modules_of_a_paper_are_known():
+    """Fails when a misspelt part is passed on to the import system."""
+    with pytest.raises(ValueError, match=r"part must be one of \['experiment'"):
+        load_catalogue()[0].module_name("experiments")
