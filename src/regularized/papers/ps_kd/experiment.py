@@ -62,8 +62,8 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "ps_kd": {"weight_decay": 5e-4, "alpha": 0.8},
     # The best of TUNING (regularized tune ps_kd), not chosen by hand.
     "cross_entropy_tuned": {"lr": 0.1, "weight_decay": 2e-2},
-    "label_smoothing_tuned": {"weight_decay": 2e-2, "smoothing": 0.05},
-    "ps_kd_tuned": {"weight_decay": 2e-2, "alpha": 0.5},
+    "label_smoothing_tuned": {"weight_decay": 2e-2, "smoothing": 0.02},
+    "ps_kd_tuned": {"weight_decay": 2e-2, "alpha": 0.3},
 }
 LR = 0.05
 
