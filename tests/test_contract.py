@@ -10,7 +10,9 @@ import inspect
 import pytest
 
 from regularized.evidence import contract
+from regularized.evidence.claims import Verdict
 from regularized.evidence.conformance import conform
+from regularized.evidence.ledger import load as load_ledger
 from regularized.papers.catalogue import Entry, load_catalogue
 
 IMPLEMENTED = [entry for entry in load_catalogue() if entry.implemented]
@@ -113,3 +115,27 @@ def test_public_names_are_documented(entry):
         assert ">>>" in text, f"{name} has no example"
         if inspect.isclass(thing):
             assert "Raises:" in text, f"{name} does not document its errors"
+
+
+@pytest.mark.parametrize("entry", IMPLEMENTED, ids=lambda entry: entry.card.slug)
+def test_arms_have_the_settings_that_tuning_chose(entry):
+    """Fails when a setting was typed in that the recorded trials do not support, for the baseline above all."""
+    experiment = entry.experiment()
+    tuning = getattr(experiment, "TUNING", None)
+    if tuning is None:
+        return
+    shipped = load_ledger(entry.ledger)
+    assert shipped is not None, f"{entry.card.slug} has no ledger; write it with `regularized ledger`"
+    result = shipped.to_result(entry.card.claims, module_name=entry.module_name("experiment"))
+    assert result.tuning is not None, f"the ledger of {entry.card.slug} has no tuning; run `regularized tune` first"
+    for arm, best in result.tuning.best.items():
+        chosen = {name: experiment.ARMS[arm].get(name) for name in best}
+        assert chosen == dict(best), f"{arm} has {chosen}, tuning chose {dict(best)}"
+
+
+@pytest.mark.parametrize("entry", IMPLEMENTED, ids=lambda entry: entry.card.slug)
+def test_ledger_judges_every_claim(entry):
+    """Every claim has a verdict from at least five seeds in what ships."""
+    for outcome in entry.outcomes:
+        assert outcome.verdict is not Verdict.NOT_RUN, outcome.claim.id
+        assert len(outcome.seeds) >= 5, outcome.claim.id

@@ -322,16 +322,20 @@ def bench(
     seconds: Annotated[float, typer.Option(min=0.1, help="Time for each size.")] = 12.0,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch; one is the quietest.")] = 1,
     memory: Annotated[bool, typer.Option(help="Measure peak memory, too, in processes of their own.")] = True,
+    save: Annotated[
+        bool, typer.Option("--save", help="Write the rows beside the paper's bench module, for the documentation.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure what a technique costs: its step against a plain one, interleaved, beside the least possible ratio."""
     from regularized.evidence.bench import BenchRow
     from regularized.evidence.bench import bench as measure
+    from regularized.evidence.bench import save as save_rows
 
     rows: list[BenchRow] = []
     for entry in _entries(slug):
         implementation = entry.card.implementation
-        rows += measure(
+        measured = measure(
             entry.slug,
             entry.module_name("bench"),
             floor=implementation.floor if implementation else None,
@@ -340,6 +344,9 @@ def bench(
             memory=memory,
             on_row=lambda row: note(f"{row.slug}: {row.size}: {row.ratio:.3f}"),
         )
+        if save:
+            note(f"saved {save_rows(measured, entry.module_name('bench'))}")
+        rows += measured
     if as_json:
         emit_json([row.to_dict() for row in rows])
         return
