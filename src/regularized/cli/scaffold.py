@@ -77,5 +77,13 @@ def lay_out(slug: str, *, family: str, title: str, checkout: Path) -> list[Path]
     for path, template in files.items():
         text = Template((_TEMPLATES / f"{template}.txt").read_text(encoding="utf-8")).substitute(words)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_text(_IMPORTS.sub(_in_order, text), encoding="utf-8")
     return list(files)
+
+
+# Where the import of the technique belongs depends on the name of its family.
+_IMPORTS = re.compile(r"(?:^from regularized\.\S+ import .*\n)+", re.MULTILINE)
+
+
+def _in_order(block: re.Match[str]) -> str:
+    return "".join(sorted(block.group().splitlines(keepends=True)))

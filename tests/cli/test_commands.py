@@ -1,0 +1,434 @@
+"""The command line: what scripts rely on, what people read, and exit codes."""
+
+import csv
+import io
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from regularized.cli.app import app
+from regularized.evidence import runner as evidence_runner
+from regularized.evidence.experiment import Unavailable
+from regularized.evidence.results import Failure, ReproduceResult, Trial, TuningResult, outcomes
+from regularized.evidence.store import Run, StoreError
+from regularized.papers.catalogue import load_catalogue
+
+ENTRIES = load_catalogue()
+IMPLEMENTED = [entry for entry in ENTRIES if entry.implemented]
+UNIMPLEMENTED = [entry for entry in ENTRIES if not entry.implemented]
+PAPER = IMPLEMENTED[0]
+
+
+def call(*arguments: str):
+    return CliRunner().invoke(app, arguments, prog_name="regularized")
+
+
+def as_json(*arguments: str):
+    result = call(*arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("REGULARIZED_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """The runner replaced by canned runs: every arm measures 1, 2, ... for every metric; returns what it was asked."""
+    asked: list[dict[str, object]] = []
+
+    def reproduce(slug, module_name, claims, **options):
+        asked.append(options)
+        seeds = tuple(range(options.get("seeds", 5)))
+        arms = tuple(PAPER.experiment().ARMS)
+        metrics = {claim.metric: 1.0 for claim in claims}
+        runs = tuple(
+            Run(slug, options.get("scale", "laptop"), arm, seed, "key", {}, dict.fromkeys(metrics, 1.0 + seed))
+            for arm in arms
+            for seed in seeds
+        )
+        scale = options.get("scale", "laptop")
+        judged = outcomes(claims, runs, seeds=seeds, scale=scale)
+        return ReproduceResult(slug, module_name, scale, seeds, arms, judged, runs)
+
+    monkeypatch.setattr(evidence_runner, "reproduce", reproduce)
+    return asked
+
+
+# -- papers, show, cite -------------------------------------------------------------------------
+
+
+def test_papers_json_has_the_promised_keys():
+    """Fails when a key that scripts rely on is renamed, or the output is anything but the bare list."""
+    rows = as_json("papers")
+    assert len(rows) == len(ENTRIES)
+    keys = "slug title date authors_count organization comments families tags implemented claims"
+    assert all(list(row) == keys.split() for row in rows)
+    assert all(list(claim) == ["id", "statement", "verdict"] for row in rows for claim in row["claims"])
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d", row["date"]) for row in rows)
+
+
+def test_search_and_filters():
+    """Fails when the search is not passed on, the order is lost, or a filter keeps the others."""
+    found = as_json("papers", "--search", "annotators disagree", "--limit", "3")
+    assert len(found) == 3
+    assert {"families"} & found[0].keys()
+    assert as_json("papers", "--search", "qqqqqqq") == []
+    assert {row["slug"] for row in as_json("papers", "--implemented")} == {entry.slug for entry in IMPLEMENTED}
+    family = PAPER.card.families[0]
+    assert all(family in row["families"] for row in as_json("papers", "--family", family))
+    wrong = call("papers", "--family", "nothing")
+    assert wrong.exit_code == 2
+    assert "families: noisy_labels" in wrong.stderr
+
+
+def test_tab_separated_in_a_pipe():
+    """Fails when a pipe gets boxes, colours or cut cells."""
+    lines = list(csv.reader(io.StringIO(call("papers").stdout), delimiter="\t", quoting=csv.QUOTE_NONE))
+    assert lines[0] == ["slug", "title", "date", "implemented", "evidence", "problem"]
+    assert {len(line) for line in lines} == {6}
+    assert [line[0] for line in lines[1:]] == [entry.slug for entry in ENTRIES]
+    assert lines[1][5] == ENTRIES[0].card.problem
+
+
+def test_table_in_a_terminal():
+    """Fails when a person in front of a terminal gets tab-separated values."""
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "regularized.cli", "papers", "--limit", "2"]
+    with subprocess.Popen(command, stdout=follower, stderr=subprocess.PIPE, env={**os.environ, "COLUMNS": "100"}):
+        os.close(follower)
+        text = _read(leader)
+    assert "\t" not in text
+    assert "─" in text
+    assert ENTRIES[0].slug in text
+
+
+def _read(descriptor: int) -> str:
+    chunks = []
+    try:
+        while chunk := os.read(descriptor, 4096):
+            chunks.append(chunk)
+    except OSError:  # Linux: the other end was closed
+        pass
+    os.close(descriptor)
+    return b"".join(chunks).decode()
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.slug)
+def test_show(entry):
+    """Fails when a card of some form (no official code, no claims, not implemented) cannot be shown."""
+    text = call("show", entry.slug)
+    assert text.exit_code == 0, text.output
+    assert entry.card.title in " ".join(text.stdout.split())
+    assert ("No code that runs yet" in text.stdout) is not entry.implemented
+    shown = as_json("show", entry.slug)
+    assert shown["problem"] == entry.card.problem
+    assert {"verdict", "effect", "interval", "smallest_effect", "reported"} <= set(shown["claims"][0])
+
+
+def test_cite():
+    """Fails when several papers give fewer entries."""
+    slugs = [entry.slug for entry in ENTRIES[:2]]
+    assert call("cite", *slugs).stdout.count("@misc{") == 2
+    assert [row["slug"] for row in as_json("cite", *slugs)] == slugs
+
+
+def test_versions():
+    """Fails when scripts cannot tell which keys to expect."""
+    assert re.fullmatch(r"regularized \d+\.\d+\.\d+\S*\n", call("--version").stdout)
+    about = as_json("--version")
+    assert about["schema_version"] == 1
+    assert call("--version").stdout.split()[1] == about["version"]
+
+
+# -- reproduce, tune, ledger --------------------------------------------------------------------
+
+
+def test_reproduce_json(measured, tmp_path):
+    """Fails when a key that scripts rely on is missing, or options do not reach the runner."""
+    result = as_json(
+        "reproduce",
+        PAPER.slug,
+        "--scale",
+        "smoke",
+        "--seeds",
+        "3",
+        "--workers",
+        "1",
+        "--report",
+        str(tmp_path / "here"),
+    )
+    assert {"slug", "scale", "seeds", "claims", "arms", "report", "seconds"} <= set(result)
+    assert (result["slug"], result["scale"], result["seeds"]) == (PAPER.slug, "smoke", 3)
+    keys = {"id", "statement", "metric", "baseline", "method", "effect", "interval", "verdict"}
+    assert all(keys <= set(claim) and len(claim["interval"]) == 2 for claim in result["claims"])
+    assert all(len(values) == 3 for arm in result["arms"].values() for values in arm.values())
+    assert result["report"] == str(tmp_path / "here" / "report.html")
+    assert (tmp_path / "here" / "report.html").is_file()
+    assert measured == [{"scale": "smoke", "seeds": 3, "workers": 1, "fresh": False}]
+
+
+def test_reproduce_prints_verdicts_and_exits_with_zero(measured):
+    """Fails when a claim that does not hold makes the command fail, or the verdict or the report is not told."""
+    result = call("reproduce", PAPER.slug)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines()[0].split("\t")[-1] == "verdict"
+    assert "does not hold" in result.stdout
+    assert "report with plots: " in result.stderr
+
+
+def test_a_failed_run_exits_with_one(monkeypatch):
+    """Fails when a script cannot tell that runs are missing; what was measured is still printed."""
+    failed = ReproduceResult(
+        PAPER.slug, "m", "smoke", (0,), ("a",), (), (), failures=(Failure("a", 0, "ValueError: broken"),)
+    )
+    monkeypatch.setattr(evidence_runner, "reproduce", lambda *a, **k: failed)
+    result = call("reproduce", PAPER.slug, "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["failures"][0]["error"] == "ValueError: broken"
+    assert "1 of 1 runs failed; the first, arm 'a' with seed 0: ValueError: broken" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (Unavailable("CIFAR-10 is not under /data"), 4, "error: CIFAR-10 is not under"),
+        (ImportError('needs transformers: pip install "regularized[huggingface]"'), 4, "pip install"),
+        (ValueError("there is no scale 'tiny'"), 2, "no scale 'tiny'"),
+        (StoreError("the store is damaged"), 1, "the store is damaged"),
+        (RuntimeError("the experiment does not run"), 1, "does not run"),
+        (evidence_runner.Interrupted(3, 10), 130, "3 of 10 runs are kept"),
+    ],
+)
+def test_exit_codes(monkeypatch, error, code, says):
+    """Fails when an error that a person can mend ends in a traceback, on standard output, or with another code."""
+
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(evidence_runner, "reproduce", fail)
+    result = call("reproduce", PAPER.slug, "--json")
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    """Fails when a defect of ours is dressed up as a user's error."""
+
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise KeyError("a defect")
+
+    monkeypatch.setattr(evidence_runner, "reproduce", fail)
+    assert isinstance(call("reproduce", PAPER.slug).exception, KeyError)
+
+
+@pytest.mark.parametrize("command", ["show", "reproduce", "tune", "conform", "bench", "cite", "ledger"])
+def test_unknown_paper(command):
+    """Fails when a misspelt slug gets no suggestion, or another exit code than "not found"."""
+    result = call(command, PAPER.slug[:-1])
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert f"Did you mean {PAPER.slug}" in result.stderr
+
+
+@pytest.mark.skipif(not UNIMPLEMENTED, reason="every paper of the catalogue is implemented")
+@pytest.mark.parametrize("command", ["reproduce", "tune", "conform", "bench", "ledger"])
+def test_paper_without_code(command):
+    """Fails when a paper without code gives a traceback, or does not say what is missing."""
+    result = call(command, UNIMPLEMENTED[0].slug)
+    assert result.exit_code == 4
+    assert "has no code that runs yet (no " in result.stderr
+
+
+def test_tune(monkeypatch):
+    """Fails when trials are lost, or an arm that does not run with its best settings goes unmentioned."""
+    trials = (Trial("a", {"lr": 0.1}, (1.0, 2.0)), Trial("a", {"lr": 0.2}, (3.0, 4.0), best=True))
+    result = TuningResult("accuracy", "higher", (1000, 1001), trials, {"a": False})
+    monkeypatch.setattr(evidence_runner, "tune", lambda *a, **k: result)
+    shown = as_json("tune", PAPER.slug)
+    assert [(trial["mean"], trial["best"]) for trial in shown["trials"]] == [(1.5, False), (3.5, True)]
+    text = call("tune", PAPER.slug)
+    assert "a\tlr=0.2\t3.5\tbest" in text.stdout
+    assert "arm 'a' of the experiment does not use its best settings {'lr': 0.2}" in text.stderr
+
+
+def test_ledger(monkeypatch, measured, tmp_path):
+    """Fails when evidence of uncommitted code is made for nothing, tuning is left out, or the file is not told."""
+    from regularized.evidence import ledger, provenance
+
+    tuned: list[str] = []
+    monkeypatch.setattr(
+        evidence_runner, "tune", lambda slug, *a, **k: tuned.append(slug) or TuningResult("m", "higher", (), ())
+    )
+    monkeypatch.setattr(ledger, "export", lambda slug, module: tmp_path / "ledger.json")
+    monkeypatch.setattr(provenance, "checkout_state", lambda files: provenance.CheckoutState("abc", True))
+    refused = call("ledger", PAPER.slug)
+    assert refused.exit_code == 1
+    assert "uncommitted changes: commit first" in refused.stderr
+    assert not measured
+    monkeypatch.setattr(provenance, "checkout_state", lambda files: provenance.CheckoutState("abc", False))
+    assert as_json("ledger", PAPER.slug) == [{"slug": PAPER.slug, "ledger": str(tmp_path / "ledger.json")}]
+    assert tuned == ([PAPER.slug] if hasattr(PAPER.experiment(), "TUNING") else [])
+    assert call("ledger", PAPER.slug, "--seeds", "4").exit_code == 2
+
+
+# -- conform, bench -----------------------------------------------------------------------------
+
+
+def test_conform_shipped():
+    """Fails when an implemented paper is left out, or a key that scripts rely on is missing."""
+    rows = as_json("conform")
+    assert {row["slug"] for row in rows} == {entry.slug for entry in IMPLEMENTED}
+    keys = {"slug", "case", "output", "max_abs_error", "max_rel_error", "tolerance", "ok"}
+    assert all(keys <= set(row) and row["ok"] for row in rows)
+
+
+def _golden_files(folder, change) -> None:
+    folder.mkdir()
+    with np.load(PAPER.golden, allow_pickle=False) as archive:
+        arrays = {key: archive[key] for key in archive.files}
+    change(arrays)
+    np.savez(folder / f"{PAPER.slug}.npz", **arrays)
+
+
+def test_conform_other_folder(tmp_path):
+    """Fails when a wrong output passes, a missing file is an error without a slug or none with one."""
+
+    def spoil(arrays):
+        key = next(key for key in arrays if "/out/" in key and arrays[key].dtype.kind == "f" and arrays[key].size)
+        arrays[key] = arrays[key] + 1
+
+    _golden_files(tmp_path / "golden", spoil)
+    result = call("conform", "--golden", str(tmp_path / "golden"), "--json")
+    assert result.exit_code == 1
+    rows = json.loads(result.stdout)
+    assert {row["slug"] for row in rows} == {PAPER.slug}
+    assert sum(not row["ok"] for row in rows) == 1
+    assert f"{len(rows) - 1} of {len(rows)} outputs agree" in result.stderr
+    (tmp_path / "empty").mkdir()
+    assert call("conform", "--golden", str(tmp_path / "empty")).exit_code == 3
+    assert call("conform", PAPER.slug, "--golden", str(tmp_path / "empty")).exit_code == 3
+    assert call("conform", "--golden", str(tmp_path / "nowhere")).exit_code == 3
+
+
+def test_conform_case_that_nobody_understands(tmp_path):
+    """Fails when a case without an adapter counts as agreement."""
+
+    def strange(arrays):
+        arrays["strange/in/nothing_like_this"] = np.zeros(3)
+        arrays["strange/out/value"] = np.zeros(3)
+
+    _golden_files(tmp_path / "golden", strange)
+    result = call("conform", PAPER.slug, "--golden", str(tmp_path / "golden"), "--json")
+    assert result.exit_code == 1
+    wrong = [row for row in json.loads(result.stdout) if not row["ok"]]
+    assert [row["case"] for row in wrong] == ["strange"]
+    assert wrong[0]["max_rel_error"] is None
+
+
+def test_conform_damaged_file(tmp_path):
+    """Fails when one damaged file takes the other papers' rows with it."""
+    if len(IMPLEMENTED) < 2:
+        pytest.skip("needs two implemented papers")
+    (tmp_path / "golden").mkdir()
+    for entry in IMPLEMENTED[:2]:
+        (tmp_path / "golden" / f"{entry.slug}.npz").write_bytes(entry.golden.read_bytes())
+    damaged = tmp_path / "golden" / f"{PAPER.slug}.npz"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    result = call("conform", "--golden", str(tmp_path / "golden"), "--json")
+    assert result.exit_code == 1
+    assert {row["slug"] for row in json.loads(result.stdout)} == {IMPLEMENTED[1].slug}
+    assert "corrupt or truncated" in result.stderr
+
+
+def test_bench(monkeypatch):
+    """Fails when a key that scripts rely on is missing, or the card's floor is not passed on."""
+    from regularized.evidence import bench
+    from regularized.evidence.bench import BenchRow
+
+    def measure(slug, module_name, *, floor, on_row, **options):
+        row = BenchRow(slug, "small", 1.0, 1.2, 1.2, (1.1, 1.3), floor, None, 10)
+        on_row(row)
+        return [row]
+
+    monkeypatch.setattr(bench, "bench", measure)
+    row = as_json("bench", PAPER.slug)[0]
+    keys = {"slug", "size", "plain_ms", "method_ms", "ratio", "ratio_interval", "floor", "peak_memory_ratio"}
+    assert keys <= set(row)
+    assert row["floor"] == PAPER.card.implementation.floor
+    assert "1.2\t1.1\t1.3" in call("bench", PAPER.slug).stdout
+
+
+# -- the process --------------------------------------------------------------------------------
+
+
+def run(*arguments: str, python: Sequence[str] = ("-m", "regularized.cli")) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *python, *arguments], capture_output=True, text=True)
+
+
+def test_help_is_fast_and_tells_the_exit_codes():
+    """Fails when a command imports at the top what it needs when it runs."""
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        result = run("--help")
+        seconds.append(time.perf_counter() - start)
+    assert result.returncode == 0
+    for line in ("0: done", "1: a run failed", "2: the command was called", "3: there is no such", "4: not available"):
+        assert line in result.stdout
+    assert min(seconds) < 0.5, seconds
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["papers", "--json"], ["show", PAPER.slug, "--help"], ["--version"]])
+def test_no_torch(arguments):
+    """Fails when listing papers or reading help loads torch."""
+    code = (
+        "import sys\nfrom regularized.cli.app import app\n"
+        f"try: app({arguments!r})\nexcept SystemExit as done: assert not done.code\n"
+        "heavy = {'torch', 'sklearn', 'matplotlib', 'accelerate'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    result = run(code, python=["-c"])
+    assert result.returncode == 0, result.stderr
+
+
+def test_usage_errors():
+    """Fails when a wrong option or command does not exit with 2."""
+    assert call("papers", "--nonsense").exit_code == 2
+    assert call("nonsense").exit_code == 2
+    assert call("reproduce").exit_code == 2
+    assert call("reproduce", PAPER.slug, "--seeds", "0").exit_code == 2
+    assert "after the command" in call("--json", "papers").stderr
+
+
+def test_closed_pipe():
+    """Fails when `regularized papers | head -1` ends in a traceback."""
+    command = f"{sys.executable} -m regularized.cli papers --json | head -c 10"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert "Traceback" not in result.stderr
+    assert "Exception ignored" not in result.stderr
+
+
+@pytest.mark.slow
+def test_real_smoke_run(home):
+    """Fails when command, runner, store and report do not fit together; the second call makes no run again."""
+    first = run("reproduce", PAPER.slug, "--scale", "smoke", "--seeds", "2", "--json")
+    assert first.returncode == 0, first.stderr
+    measured = json.loads(first.stdout)
+    assert all(claim["verdict"] in ("undecided", "not run") for claim in measured["claims"])
+    assert str(home) in measured["report"]
+    again = json.loads(run("reproduce", PAPER.slug, "--scale", "smoke", "--seeds", "2", "--json").stdout)
+    assert again["arms"] == measured["arms"]
+    assert again["reused"] == sum(1 for _ in again["arms"]) * 2

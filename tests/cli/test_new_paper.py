@@ -1,0 +1,146 @@
+"""``regularized new-paper``: what is laid out runs, and says what is to be filled in."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import regularized
+from regularized.cli.app import app
+from regularized.papers.card import Card, CardError
+
+SOURCE = Path(regularized.__file__).parent
+CONFIG = str(Path(__file__).parents[2] / "pyproject.toml")
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout without any paper."""
+    shutil.copytree(SOURCE, tmp_path / "src" / "regularized", ignore=shutil.ignore_patterns("__pycache__"))
+    for card in (tmp_path / "src" / "regularized" / "papers").glob("*/card.toml"):
+        shutil.rmtree(card.parent)
+    return tmp_path
+
+
+def new_paper(checkout: Path, *arguments: str):
+    return CliRunner().invoke(app, ["new-paper", *arguments, "--checkout", str(checkout)])
+
+
+def python(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *arguments], cwd=checkout, env=environment, capture_output=True, text=True)
+
+
+def fill_in(checkout: Path) -> None:
+    """What an author does, shortened: every mark replaced, and golden vectors written."""
+    for path in [*checkout.rglob("papers/new_idea/*.*"), *checkout.rglob("*new_idea.*")]:
+        if path.suffix in {".py", ".toml", ".md"}:
+            path.write_text(path.read_text().replace("FILL IN", "Filled"))
+    card = checkout / "src" / "regularized" / "papers" / "new_idea" / "card.toml"
+    card.write_text(
+        card.read_text()
+        .replace('["Filled: lower case"', '["filled: lower case"')
+        .replace('"Filled: t', '"t')
+        .replace('"Filled: k', '"k')
+    )
+    logits = np.random.default_rng(0).normal(size=(5, 3))
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    golden = {"case0/in/logits": logits, "case0/out/penalty": (p * np.log(p)).sum(axis=1)}
+    np.savez(card.with_name("golden.npz"), **golden)
+
+
+def test_laid_out_files(checkout):
+    """Fails when a file is forgotten, the command is not told where, or the generated test passes at once."""
+    result = new_paper(checkout, "new_idea", "--family", "curriculum", "--title", 'A "New" Idea', "--json")
+    assert result.exit_code == 0, result.output
+    files = [Path(name).relative_to(checkout).as_posix() for name in json.loads(result.stdout)]
+    assert files == [
+        *(f"src/regularized/papers/new_idea/{name}" for name in ("__init__.py", "card.toml", "experiment.py")),
+        *(f"src/regularized/papers/new_idea/{name}" for name in ("conformance.py", "bench.py", "contract.py")),
+        "src/regularized/curriculum/new_idea.py",
+        "docs/techniques/new_idea.md",
+        "tests/curriculum/test_new_idea.py",
+    ]
+    with pytest.raises(CardError) as caught:
+        Card.load(checkout / files[1])
+    assert all(
+        problem.endswith("must be filled in") or "filled in, unlike" in problem for problem in caught.value.problems
+    )
+    tested = python(checkout, "-m", "pytest", "-q", "-p", "no:cacheprovider", files[-1])
+    assert "2 failed, 1 passed" in tested.stdout
+    assert "src/regularized/papers/new_idea/card.toml:" in tested.stdout
+    assert "docs/techniques/new_idea.md:" in tested.stdout
+
+
+@pytest.mark.slow
+def test_filled_in_paper_is_a_technique(checkout):
+    """Fails when what is laid out does not run: as a technique, an experiment, a benchmark, and for the linter."""
+    assert new_paper(checkout, "new_idea", "--family", "curriculum").exit_code == 0
+    fill_in(checkout)
+    paths = ["src/regularized/papers/new_idea", "src/regularized/curriculum"]
+    for tool in (
+        ["ruff", "check", "--config", CONFIG, *paths],
+        ["ruff", "format", "--check", "--config", CONFIG, *paths],
+        ["mypy", "--config-file", CONFIG, "--follow-imports=silent", "-p", "regularized.papers.new_idea"],
+    ):
+        checked = python(checkout, "-m", *tool)
+        assert checked.returncode == 0, checked.stdout + checked.stderr
+    doctest = python(
+        checkout,
+        "-m",
+        "pytest",
+        "-q",
+        "--doctest-modules",
+        "-p",
+        "no:cacheprovider",
+        "src/regularized/curriculum/new_idea.py",
+        "tests",
+    )
+    assert doctest.returncode == 0, doctest.stdout
+    code = """
+from regularized import NewIdea
+from regularized.evidence import bench, contract, conformance
+from regularized.papers.catalogue import find
+
+entry = find("new_idea")
+assert entry.implemented, entry.missing
+assert all(row.ok for row in conformance.conform("new_idea", entry.conformance(), entry.golden))
+for subject in entry.contract().subjects():
+    for name, check in contract.CHECKS.items():
+        if "process" not in name and "compile" not in name:
+            check(subject)
+for bad in entry.contract().bad_inputs():
+    contract.check_bad_input(bad)
+for arm in entry.experiment().ARMS:
+    assert entry.experiment().run(arm, 0, "smoke").metrics["test_accuracy"] > 10
+for workload in entry.bench().workloads()[:1]:
+    for step in workload.build():
+        step()
+exec(entry.usage, {})
+"""
+    ran = python(checkout, "-c", code)
+    assert ran.returncode == 0, ran.stderr
+    shown = python(checkout, "-m", "regularized.cli", "show", "new_idea")
+    assert "NewIdea" in shown.stdout, shown.stderr
+
+
+def test_nothing_is_overwritten(checkout):
+    """Fails when a paper that is there, a slug that is no word, or another folder is written to."""
+    assert new_paper(checkout, "new_idea", "--family", "curriculum").exit_code == 0
+    (checkout / "src/regularized/papers/new_idea/card.toml").write_text("mine")
+    again = new_paper(checkout, "new_idea", "--family", "curriculum")
+    assert again.exit_code == 2
+    assert "nothing was written" in again.stderr
+    assert (checkout / "src/regularized/papers/new_idea/card.toml").read_text() == "mine"
+    for slug in ("New", "a-b", "../x", "_a", "a__b", ""):
+        assert new_paper(checkout, slug, "--family", "curriculum").exit_code == 2, slug
+    assert new_paper(checkout, "other", "--family", "cooking").exit_code == 2
+    elsewhere = new_paper(checkout / "src", "other", "--family", "curriculum")
+    assert elsewhere.exit_code == 3
+    assert "is no checkout of regularized" in elsewhere.stderr
