@@ -47,6 +47,8 @@ class Objective(nn.Module):
         for name, term in terms.items():
             if not name.isidentifier():
                 raise ValueError(f"the name of a term must be a Python identifier, got {name!r}")
+            if hasattr(nn.ModuleDict, name):
+                raise ValueError(f"{name!r} cannot name a term: modules have an attribute of that name; choose another")
             if not isinstance(term, nn.Module):
                 raise TypeError(
                     f"term {name!r} must be an nn.Module with forward(step), got {type(term).__name__}; "
@@ -82,6 +84,21 @@ class Objective(nn.Module):
     def moments(self, name: str) -> list[Any]:
         """Bound methods ``name`` of the terms that have one, in order."""
         return [getattr(term, name) for term in self.terms.values() if callable(getattr(term, name, None))]
+
+    def own_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """The parameter groups that terms ask for by ``param_groups``; ``params`` is a list in each."""
+        groups = [dict(group) for ask in self.moments("param_groups") for group in ask(model)]
+        for group in groups:
+            group["params"] = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+        return groups
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """All trainable parameters of model and terms: first those that no term claims, then :meth:`own_groups`."""
+        groups = self.own_groups(model)
+        grouped = {id(p) for group in groups for p in group["params"]}
+        every = {id(p): p for p in [*model.parameters(), *self.parameters()] if p.requires_grad}
+        rest = [p for key, p in every.items() if key not in grouped]
+        return [{"params": rest}, *groups] if rest else groups
 
     def counts(self, batches: Sequence[Batch], *, device: torch.device | None = None) -> dict[str, float | Tensor]:
         """Global count of each term over the micro-batches of one optimizer step and over all processes.

@@ -121,6 +121,7 @@ def linear(start: float, end: float, *, begin: float = 0.0, until: float = 1.0, 
         [0.2667, 0.5333, 0.8]
     """
     _check_window(begin, until)
+    _check_unit(unit)
     return _Linear(start, end, begin, until, unit)
 
 
@@ -147,6 +148,7 @@ def cosine(start: float = 1.0, end: float = 0.0, *, cycles: int = 1, unit: Unit 
     """
     if cycles < 1:
         raise ValueError(f"cycles must be at least 1, got {cycles}")
+    _check_unit(unit)
     return _Cosine(start, end, cycles, unit)
 
 
@@ -225,6 +227,11 @@ def gaussian_ramp(value: float = 1.0, *, steps: int, sharpness: float = 5.0) -> 
     if steps < 0:
         raise ValueError(f"steps must not be negative, got {steps}")
     return _GaussianRamp(value, steps, sharpness)
+
+
+def _check_unit(unit: Unit) -> None:
+    if unit not in ("step", "epoch"):
+        raise ValueError(f'unit must be "step" or "epoch", got {unit!r}')
 
 
 def _check_window(begin: float, until: float) -> None:

@@ -203,7 +203,7 @@ class Step:
         output = self.output
         if isinstance(output, Tensor):
             return output
-        logits = output["logits"] if isinstance(output, Mapping) else getattr(output, "logits", None)
+        logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
         if not isinstance(logits, Tensor):
             raise TypeError(
                 f"the model returned {type(output).__name__}; a tensor or an object with `logits` is needed"

@@ -289,7 +289,7 @@ class Trainer:
             with self._sync(i == len(window) - 1):
                 loss = objective.loss(step, counts, first=i == 0, scale=float(self.world))
                 # Accelerator.backward would divide by its accumulation steps, which are ours: a needless graph node.
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             losses.append(loss.detach())
         if self.world > 1 and self._term_parameters:
             average_gradients(self._term_parameters)
@@ -344,13 +344,7 @@ class Trainer:
 
     def _build(self, optimizer: OptimizerFactory | torch.optim.Optimizer) -> torch.optim.Optimizer:
         if not isinstance(optimizer, torch.optim.Optimizer):
-            groups = [dict(group) for own in self.objective.moments("param_groups") for group in own(self.model)]
-            for group in groups:
-                group["params"] = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
-            grouped = {id(p) for group in groups for p in group["params"]}
-            every = {id(p): p for p in [*self.model.parameters(), *self.objective.parameters()] if p.requires_grad}
-            rest = [p for key, p in every.items() if key not in grouped]
-            return optimizer([{"params": rest}, *groups] if rest else groups)
+            return optimizer(self.objective.parameter_groups(self.model))
         check_optimizer_is_current(self.model, optimizer)
         check_optimizer_is_current(self.objective, optimizer)
         return optimizer
