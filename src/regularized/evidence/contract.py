@@ -147,7 +147,7 @@ def _train(
                 step = Step(wrapped, batch, progress)
                 with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=autocast):
                     loss = objective.loss(step, counts, first=m == 0, scale=float(world))
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             for moment in objective.moments("before_step"):
                 moment(step)
             gradients = [p.grad.clone() for p in rest if p.grad is not None]
@@ -207,7 +207,7 @@ def check_two_processes(subject: Subject) -> None:
     """Two gloo processes with different data give the gradients, weights and state of one process."""
     whole, gradients, objective = _train(subject, subject.terms())
     with tempfile.TemporaryDirectory() as folder:
-        spawn(_worker, args=(subject, folder), nprocs=2)  # type: ignore[no-untyped-call]
+        spawn(_worker, args=(subject, folder), nprocs=2)
         for rank in range(2):
             saved = torch.load(Path(folder) / f"{rank}.pt", weights_only=True)
             for ours, theirs in zip(gradients, saved["gradients"], strict=True):

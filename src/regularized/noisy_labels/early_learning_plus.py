@@ -319,7 +319,7 @@ class EarlyLearningPlus:
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         self.averages[net].update(network)
         self.steps[net] += 1

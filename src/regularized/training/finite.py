@@ -51,7 +51,7 @@ class FiniteCheck:
         if flags.is_cuda:
             host = torch.empty(flags.shape, dtype=torch.bool, pin_memory=True)
             flags = host.copy_(flags, non_blocking=True)
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event = torch.cuda.Event()
             event.record()
         self._pending = ([f"term {name!r}" for name in names], flags, event, step)
 

@@ -21,7 +21,7 @@ def _training_step(model: nn.Module, loss: Callable[[Tensor], Tensor], x: Tensor
 
     def step() -> None:
         optimizer.zero_grad()
-        loss(model(x)).backward()  # type: ignore[no-untyped-call]
+        loss(model(x)).backward()
         optimizer.step()
 
     return step

@@ -184,7 +184,7 @@ def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
     for epoch in range(epochs):
         net.train()
         loss_of.set_epoch(epoch)  # type: ignore[operator]
-        for index in torch.randperm(len(y), generator=order).to(device).split(settings["batch"]):  # type: ignore[no-untyped-call]
+        for index in torch.randperm(len(y), generator=order).to(device).split(settings["batch"]):
             optimizer.zero_grad()
             loss_of(net(augment(x[index])), y[index], index).backward()
             optimizer.step()
@@ -209,7 +209,7 @@ def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
 @torch.no_grad()
 def _predict(net: nn.Module, x: Tensor) -> Tensor:
     net.eval()
-    return torch.cat([net(images) for images in x.split(2048)])  # type: ignore[no-untyped-call]
+    return torch.cat([net(images) for images in x.split(2048)])
 
 
 def _measure(logits: Tensor, labels: Tensor) -> dict[str, float]:
