@@ -91,7 +91,7 @@ class _PreActBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet for small images: 3 x 3 stem without pooling, four stages of widths w, 2w, 4w, 8w.
+    """ResNet with four stages of widths w, 2w, 4w, 8w; for small images (3 x 3 stem without pooling) or large ones.
 
     Args:
         blocks: blocks of each stage.
@@ -99,15 +99,24 @@ class ResNet(nn.Module):
         width: channels w of the first stage; default 64, as in the papers.
         in_channels: channels of the image; default 3.
         preact: pre-activation blocks; default False.
+        large: the 7 x 7 stem of stride 2 with max pooling, for images of about 224 pixels; default False.
     """
 
     def __init__(
-        self, blocks: Sequence[int], num_classes: int, *, width: int = 64, in_channels: int = 3, preact: bool = False
+        self,
+        blocks: Sequence[int],
+        num_classes: int,
+        *,
+        width: int = 64,
+        in_channels: int = 3,
+        preact: bool = False,
+        large: bool = False,
     ) -> None:
         super().__init__()
         block = _PreActBlock if preact else _BasicBlock
         self.preact = preact
-        self.stem = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
+        self.stem = nn.Conv2d(in_channels, width, *((7, 2, 3) if large else (3, 1, 1)), bias=False)
+        self.pool = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
         self.norm = nn.BatchNorm2d(8 * width if preact else width)
         layers: list[nn.Module] = []
         channels = width
@@ -121,7 +130,7 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) to logits (B, num_classes)."""
         x = self.stem(x)
-        x = self.layers(x) if self.preact else self.layers(F.relu(self.norm(x)))
+        x = self.layers(self.pool(x)) if self.preact else self.layers(self.pool(F.relu(self.norm(x))))
         if self.preact:
             x = F.relu(self.norm(x))
         logits: Tensor = self.head(x.mean(dim=(2, 3)))

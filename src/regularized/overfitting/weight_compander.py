@@ -181,7 +181,7 @@ def compand_weights(
         a: bound of the weights divided by pi / 2. Default 2, ours (the paper's is unconfirmed): no loss on clean labels
             and a gain on noisy ones in our measurements; 1 is stronger, 4 hardly does anything.
         b: width of the linear part; ``a = b`` keeps the slope at zero 1. Default 2, ours.
-        relative: a and b are in units of the standard deviation of each weight at this moment (default), or absolute.
+        relative: a and b are in units of the standard deviation of each weight now (default), or absolute.
         learnable: train a and b of each layer; default False.
         init: ``"preserve"`` (default, for pre-trained weights) solves for latent weights that leave the model's
             function unchanged and refuses weights out of range; ``"clamp"`` does the same but cuts off what is out of

@@ -1,1 +1,1 @@
-"""Policy Gradient-Driven Noise Mask: card."""
+"""Policy Gradient-Driven Noise Mask: card, experiment and checks."""
