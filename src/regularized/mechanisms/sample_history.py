@@ -13,6 +13,7 @@ from torch import Tensor
 
 __all__ = ["check_index", "last_occurrence", "store_rows"]
 
+_ONE_THREAD = 32768  # torch gives fewer elements than this (its grain size) to one thread, which writes them in order
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -94,8 +95,8 @@ def store_rows(table: Tensor, index: Tensor, rows: Tensor) -> Tensor:
     """
     index = index.long()
     rows = rows.to(table.dtype)
-    if table.device.type != "cpu":
-        # index_copy_ on a GPU leaves open which of two equal indices wins; on the CPU it writes in order.
+    if table.device.type != "cpu" or rows.numel() >= _ONE_THREAD:
+        # index_copy_ leaves open which of two equal indices wins on a GPU, and on the CPU where it uses several threads.
         rows = rows.index_select(0, last_occurrence(index))
     table.index_copy_(0, index, rows)
     return table.index_select(0, index)
