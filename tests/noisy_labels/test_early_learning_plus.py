@@ -1,8 +1,8 @@
 """ELR+ against its authors' vectors (in the contract suite), a second derivation of the whole procedure, and limits.
 
-Mutations tried. The slow procedure saw: a network's own average as its teacher, the teacher fed with mixed inputs or in
-eval mode, averaged buffers, an average updated before the optimizer's step, a share below 1/2, mixed labels with unmixed
-history, the other network's history, one random stream or one order for both networks, an ignored schedule. The resume
+Mutations tried. The slow procedure saw: a network's own average as its teacher, the teacher fed with mixed inputs or
+in eval mode, averaged buffers, an average updated before the optimizer's step, a share below 1/2, mixed labels with
+unmixed history, the other history, one random stream or one order for both networks, an ignored schedule. The resume
 test saw: random streams or histories that are not restored, dropout that is not seeded.
 """
 

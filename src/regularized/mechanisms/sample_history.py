@@ -96,7 +96,7 @@ def store_rows(table: Tensor, index: Tensor, rows: Tensor) -> Tensor:
     index = index.long()
     rows = rows.to(table.dtype)
     if table.device.type != "cpu" or rows.numel() >= _ONE_THREAD:
-        # index_copy_ leaves open which of two equal indices wins on a GPU, and on the CPU where it uses several threads.
+        # Which of two equal indices wins index_copy_ leaves open on a GPU, and on a CPU where it uses several threads.
         rows = rows.index_select(0, last_occurrence(index))
     table.index_copy_(0, index, rows)
     return table.index_select(0, index)
