@@ -185,7 +185,7 @@ def compand_weights(
         learnable: train a and b of each layer; default False.
         init: ``"preserve"`` (default, for pre-trained weights) solves for latent weights that leave the model's
             function unchanged and refuses weights out of range; ``"clamp"`` does the same but cuts off what is out of
-            range; ``"shrink"`` (for fresh weights) takes the weights as latent ones, so that they start slightly smaller.
+            range; ``"shrink"`` (for fresh weights) takes the weights as latent ones: they start slightly smaller.
         include: layer types.
         exclude: names of submodules to leave out, for example the classifier.
 
