@@ -7,7 +7,7 @@ from typing import Any
 
 from regularized.evidence._plots import arm_colour, curve_names, curve_svg, effect_svg
 from regularized.evidence.claims import Outcome, Verdict
-from regularized.evidence.report import effect_text, interval_text, number
+from regularized.evidence.report import aligned, effect_text, interval_text, number
 from regularized.evidence.results import ReproduceResult, TuningResult
 
 __all__ = ["page"]
@@ -86,8 +86,8 @@ def _head(result: ReproduceResult, title: str) -> str:
     badges = " ".join(_badge(outcome.verdict) for outcome in result.outcomes)
     return (
         f"<h1>{escape(title)}</h1>\n<p>{badges}</p>\n"
-        f'<p class="soft">{escape(result.scale)} scale, {len(result.arms)} arms x {len(result.seeds)} seeds{escape(when)}'
-        f". Make it yourself: <code>{escape(command)}</code></p>\n"
+        f'<p class="soft">{escape(result.scale)} scale, {len(result.arms)} arms × {len(result.seeds)} seeds'
+        f"{escape(when)}. Make it yourself: <code>{escape(command)}</code></p>\n"
     )
 
 
@@ -144,10 +144,13 @@ def _values(result: ReproduceResult) -> str:
         return ""
     rows: list[list[str]] = []
     for metric in result.metrics:
-        for arm in result.arms:
-            values = result.values(arm, metric)
-            if any(value is not None for value in values):
-                rows.append([metric, arm, number(_mean(values)), *(number(value) for value in values)])
+        measured = {arm: result.values(arm, metric) for arm in result.arms}
+        show = aligned([value for values in measured.values() for value in values])
+        rows.extend(
+            [metric, arm, show(_mean(values)), *(show(value) for value in values)]
+            for arm, values in measured.items()
+            if any(value is not None for value in values)
+        )
     heading = ["metric", "arm", "mean", *(f"seed {seed}" for seed in result.seeds)]
     cost = [
         [arm, number(_mean([run.seconds for run in runs])), number(_mean([run.peak_memory / 2**20 for run in runs]))]
@@ -172,12 +175,13 @@ def _settings(result: ReproduceResult) -> str:
 
 
 def _tuning(result: ReproduceResult, tuning: TuningResult) -> str:
+    show = aligned([value for trial in tuning.trials for value in trial.values])
     rows = [
         [
             trial.arm,
             _compact(trial.overrides),
-            number(trial.mean),
-            *(number(value) for value in trial.values),
+            show(trial.mean),
+            *(show(value) for value in trial.values),
             "best" if trial.best else "",
         ]
         for trial in tuning.trials
@@ -203,10 +207,13 @@ def _failures(result: ReproduceResult) -> Iterable[str]:
 
 
 def _environment(result: ReproduceResult) -> str:
+    data = ", ".join(dict.fromkeys(f"seed {run.seed}: {run.data}" for run in result.runs if run.data))
+    if len({run.data for run in result.runs}) == 1:
+        data = f"{result.runs[0].data}, the same for all runs"
     about: dict[str, Any] = {
         "experiment": result.module_name,
         "code key": result.code_key,
-        "data": ", ".join(dict.fromkeys(run.data for run in result.runs if run.data)),
+        "data": data,
         **result.environment,
         "runs from earlier calls": f"{result.reused} of {len(result.runs)}",
         "seconds of this call": number(result.seconds),

@@ -24,6 +24,7 @@ from regularized._version import __version__
 __all__ = ["CheckoutState", "checkout_state", "closure", "code_key", "environment", "versions"]
 
 _ROOT = "regularized"
+_PACKAGE = Path(__file__).parents[1]
 _VERSIONED = ("torch", "numpy", "scikit-learn")
 
 
@@ -134,7 +135,7 @@ def checkout_state(files: Iterable[Path], package: Path | None = None) -> Checko
         files: the closure of an experiment.
         package: folder of the package; default where this one was imported from.
     """
-    package = (package or Path(__file__).parents[1]).resolve()
+    package = (package or _PACKAGE).resolve()
     top = package.parents[1]
     # Ours is a checkout only with this layout; a wheel inside somebody's own repository is not.
     if package.parent.name != "src" or not (top / ".git").exists():
@@ -179,7 +180,7 @@ def _cpu() -> str:
 def _find(name: str) -> Path | None:
     """Source file of a module, without running it where it is one of ours."""
     if name == _ROOT or name.startswith(f"{_ROOT}."):
-        base = Path(__file__).parents[1].joinpath(*name.split(".")[1:])
+        base = _PACKAGE.joinpath(*name.split(".")[1:])
         for path in (base.with_name(f"{base.name}.py"), base / "__init__.py"):
             if path.is_file():
                 return path

@@ -8,7 +8,7 @@ Public names:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from regularized.evidence.store import home
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["default_directory", "effect_text", "number", "print_table", "to_json", "write"]
+__all__ = ["aligned", "default_directory", "effect_text", "interval_text", "number", "print_table", "to_json", "write"]
 
 _STYLES = {
     Verdict.HOLDS: "bold green",
@@ -183,6 +183,25 @@ def number(value: float | None) -> str:
         return f"{value:.3e}"
     text = f"{value:.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
     return "0" if text == "-0" else text
+
+
+def aligned(values: Sequence[float | None]) -> Callable[[float | None], str]:
+    """A way to write numbers of one column: as many decimals for all as four digits of the largest need.
+
+    Examples:
+        >>> show = aligned([70.125, 9.5, None])
+        >>> show(70.125), show(9.5), show(None)
+        ('70.12', '9.50', '–')
+    """
+    largest = max((abs(value) for value in values if value is not None and math.isfinite(value)), default=0.0)
+    if largest and not 1e-4 <= largest < 1e6:
+        return number
+    decimals = max(0, 3 - math.floor(math.log10(largest))) if largest else 0
+
+    def show(value: float | None) -> str:
+        return f"{value:.{decimals}f}" if value is not None and math.isfinite(value) else number(value)
+
+    return show
 
 
 def effect_text(claim: Claim, effect: float | None) -> str:

@@ -197,7 +197,7 @@ def _run_matrix(
                 versions=current,
                 metrics=answer["metrics"],
                 overrides=dict(job.overrides),
-                curves=answer["curves"],
+                curves={name: [(x, y) for x, y in points] for name, points in answer["curves"].items()},
                 curve_unit=answer["curve_unit"],
                 data=answer["data"],
                 settings={"scale": dict(experiment.SCALES[job.scale]), "arm": dict(experiment.ARMS[job.arm])},

@@ -1,0 +1,167 @@
+import io
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+from regularized.evidence import report
+from regularized.evidence.claims import Claim
+
+
+def test_json_has_the_promised_keys_and_is_strict(claim, make_result, make_runs):
+    """Fails when a script that relies on the documented keys breaks, or NaN makes the output invalid JSON."""
+    runs = make_runs()
+    runs[0] = replace(runs[0], metrics={"accuracy": float("nan")})
+    data = json.loads(json.dumps(report.to_json(make_result([claim], runs)), allow_nan=False))
+    assert list(data)[:7] == ["slug", "scale", "seeds", "claims", "arms", "report", "seconds"]
+    assert (data["slug"], data["scale"], data["seeds"], data["report"]) == ("paper", "laptop", 5, None)
+    (first,) = data["claims"]
+    assert list(first)[:8] == ["id", "statement", "metric", "baseline", "method", "effect", "interval", "verdict"]
+    assert data["arms"]["plain"]["accuracy"] == pytest.approx([None, 70.1, 70.2, 70.3, 70.4])
+
+
+def test_json_holds_what_was_measured(claim, make_result, make_runs):
+    """Fails when effect, interval or order of seeds are mixed up on the way out."""
+    data = report.to_json(make_result([claim], list(reversed(make_runs()))))
+    (first,) = data["claims"]
+    assert first["effect"] == pytest.approx(5.0)
+    assert first["interval"] == pytest.approx([5.0, 5.0])
+    assert first["verdict"] == "holds"
+    assert data["arms"]["better"]["accuracy"] == pytest.approx([75.0, 75.1, 75.2, 75.3, 75.4])
+    single = report.to_json(make_result([claim], seeds=1))["claims"][0]
+    assert single["interval"] == [None, None]
+    assert single["verdict"] == "undecided"
+
+
+def test_table_shows_verdict_failures_and_reuse(claim, make_result):
+    """Fails when something that a person must see is left out of the terminal."""
+    out = io.StringIO()
+    result = make_result([claim], notes=("Mind [this].",))
+    report.print_table(result, Console(file=out, width=140, color_system=None))
+    text = out.getvalue()
+    for shown in (
+        "Better is better <at> the end & after.",
+        "+5 points",
+        "[5, 5]",
+        "+2 points",
+        "holds",
+        "control seed 1 failed: RuntimeError",
+        "Mind [this].",
+        "3 of 15 runs were made by earlier calls",
+        "75.2 (75 to 75.4)",
+    ):
+        assert shown in text, f"{shown!r} is missing in\n{text}"
+
+
+class Page(HTMLParser):
+    """Collects what a page refers to, its ids and whether its tags are balanced."""
+
+    VOID = frozenset({"meta", "br", "path", "use", "rect"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.links, self.tags = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.ids += [value for name, value in attrs if name == "id"]
+        self.links += [
+            value for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "data", "action")
+        ]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture
+def written(claim, tmp_path, make_result):
+    hostile = replace(
+        claim, id="two", metric="validation", statement="<script>alert('x')</script> & \"more\"", kind="relative"
+    )
+    result = make_result([claim, hostile], notes=("<img src=x onerror=alert(1)>",))
+    return report.write(result, tmp_path / "out", title="A <b>paper</b>"), result
+
+
+def test_the_page_stands_alone(written):
+    """Fails when opening a report makes a request, or a plot is missing because it lies in another file."""
+    text = written[0].read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert all(link.startswith("#") for link in page.links), page.links
+    assert not re.search(r"@import|url\((?!#)", text)
+    names = re.findall(r"https?://[^\s\"'<)]+", text)
+    assert set(names) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}, "names of XML, not addresses"
+    assert page.tags.count("svg") == 3, "two effects and one learning curve"
+    assert len(page.ids) == len(set(page.ids))
+    assert all(link[1:] in page.ids for link in page.links)
+
+
+def test_nothing_measured_or_written_becomes_markup(written):
+    """Fails when a statement, an error message or a note can run a script in the reader's browser."""
+    page = Page(written[0].read_text(encoding="utf-8"))
+    assert not {"script", "img", "b"} & set(page.tags)
+
+
+def test_the_page_shows_what_a_sceptic_asks_for(written):
+    """Fails when per-seed values, the paper's own numbers, settings, tuning or environment are left out."""
+    text = written[0].read_text(encoding="utf-8")
+    for shown in (
+        "holds",
+        "70.40",
+        "81.88",
+        "89.15",
+        "table 2",
+        "rate = 0.2",
+        "epochs = 8",
+        "torch",
+        "seed 1001",
+        "Seen on digits",
+    ):
+        assert shown in text, shown
+    assert "Not run with the best setting found here: plain" in text
+
+
+def test_plots_are_saved_and_the_same_each_time(written, tmp_path):
+    """Fails when a report has no plot files, or their bytes change with the clock."""
+    file, result = written
+    assert result.report == file
+    assert (file.parent / "curves.png").read_bytes().startswith(b"\x89PNG")
+    svg = (file.parent / "curves.svg").read_bytes()
+    again = report.write(result, tmp_path / "again", title="A <b>paper</b>")
+    assert (again.parent / "curves.svg").read_bytes() == svg
+    assert again.read_text() == file.read_text()
+
+
+def test_a_comparison_in_which_everything_failed_is_still_reported(claim, tmp_path, make_result):
+    """Fails when the report of a failure fails itself."""
+    result = make_result([claim], runs=[], tuning=None)
+    text = report.write(result, tmp_path).read_text(encoding="utf-8")
+    assert "not run" in text
+    assert "RuntimeError: &lt;b&gt;bad" in text
+    report.print_table(result, Console(file=io.StringIO()))
+
+
+def test_odd_names_do_not_break_plots(tmp_path, make_result, make_runs):
+    """Fails when an arm or curve named like mathematics or markup stops the report."""
+    odd = [
+        replace(
+            run, arm={"plain": "_x$y^", "better": "<a>", "control": "c"}[run.arm], curves={"a_b$": [(0, 1.0), (1, 2.0)]}
+        )
+        for run in make_runs()
+    ]
+    claim = Claim("c", "s", "accuracy", "higher", "_x$y^", "<a>", smallest_effect=1.0)
+    text = report.write(make_result([claim], odd, arms=("_x$y^", "<a>", "c")), tmp_path).read_text(encoding="utf-8")
+    Page(text)
+    assert "&lt;a&gt;" in text

@@ -1,0 +1,213 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from regularized.evidence import runner
+from regularized.evidence.claims import Verdict
+from regularized.evidence.experiment import Unavailable
+from regularized.evidence.provenance import CheckoutState
+from regularized.evidence.runner import reproduce, tune
+from regularized.evidence.store import Store
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def run(fake, claim):
+    """Calls reproduce on the fake experiment, in one process and quietly."""
+
+    def call(*claims, **arguments):
+        return reproduce("paper", fake, claims or [claim], **({"workers": 1, "progress": False} | arguments))
+
+    return call
+
+
+def test_runs_all_arms_and_seeds_and_a_second_call_reuses_them(run, capfd):
+    """Fails when a verdict is computed from wrong pairs, or finished runs are made twice, or output soils stdout."""
+    first = run(seeds=5, workers=2, progress=True)
+    assert first.outcomes[0].verdict is Verdict.HOLDS
+    assert 4.0 < first.outcomes[0].effect < 6.0
+    assert {(r.arm, r.seed) for r in first.runs} == {(a, s) for a in ("plain", "better", "control") for s in range(5)}
+    assert first.reused == 0
+    assert all(r.environment["threads"] == 1 and r.peak_memory > 2**20 and r.data for r in first.runs)
+    shown = capfd.readouterr()
+    assert shown.out == "", "standard output belongs to --json"
+    assert "[15/15]" in shown.err
+    again = run(seeds=6)
+    assert again.reused == 15
+    assert len(again.runs) == 18
+    assert again.runs[:15] == first.runs
+    # Another process, another order: the same numbers.
+    fresh = run(seeds=5, fresh=True)
+    assert fresh.reused == 0
+    assert [r.metrics for r in fresh.runs] == [r.metrics for r in first.runs]
+
+
+def test_changed_code_is_run_again(run, fake, monkeypatch, tmp_path):
+    """Fails when results of old code stand under new code."""
+    text = (HERE / "fake_experiment.py").read_text()
+    (tmp_path / "changing_experiment.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arguments = {"scale": "smoke", "seeds": 1, "workers": 1, "progress": False}
+    assert reproduce("paper", "changing_experiment", [], **arguments).reused == 0
+    assert reproduce("paper", "changing_experiment", [], **arguments).reused == 3
+    (tmp_path / "changing_experiment.py").write_text(text.replace("70.0", "71.0"))
+    assert reproduce("paper", "changing_experiment", [], **arguments).reused == 0
+
+
+def test_a_failing_and_a_dying_run_leave_the_rest_alone(run, monkeypatch):
+    """Fails when one bad run stops the matrix, hides its traceback, or the surviving seeds get a verdict."""
+    monkeypatch.setenv("FAKE_FAIL", "better/1")
+    monkeypatch.setenv("FAKE_DIE", "control/3")
+    result = run(seeds=7)
+    by_run = {(failure.arm, failure.seed): failure for failure in result.failures}
+    assert set(by_run) == {("better", 1), ("control", 3)}
+    assert by_run["better", 1].error == "RuntimeError: the loss went to <heaven>"
+    assert "fake_experiment.py" in by_run["better", 1].traceback
+    assert "killed (signal 9)" in by_run["control", 3].error
+    assert len(result.runs) == 19
+    outcome = result.outcomes[0]
+    assert len(outcome.effects) == 6
+    assert outcome.verdict is Verdict.UNDECIDED, "six good seeds of seven asked for: the seventh is a result, too"
+    assert "seeds [1]" in outcome.problem
+    monkeypatch.delenv("FAKE_FAIL")
+    mended = run(seeds=7)
+    assert mended.reused == 19
+    assert mended.outcomes[0].verdict is Verdict.HOLDS
+
+
+def test_a_diverged_seed_leaves_its_claim_open(run, monkeypatch):
+    """Fails when a NaN is dropped from the mean, or the whole comparison is lost to it."""
+    monkeypatch.setenv("FAKE_NAN", "better/2")
+    result = run(seeds=5)
+    assert result.outcomes[0].verdict is Verdict.UNDECIDED
+    assert "seed 2: nan" in result.outcomes[0].problem
+    assert not result.failures
+
+
+def test_a_missing_data_set_is_said_at_once(run):
+    """Fails when "unavailable" turns into a list of failed runs."""
+    with pytest.raises(Unavailable, match="ImageNet is not here"):
+        run(scale="paper")
+
+
+def test_a_smaller_scale_gives_no_verdict(run, claim):
+    """Fails when seconds of smoke decide a claim about minutes of training."""
+    result = run(scale="smoke", seeds=5)
+    assert result.outcomes[0].verdict is Verdict.UNDECIDED
+    assert "laptop scale, not at smoke" in result.outcomes[0].problem
+    assert run(replace(claim, scale="smoke"), scale="smoke", seeds=5).outcomes[0].verdict is Verdict.HOLDS
+
+
+def test_committed_code_does_not_take_over_runs_of_uncommitted_code(run, monkeypatch):
+    """Fails when rows of a dirty tree become evidence by committing afterwards."""
+    monkeypatch.setattr(runner, "checkout_state", lambda files: CheckoutState("c", True))
+    dirty = run(scale="smoke", seeds=1)
+    assert all(r.dirty for r in dirty.runs)
+    assert any("uncommitted" in note for note in dirty.notes)
+    monkeypatch.setattr(runner, "checkout_state", lambda files: CheckoutState("c", False))
+    assert run(scale="smoke", seeds=1).reused == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"scale": "huge"}, r"no scale 'huge'; it has \['smoke', 'laptop', 'paper'\]"),
+        ({"seeds": 0}, "seeds must be"),
+        ({"seeds": [1, 1]}, "seeds must be"),
+        ({"seeds": [0, 1000]}, r"seeds \[1000\] were used to choose the settings"),
+        ({"workers": 0}, "workers must be at least 1"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_runs(run, arguments, says):
+    """Fails when a wrong call costs a run first."""
+    with pytest.raises(ValueError, match=says):
+        run(**arguments)
+
+
+def test_a_claim_about_an_unknown_arm_is_refused(run, claim):
+    """Fails when a renamed arm makes a claim silently "not run"."""
+    with pytest.raises(ValueError, match=r"'end' compares arm 'best'.*\['plain', 'better', 'control'\]"):
+        run(replace(claim, method="best"))
+
+
+def test_code_that_cannot_be_loaded_is_an_error_with_its_traceback(home, tmp_path, monkeypatch):
+    """Fails when workers that cannot start leave the caller waiting."""
+    (tmp_path / "broken_experiment.py").write_text(
+        "import os\nif os.environ.get('OMP_NUM_THREADS') == '1' and os.environ.get('PYTHONHASHSEED') == '0':\n"
+        "    raise OSError('no weights')\nSCALES = {'smoke': {}}\nARMS = {'plain': {}}\n"
+        "def run(arm, seed, scale): ...\n"
+    )
+    monkeypatch.setenv("PYTHONHASHSEED", "1")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"broken_experiment does not run: OSError: no weights"):
+        reproduce("paper", "broken_experiment", [], scale="smoke", seeds=2, progress=False)
+
+
+def test_tuning_gives_every_arm_the_same_and_is_shown_with_the_comparison(run, fake):
+    """Fails when the best trial is picked by the wrong sign, or a comparison does not know how it was tuned."""
+    table = tune("paper", fake, workers=1, progress=False)
+    assert table.best == {"plain": {"rate": 0.1}, "better": {"rate": 0.2}}
+    assert table.agrees == {"plain": True, "better": True}
+    assert [len([t for t in table.trials if t.arm == arm]) for arm in ("plain", "better")] == [2, 2]
+    assert tune("paper", fake, workers=1, progress=False).reused == 8
+    shown = run(scale="smoke", seeds=1).tuning
+    assert shown is not None
+    assert shown.trials == table.trials
+
+
+def test_no_tuning_is_said(home, tmp_path, monkeypatch):
+    """Fails when an experiment without a grid gives an empty table."""
+    (tmp_path / "untuned_experiment.py").write_text("SCALES = {}\nARMS = {}\ndef run(arm, seed, scale): ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match="has no TUNING"):
+        tune("paper", "untuned_experiment", progress=False)
+
+
+CALL = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from regularized.evidence.runner import Interrupted, reproduce
+try:
+    reproduce("paper", "fake_experiment", [], scale="smoke", seeds=5, workers=2)
+except Interrupted as stop:
+    print(stop.finished, stop.total, stop)
+    sys.exit(130)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_ctrl_c_keeps_finished_runs_and_ends_the_workers(run, home):
+    """Fails when an interrupt loses finished runs, leaves processes behind, or the next call starts from nothing."""
+    # No `if __name__ == "__main__"` in the script: with multiprocessing each worker would run it again.
+    process = subprocess.Popen(
+        [sys.executable, "-c", CALL, str(HERE)],
+        env=os.environ | {"FAKE_SLEEP": "0.3"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    lines = [process.stderr.readline() for _ in range(3)]  # three runs have finished
+    assert "[3/15]" in lines[-1]
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    workers = children.read_text().split() if children.exists() else []
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    finished, total = map(int, out.split()[:2])
+    assert 3 <= finished < total == 15
+    assert "runs are kept" in out
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    with Store() as store:
+        assert len(store.find("paper")) == finished
+    assert run(scale="smoke", seeds=5).reused == finished
