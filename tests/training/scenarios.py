@@ -19,7 +19,6 @@ from regularized.training import (
     Batch,
     CrossEntropy,
     EarlyStopping,
-    Loss,
     Step,
     TensorData,
     Term,
@@ -91,17 +90,20 @@ def tensors(seed: int = 0):
     return x, (x @ torch.randn(FEATURES, CLASSES, generator=generator)).argmax(-1)
 
 
-def resumable(kind: str, folder: Path | None, *, kill_at: int = 0, every: int | None = 1, keep: int = 3):
+def resumable(
+    kind: str, folder: Path | None, *, kill_at: int = 0, every: int | None = 1, keep: int = 3, memory: bool = True
+):
     """Model and trainer with everything that has state: dropout, running statistics, terms, early stopping."""
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.4), nn.Linear(8, CLASSES)
-    )
+    model = nn.Sequential(nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.4), nn.Linear(8, CLASSES))
     x, y = tensors()
+    # Kill is always there, so that the checkpoints of all runs have the same terms.
+    terms = {"task": CrossEntropy(), "memory": Memory(), "decay": Decay(), "kill": Kill(kill_at)}
+    if not memory:  # it keeps what this process saw, which is not for several
+        del terms["memory"]
     trainer = Trainer(
         model,
-        # Kill is always there, so that the checkpoints of all runs have the same terms.
-        terms={"task": CrossEntropy(), "memory": Memory(), "decay": Decay(), "kill": Kill(kill_at)},
+        terms=terms,
         optimizer=partial(torch.optim.AdamW, lr=0.05),
         schedule=cosine(),
         accumulate=2,
@@ -124,7 +126,9 @@ def resumable(kind: str, folder: Path | None, *, kill_at: int = 0, every: int | 
             batch_size=4,
             sampler=torch.utils.data.WeightedRandomSampler(torch.arange(1.0, SAMPLES + 1), SAMPLES),
         ),
-        "iterable": lambda: [(x[i : i + 4], y[i : i + 4], torch.arange(SAMPLES)[i : i + 4]) for i in range(0, SAMPLES, 4)],
+        "iterable": lambda: [
+            (x[i : i + 4], y[i : i + 4], torch.arange(SAMPLES)[i : i + 4]) for i in range(0, SAMPLES, 4)
+        ],
     }[kind]()
     return model, trainer, data
 
@@ -196,6 +200,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--samples", type=int, default=SAMPLES)
+    parser.add_argument("--max-steps", type=int)
     parser.add_argument("--loader", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -208,6 +213,13 @@ def main() -> None:
             log=arguments.folder,
         )
         save_file(state, arguments.out / f"{os.environ['RANK']}.safetensors")
+        torch.distributed.destroy_process_group()
+        return
+    if arguments.name == "resumable":
+        model, trainer, data = resumable("tensors", arguments.folder, memory=False)
+        data.drop_last = True  # batch normalisation wants more than one sample in each process
+        trainer.fit(data, epochs=3, resume=True, max_steps=arguments.max_steps)
+        save_file(final_state(model, trainer), arguments.out / f"{os.environ['RANK']}.safetensors")
         torch.distributed.destroy_process_group()
         return
     if arguments.kill_in_save:

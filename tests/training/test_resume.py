@@ -1,4 +1,4 @@
-"""Interrupted anywhere, resumed, and bit for bit the same: weights, terms, optimizer, order, dropout, early stopping."""
+"""Interrupted anywhere, resumed, and bit for bit the same: weights, terms, order, dropout, early stopping."""
 
 import json
 import os
@@ -56,14 +56,16 @@ def test_stopped_at_every_step(stop, scenarios, tmp_path):
 
 def _run(*arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, SCRIPT, *map(str, arguments)], env=environment, capture_output=True, text=True
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "seed"), [("tensors", 11), ("loader", 12)])
 def test_killed_and_resumed(kind, seed, scenarios, tmp_path):
-    """Fails if a process that is killed with SIGKILL, three times at random steps and once while it writes a checkpoint,
-    leaves something behind that changes the result."""
+    """Fails if a process that is killed with SIGKILL, three times at random steps and once while it writes a
+    checkpoint, leaves something behind that changes the result."""
     expected, _ = _whole(scenarios, kind)
     folder, out = tmp_path / "checkpoints", tmp_path / "weights.safetensors"
     steps = sorted(random.Random(seed).sample(range(2, STEPS), 4))

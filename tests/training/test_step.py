@@ -73,7 +73,7 @@ def test_call_is_used_for_every_pass():
 
     model, other = nn.Linear(3, 2), nn.Linear(3, 2)
     step = Step(model, Batch.of(torch.zeros(4, 3)), NOW, call=call)
-    step.logits, step.forward(torch.ones(4, 3), model=other)  # noqa: B018
+    step.logits, step.forward(torch.ones(4, 3), model=other)
     assert seen == [model, other]
 
 

@@ -122,10 +122,14 @@ class Trainer:
         progress_bar: bool | None = None,
         find_unused_parameters: bool = False,
     ) -> None:
-        positive = {"accumulate": accumulate, "evaluate_every": evaluate_every, "keep_checkpoints": keep_checkpoints}
-        for name, value in {**positive, "checkpoint_every": checkpoint_every or 1}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        _at_least_one(
+            accumulate=accumulate,
+            evaluate_every=evaluate_every,
+            checkpoint_every=checkpoint_every,
+            keep_checkpoints=keep_checkpoints,
+        )
+        if log_every < 0:
+            raise ValueError(f"log_every must not be negative (0 records nothing), got {log_every}")
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, or None for no clipping; got {clip_norm}")
         if precision not in ("no", "bf16"):
@@ -213,8 +217,7 @@ class Trainer:
             NonFiniteLoss: a loss was NaN or infinite.
             CheckpointError: a checkpoint is damaged or of another run; or there are some and ``resume`` is False.
         """
-        if epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {epochs}")
+        _at_least_one(epochs=epochs, max_steps=max_steps, batches_per_epoch=batches_per_epoch)
         source = as_source(data, seed=self.seed, length=batches_per_epoch)
         batches = min(len(source), batches_per_epoch or len(source))
         run = Run(source, epochs, batches, self.accumulate, self.seed)
@@ -381,3 +384,9 @@ class Trainer:
         config = {"terms": ", ".join(self.objective.names), "epochs": run.epochs, "accumulate": self.accumulate}
         config |= {"precision": self.precision, "seed": self.seed, "processes": self.world}
         self.accelerator.init_trackers("regularized", config=config)
+
+
+def _at_least_one(**numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")

@@ -1,0 +1,110 @@
+"""Two real gloo processes: the weights of one process with the whole batch."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).parent / "scenarios.py"
+
+
+def run_two(*arguments):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    environment["OMP_NUM_THREADS"] = "1"
+    workers = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, *map(str, arguments)],
+            env={**environment, "RANK": str(r), "LOCAL_RANK": str(r), "LOCAL_WORLD_SIZE": "2"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for r in range(2)
+    ]
+    errors = [worker.communicate(timeout=120)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(errors)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "samples", "loader"),
+    [
+        (8, 1, 30, False),
+        (5, 2, 26, False),  # odd parts; the last batch has one sample, so one process has none
+        (5, 1, 26, True),
+    ],
+)
+def test_two_processes_end_where_one_does(batch_size, accumulate, samples, loader, scenarios, tmp_path):
+    """Fails if gradients are averaged over unequal parts, a term's own parameters are not exchanged, ignored labels
+    counted for each process, clipping done on a part, initial weights not shared, or the samples split otherwise."""
+    expected, history = scenarios.distributed(batch_size, accumulate, samples, loader=loader, log=tmp_path / "one")
+    options = ["--batch-size", batch_size, "--accumulate", accumulate, "--samples", samples]
+    run_two("distributed", tmp_path, "--folder", tmp_path / "two", *options, *(["--loader"] if loader else []))
+    for number in range(2):
+        state = load_file(tmp_path / f"{number}.safetensors")
+        assert state.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.allclose(state[name], tensor, rtol=0, atol=1e-5), f"{name} of process {number}"
+    one, two = (
+        [json.loads(line) for line in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in ("one", "two")
+    )
+    assert (one[0]["config"]["processes"], two[0]["config"]["processes"]) == (1, 2)
+    for ours, theirs in zip(two[1:], one[1:], strict=True):  # the first process writes, of all processes' means
+        ours.pop("steps_per_second", None)
+        theirs.pop("steps_per_second", None)
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    assert history
+
+
+@pytest.mark.slow
+def test_two_processes_resume_exactly(scenarios, tmp_path):
+    """Fails if the random state of the second process is lost, or it picks another checkpoint."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    run_two("resumable", whole, "--folder", tmp_path / "a")
+    for stop in (5, 99):
+        run_two("resumable", parts, "--folder", tmp_path / "b", "--max-steps", stop)
+    for number in range(2):
+        expected, got = (load_file(folder / f"{number}.safetensors") for folder in (whole, parts))
+        for name, tensor in expected.items():
+            assert torch.equal(got[name], tensor), f"{name} of process {number}"
+    first, second = (load_file(whole / f"{n}.safetensors") for n in range(2))
+    assert not torch.equal(first["drawn"], second["drawn"])  # dropout differs between processes
+    assert torch.equal(first["model.0.weight"], second["model.0.weight"])
+
+
+@pytest.mark.slow
+def test_torchrun(tmp_path):
+    """Fails if the usual launcher's environment is not enough."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", SCRIPT]
+    done = subprocess.run([*command, "distributed", tmp_path], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert torch.equal(*(load_file(tmp_path / f"{n}.safetensors")["model.0.weight"] for n in range(2)))
+
+
+def test_group_that_accelerate_does_not_see_is_refused(tmp_path):
+    """Fails if two processes train as if each were alone."""
+    code = (
+        "import torch, sys; import torch.distributed as dist; from torch import nn;"
+        "from regularized.training import Trainer, CrossEntropy;"
+        "dist.init_process_group('gloo', init_method='file://' + sys.argv[2], rank=int(sys.argv[1]), world_size=2);"
+        "Trainer(nn.Linear(2, 2), terms={'task': CrossEntropy()}, optimizer=torch.optim.SGD)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(r), tmp_path / "group"], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for r in range(2)
+    ]
+    errors = [worker.communicate(timeout=120)[1] for worker in workers]
+    assert all("the process group has 2 processes" in error for error in errors), errors
