@@ -1,0 +1,181 @@
+"""The house: imports go downward only, parts need torch alone, and nothing is said twice."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import regularized
+from regularized.papers.card import FAMILIES
+from regularized.papers.catalogue import load_catalogue, public_names
+
+PACKAGE = Path(regularized.__file__).parent
+ROOT = PACKAGE.parents[1]
+STOREYS = {
+    "mechanisms": 0,
+    "training": 1,
+    **dict.fromkeys(FAMILIES, 2),
+    "evidence": 3,
+    "papers": 4,
+    "cli": 5,
+    "site": 5,
+}
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
+# The roof: only the package itself, which passes names of all storeys on when they are asked for.
+ROOF = {PACKAGE / "__init__.py", PACKAGE / "_version.py"}
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names that a file imports, wherever in it; relative ones resolved."""
+    module = module_of(path)
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+            target = ".".join(part for part in (base, node.module) if part)
+            yield target
+            yield from (f"{target}.{alias.name}" for alias in node.names)
+
+
+def storey(module: str) -> int | None:
+    parts = module.split(".")
+    return STOREYS.get(parts[1]) if parts[0] == "regularized" and len(parts) > 1 else None
+
+
+def test_every_folder_has_a_storey():
+    """Fails when a folder is added that the order of the house does not know."""
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders <= set(STOREYS)
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path not in ROOF], ids=module_of)
+def test_imports_go_downward(path):
+    """Fails when a storey imports one above it, inside a function or for types only as well."""
+    own = storey(module_of(path))
+    assert own is not None
+    upward = {name for name in imports(path) if (storey(name) or 0) > own}
+    assert not upward, f"{module_of(path)} imports {sorted(upward)}"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in SOURCES if (storey(module_of(path)) or 0) in (0, 2) and path not in ROOF], ids=module_of
+)
+def test_techniques_import_torch_alone(path):
+    """Fails when a technique or a mechanism imports numpy, accelerate, or anything else than torch."""
+    allowed = {*sys.stdlib_module_names, "torch", "regularized"}
+    others = {name.split(".")[0] for name in imports(path)} - allowed
+    # An extra may be imported where it is used, never when the module is loaded.
+    top = {
+        name.split(".")[0]
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
+    }
+    assert not others & top, f"{module_of(path)} imports {sorted(others & top)}"
+    assert not others & {"numpy", "scipy", "sklearn", "accelerate", "rich", "matplotlib"}
+
+
+def test_techniques_load_with_torch_alone():
+    """Fails when a technique cannot be imported where only torch is installed."""
+    # numpy: torch loads it itself wherever it is, and a procedure's loop saves the state of its random numbers.
+    needed = {"torch", "numpy"}
+    blocked = sorted({_import_name(name) for name in _requirements()} - needed)
+    assert {"accelerate", "rich", "typer", "sklearn", "matplotlib", "transformers"} <= set(blocked)
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({blocked!r}))
+import importlib
+for module, name in {sorted((module, name) for name, module in public_names().items())!r}:
+    getattr(importlib.import_module(module), name)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def _requirements() -> set[str]:
+    requirements = metadata.requires("regularized") or []
+    return {re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower() for requirement in requirements} - {"regularized"}
+
+
+def _import_name(distribution: str) -> str:
+    return {"scikit-learn": "sklearn", "pytest-xdist": "xdist"}.get(distribution, distribution.replace("-", "_"))
+
+
+def test_importing_the_package_loads_nothing():
+    """Fails when `import regularized` loads anything that is not of the standard library."""
+    code = (
+        "import sys; before = set(sys.modules); import regularized; regularized.__version__\n"
+        "loaded = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        "print(*sorted(loaded - set(sys.stdlib_module_names)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["regularized"], done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", [name for name in regularized.__all__ if name != "__version__"])
+def test_names_of_the_package_exist(name):
+    """Fails when a lazy name at the top leads nowhere."""
+    assert getattr(regularized, name).__name__ == name
+
+
+# -- nothing twice ------------------------------------------------------------------------------
+
+# Expected answers of the search are the slugs themselves.
+MAY_NAME_PAPERS = {ROOT / "tests" / "papers" / "test_search.py"}
+
+
+def code_words(path: Path) -> set[str]:
+    """Words of the names and strings of a file; docstrings and comments may give examples."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    texts = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            texts.append(node.value)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            texts.append(node.module)
+        elif isinstance(node, ast.alias | ast.FunctionDef | ast.ClassDef):
+            texts.append(node.name)
+    return {word for text in texts for word in re.findall(r"\w+", text)}
+
+
+@pytest.fixture(scope="module")
+def words() -> dict[Path, set[str]]:
+    files = [*SOURCES, *(ROOT / "tests").rglob("*.py")]
+    return {path: code_words(path) for path in files if path not in MAY_NAME_PAPERS}
+
+
+@pytest.mark.parametrize("entry", [e for e in load_catalogue() if e.implemented], ids=lambda entry: entry.slug)
+def test_a_paper_is_named_in_its_own_files_alone(entry, words):
+    """Fails when adding a paper meant editing a list somewhere: only its module, folder and tests may name it."""
+    if "_" not in entry.slug:
+        pytest.skip("a slug that is an ordinary word occurs everywhere")
+    modules = {name.rpartition(".")[0] for name in entry.card.implementation.names}
+    own = {PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py") for module in modules}
+    naming = {
+        path
+        for path, said in words.items()
+        if entry.slug in said
+        and path not in own
+        and entry.folder not in path.parents
+        and not path.stem.startswith(f"test_{entry.slug}")
+    }
+    assert not naming, sorted(str(path.relative_to(ROOT)) for path in naming)
