@@ -23,6 +23,23 @@ def run(arm):
 
     return Technique(0.5), Trainer, tools
 '''
+DEEP = """
+from importlib import import_module
+
+from regularized.neighbour import Hint
+
+SIZE, REGISTRY = 3, {}
+REGISTRY["a"] = 1
+
+
+def unused(): return Hint
+
+
+def helper(): return import_module("regularized.deeper"), inner()
+
+
+def inner(): return SIZE
+"""
 
 
 @pytest.fixture
@@ -31,13 +48,13 @@ def package(tmp_path, monkeypatch):
     files = {
         "__init__.py": "",
         "family/__init__.py": "from regularized.family.technique import Technique\nfrom .other import Other",
-        "family/technique.py": "from ..deep import helper\nclass Technique:\n    rate = 1.0\n",
+        "family/technique.py": "from ..deep import helper\nclass Technique:\n    rate = 1.0\n    use = helper\n",
         "family/other.py": "class Other: ...",
         "loop/__init__.py": "_LAZY = {'Trainer': 'regularized.loop.trainer', 'Data': 'regularized.loop.data'}",
-        "loop/trainer.py": "class Trainer: ...",
+        "loop/trainer.py": "class Trainer: ...\nclass Unused: ...",
         "loop/data.py": "class Data: ...",
-        "deep.py": "from importlib import import_module\ndef helper(): return import_module('regularized.deeper')\n",
-        "deeper.py": "from regularized import deep\n",
+        "deep.py": DEEP,
+        "deeper.py": "from regularized.deep import inner\nRATE = 1\n",
         "tools.py": "",
         "neighbour.py": "class Hint: ...",
         "papers/x/experiment.py": EXPERIMENT,
@@ -71,7 +88,11 @@ def test_closure_follows_imports_and_looks_through_inits(package):
         ("papers/x/experiment.py", "0.5", "0.25"),
         ("papers/x/experiment.py", "Technique(0.5), Trainer", "Trainer, Technique(0.5)"),
         ("family/technique.py", "1.0", "1"),
-        ("deeper.py", "deep\n", "deep as other\n"),
+        ("deeper.py", "RATE = 1", "RATE = 2"),
+        ("deep.py", "return SIZE", "return 2 * SIZE"),
+        ("deep.py", "SIZE, REGISTRY = 3", "SIZE, REGISTRY = 4"),
+        ("deep.py", '["a"] = 1', '["a"] = 2'),
+        ("deep.py", "from importlib", "from other"),
         ("tools.py", "", "FLAG = True"),
     ],
 )
@@ -83,12 +104,14 @@ def test_key_changes_with_the_code(package, file, old, new):
     assert code_key(NAME) != before
 
 
-def test_key_ignores_words_and_layout(package):
-    """Fails when a better docstring throws hours of runs away."""
+def test_key_ignores_words_layout_and_code_beside(package):
+    """Fails when a better docstring, or one more model in a shared file, throws hours of runs away."""
     before = code_key(NAME)
     text = EXPERIMENT.replace("Docstring.", "Other words.").replace("What it does", "More").replace("# late", "# later")
     (package / "papers/x/experiment.py").write_text("# new comment\n" + text.replace("(0.5)", "(\n        0.5\n    )"))
     (package / "family/other.py").write_text("class Other: changed = True")
+    (package / "loop/trainer.py").write_text("class Unused: changed = True\nclass New: ...\nclass Trainer: ...")
+    (package / "deep.py").write_text(DEEP.replace("return Hint", "return None"))
     (package / "neighbour.py").write_text("class Hint: changed = True")
     assert code_key(NAME) == before
 

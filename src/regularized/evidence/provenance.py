@@ -2,9 +2,10 @@
 
 Public names: :func:`code_key`, :func:`closure`, :func:`versions`, :func:`environment`, :func:`checkout_state`.
 
-Rows of the store are reused only when the code is the same. "The code" is the experiment's module and every module of
-this package that it can reach, found by reading imports, not by running them. Comments, docstrings and layout do not
-count, so that a better sentence in a docstring does not make hours of evidence stale.
+Rows of the store are reused only when the code is the same. "The code" is the experiment's module and every function,
+class and constant of this package that it can reach, found by reading, not by running. Comments, docstrings and layout
+do not count, and neither does what stands beside the code in use: a better sentence, or one more model in a shared
+file, does not make hours of evidence stale.
 """
 
 import ast
@@ -13,7 +14,8 @@ import importlib.util
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -36,10 +38,10 @@ class CheckoutState(NamedTuple):
 
 
 def code_key(module_name: str) -> str:
-    """Hash of a module and of all of this package that it can reach.
+    """Hash of a module and of everything in this package that it can reach.
 
-    Changes whenever code changes that the module may run; comments, docstrings and formatting do not change it. The
-    same on all supported Python versions.
+    Changes whenever code changes that the module may run. Comments, docstrings, formatting and code that it cannot
+    reach (a new model beside the one it uses) do not change it. The same on all supported Python versions.
 
     Args:
         module_name: an importable module, for example ``"regularized.papers.early_learning.experiment"``.
@@ -56,37 +58,22 @@ def code_key(module_name: str) -> str:
         (16, True, False)
     """
     digest = hashlib.sha256()
-    for name, path in sorted(closure(module_name).items()):
+    for name, parts in sorted(_reach(module_name).items()):
         # The experiment is known by its content alone: its name would tie the key to where a test or a copy lies.
-        digest.update(b"\0experiment\0" if name == module_name else f"\0{name}\0".encode())
-        digest.update(_content_hash(path, path.stat().st_mtime_ns, path.stat().st_size))
+        digest.update(f"{'experiment' if name == module_name else name}\0".encode())
+        for part in _source(name).text(parts):
+            digest.update(part.encode("utf-8", "backslashreplace") + b"\0")
     return digest.hexdigest()[:16]
 
 
 def closure(module_name: str) -> dict[str, Path]:
-    """Files that the code key covers: the module and those of this package that it imports, directly or not.
-
-    Imports inside functions count, those under ``TYPE_CHECKING`` do not. A package's ``__init__`` that merely passes a
-    name
-    on is looked through: ``from regularized.noisy_labels import EarlyLearningLoss`` leads to that technique's module
-    and not to its neighbours, whose changes cannot change the result.
+    """Files that the code key covers, in whole or in part: the module and those of this package that it reaches.
 
     Examples:
         >>> sorted(closure("regularized.evidence.statistics"))
         ['regularized.evidence.claims', 'regularized.evidence.statistics']
     """
-    start = _find(module_name)
-    if start is None:
-        raise ModuleNotFoundError(f"there is no module {module_name!r} with Python source", name=module_name)
-    found = {module_name: start}
-    waiting = [module_name]
-    while waiting:
-        name = waiting.pop()
-        for imported in _imports(name, found[name]):
-            if imported not in found and (path := _find(imported)) is not None:
-                found[imported] = path
-                waiting.append(imported)
-    return found
+    return {name: _source(name).path for name in _reach(module_name)}
 
 
 def versions() -> dict[str, str]:
@@ -174,12 +161,199 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-# --- Reading imports ---
+# --- Reading code ---
+#
+# The unit is a definition at the top of a module (a function, a class, a constant), not the module: shared files of
+# models or terms grow all the time, and if each addition made all evidence stale, evidence would soon be ignored.
+
+_WHOLE = "*"  # in place of a name: all of a module
+_Reference = tuple[str, str]  # module and name in it, or _WHOLE
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A module taken apart.
+
+    Args:
+        name: its dotted name.
+        path: its file.
+        statements: the statements at its top, without its docstring and what only a type checker reads.
+        defined: name -> positions of the statements that define it.
+        imported: name -> where the import at the top that binds it takes it from.
+        always: positions of statements that run whatever is used: calls, loops, assignments to parts of things.
+        lazy: for a package, names that a table like ``{"Trainer": "trainer"}`` loads when they are first used.
+    """
+
+    name: str
+    path: Path
+    statements: tuple[ast.stmt, ...]
+    defined: Mapping[str, Sequence[int]]
+    imported: Mapping[str, _Reference]
+    always: Sequence[int]
+    lazy: Mapping[str, _Reference]
+
+    def positions(self, names: Set[str]) -> list[int]:
+        """Statements that make names, without those that they need in turn."""
+        if _WHOLE in names:
+            return list(range(len(self.statements)))
+        return sorted({*self.always, *(i for name in names for i in self.defined.get(name, ()))})
+
+    def text(self, names: Set[str]) -> Iterator[str]:
+        """What is hashed for names: the statements, and where imported names come from."""
+        for position in self.positions(names):
+            yield from _tokens(self.statements[position])
+        yield from (f"{name} from {self.imported[name]}" for name in sorted(names & set(self.imported)))
+
+    def needs(self, name: str) -> Iterator[_Reference]:
+        """What a name refers to in its turn, in this module and elsewhere."""
+        for position in self.positions({name}):
+            for node in ast.walk(self.statements[position]):
+                if isinstance(node, ast.Name) and (node.id in self.defined or node.id in self.imported):
+                    yield self.name, node.id
+                elif isinstance(node, ast.Import | ast.ImportFrom):
+                    yield from (target for _, target in _bindings(node, self.name, self.path))
+                elif (module := _loaded_by_call(node)) is not None:
+                    yield module, _WHOLE
+        if name in self.imported:
+            yield self.imported[name]
+        if name == _WHOLE:
+            yield from self.lazy.values()
+
+
+def _reach(module_name: str) -> dict[str, set[str]]:
+    """Module -> names in it that a module can reach; that module itself counts as a whole."""
+    if _find(module_name) is None:
+        raise ModuleNotFoundError(f"there is no module {module_name!r} with Python source", name=module_name)
+    found: dict[str, set[str]] = {}
+    waiting: list[_Reference] = [(module_name, _WHOLE)]
+    while waiting:
+        module, name = waiting.pop()
+        if found.setdefault(module, set()) & {name, _WHOLE}:
+            continue
+        found[module].add(name)
+        for reference in _source(module).needs(name):
+            target = reference if reference[0] == module else _resolve(*reference)
+            if target is not None:
+                waiting.append(target)
+    return found
+
+
+def _resolve(module: str, name: str) -> _Reference | None:
+    """Where a name of this package is made: looks through packages that pass it on. None for other packages' names."""
+    seen: set[_Reference] = set()
+    while _ours(module) and (module, name) not in seen:
+        seen.add((module, name))
+        if name != _WHOLE and _find(f"{module}.{name}") is not None:
+            return f"{module}.{name}", _WHOLE
+        if _find(module) is None:
+            return None
+        source = _source(module)
+        if name == _WHOLE or name in source.defined:
+            return module, name
+        if name in source.imported:
+            if not _ours(source.imported[name][0]):
+                return module, name
+            module, name = source.imported[name]
+        elif name in source.lazy:
+            module, name = source.lazy[name]
+        else:
+            return module, _WHOLE  # made in a way that cannot be seen by reading: all of it counts
+    return None
+
+
+def _source(name: str) -> _Source:
+    path = _find(name)
+    assert path is not None
+    status = path.stat()
+    # Time and size, so that a file that is edited while this process lives is read again.
+    return _read(name, path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=1024)
+def _read(name: str, path: Path, modified: int, size: int) -> _Source:
+    statements = tuple(_run_time(_without_docstring(ast.parse(path.read_bytes(), filename=str(path)).body)))
+    defined: dict[str, list[int]] = {}
+    imported: dict[str, _Reference] = {}
+    always: list[int] = []
+    for position, statement in enumerate(statements):
+        match statement:
+            case ast.FunctionDef(name=made) | ast.AsyncFunctionDef(name=made) | ast.ClassDef(name=made):
+                defined.setdefault(made, []).append(position)
+            case ast.Assign() | ast.AnnAssign() if (names := _assigned(statement)) is not None:
+                for made in names:
+                    defined.setdefault(made, []).append(position)
+            case ast.Import() | ast.ImportFrom():
+                for bound, target in _bindings(statement, name, path):
+                    # `import a.b` binds `a` alone, and a star binds what reading does not show.
+                    if _ours(target[0]) and (bound == _WHOLE or (bound == _ROOT and isinstance(statement, ast.Import))):
+                        always.append(position)
+                    else:
+                        imported[bound] = target
+            case _:
+                always.append(position)
+    return _Source(name, path, statements, defined, imported, always, _lazy_table(name, path, statements))
+
+
+def _run_time(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements without the branch that only a type checker reads."""
+    for statement in body:
+        if isinstance(statement, ast.If) and ast.unparse(statement.test).endswith("TYPE_CHECKING"):
+            yield from _run_time(statement.orelse)
+        else:
+            yield statement
+
+
+def _assigned(statement: ast.Assign | ast.AnnAssign) -> list[str] | None:
+    """Names that an assignment makes; None when it changes a part of something that exists."""
+    names: list[str] = []
+    waiting: list[ast.expr] = list(statement.targets) if isinstance(statement, ast.Assign) else [statement.target]
+    while waiting:
+        target = waiting.pop()
+        if isinstance(target, ast.Tuple | ast.List):
+            waiting.extend(target.elts)
+        elif isinstance(target, ast.Name):
+            names.append(target.id)
+        else:
+            return None
+    return names
+
+
+def _bindings(node: ast.Import | ast.ImportFrom, module: str, path: Path) -> list[tuple[str, _Reference]]:
+    """Names that an import binds, with what they stand for."""
+    if isinstance(node, ast.Import):
+        return [(alias.asname or alias.name.partition(".")[0], (alias.name, _WHOLE)) for alias in node.names]
+    base = node.module or ""
+    if node.level:
+        package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+        base = ".".join([*package[: len(package) - node.level + 1], *([base] if base else [])])
+    return [(alias.asname or alias.name, (base, alias.name)) for alias in node.names]
+
+
+def _loaded_by_call(node: ast.AST) -> str | None:
+    """Module that ``import_module("...")`` loads, where it is written out."""
+    match node:
+        case ast.Call(
+            func=ast.Name(id="import_module") | ast.Attribute(attr="import_module"), args=[ast.Constant(value=name), *_]
+        ):
+            return str(name)
+    return None
+
+
+def _lazy_table(name: str, path: Path, statements: Sequence[ast.stmt]) -> dict[str, _Reference]:
+    found: dict[str, _Reference] = {}
+    if path.name == "__init__.py":
+        for node in (node for statement in statements for node in ast.walk(statement) if isinstance(node, ast.Dict)):
+            for key, value in zip(node.keys, node.values):
+                if isinstance(key, ast.Constant) and isinstance(value, ast.Constant):
+                    for module in (str(value.value), f"{name}.{str(value.value).removeprefix('.')}"):
+                        if _ours(module) and _find(module) is not None:
+                            found[str(key.value)] = (module, str(key.value))
+    return found
 
 
 def _find(name: str) -> Path | None:
     """Source file of a module, without running it where it is one of ours."""
-    if name == _ROOT or name.startswith(f"{_ROOT}."):
+    if _ours(name):
         base = _PACKAGE.joinpath(*name.split(".")[1:])
         for path in (base.with_name(f"{base.name}.py"), base / "__init__.py"):
             if path.is_file():
@@ -189,99 +363,8 @@ def _find(name: str) -> Path | None:
     return Path(spec.origin) if spec is not None and spec.origin is not None and spec.origin.endswith(".py") else None
 
 
-def _imports(module: str, path: Path) -> Iterator[str]:
-    """Modules of this package whose code a module can reach in one step."""
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in _statements(_parse(path, path.stat().st_mtime_ns, path.stat().st_size)):
-        match node:
-            case ast.Import(names=names):
-                yield from (alias.name for alias in names if _ours(alias.name))
-            case ast.ImportFrom(module=source, names=names, level=level):
-                base = _absolute(source, level, package)
-                if _ours(base):
-                    for alias in names:
-                        yield from _defining(base, alias.name)
-            case ast.Call(func=ast.Name(id="import_module") | ast.Attribute(attr="import_module"), args=[first, *_]):
-                if isinstance(first, ast.Constant) and isinstance(first.value, str) and _ours(first.value):
-                    yield first.value
-            case ast.Dict(values=values) if path.name == "__init__.py":  # a table of names to load when first used
-                for value in values:
-                    if isinstance(value, ast.Constant) and isinstance(value.value, str) and _ours(value.value):
-                        yield value.value
-
-
-def _defining(package: str, name: str, seen: frozenset[tuple[str, str]] = frozenset()) -> Iterator[str]:
-    """Modules behind ``from package import name``: looks through an ``__init__`` that passes the name on."""
-    if _find(f"{package}.{name}") is not None:
-        yield f"{package}.{name}"
-        return
-    path = _find(package)
-    if path is None or (package, name) in seen:
-        return
-    seen |= {(package, name)}
-    targets: list[str] = []
-    if path.name == "__init__.py":
-        for node in _statements(_parse(path, path.stat().st_mtime_ns, path.stat().st_size)):
-            match node:
-                case ast.ImportFrom(module=source, level=level, names=names):
-                    base = _absolute(source, level, package)
-                    for alias in names:
-                        if (alias.asname or alias.name) == name and _ours(base):
-                            targets.extend(_defining(base, alias.name, seen))
-                case ast.Dict():  # a table of lazily loaded names: {"Trainer": "regularized.training.trainer"}
-                    for key, value in zip(node.keys, node.values):
-                        if isinstance(key, ast.Constant) and key.value == name and isinstance(value, ast.Constant):
-                            target = str(value.value)
-                            target = f"{package}{target}" if target.startswith(".") else target
-                            if _ours(target) and _find(target) is not None:
-                                targets.append(target)
-    # Found nowhere: defined right there, or behind an `import *`. The whole module counts.
-    yield from targets or [package]
-
-
 def _ours(name: str) -> bool:
-    return name.startswith(f"{_ROOT}.") or name == _ROOT
-
-
-def _absolute(source: str | None, level: int, package: str) -> str:
-    if level == 0:
-        return source or ""
-    parents = package.split(".")
-    base = parents[: len(parents) - level + 1]
-    return ".".join([*base, *([source] if source else [])])
-
-
-def _statements(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those that only a type checker reads."""
-    for child in ast.iter_child_nodes(tree):
-        if isinstance(child, ast.If) and _names_type_checking(child.test):
-            for other in child.orelse:
-                yield other
-                yield from _statements(other)
-            continue
-        yield child
-        yield from _statements(child)
-
-
-def _names_type_checking(test: ast.expr) -> bool:
-    return (isinstance(test, ast.Name) and test.id == "TYPE_CHECKING") or (
-        isinstance(test, ast.Attribute) and test.attr == "TYPE_CHECKING"
-    )
-
-
-# Keyed by time and size, too, so that a file that is edited while the process lives is read again.
-@lru_cache(maxsize=1024)
-def _parse(path: Path, modified: int, size: int) -> ast.Module:
-    return ast.parse(path.read_bytes(), filename=str(path))
-
-
-@lru_cache(maxsize=1024)
-def _content_hash(path: Path, modified: int, size: int) -> bytes:
-    digest = hashlib.sha256()
-    for part in _tokens(_parse(path, modified, size)):
-        digest.update(part.encode("utf-8", "backslashreplace"))
-        digest.update(b"\0")
-    return digest.digest()
+    return name == _ROOT or name.startswith(f"{_ROOT}.")
 
 
 def _tokens(node: ast.AST) -> Iterator[str]:
@@ -292,7 +375,7 @@ def _tokens(node: ast.AST) -> Iterator[str]:
     """
     yield f"({type(node).__name__}"
     for field, value in ast.iter_fields(node):
-        if field == "body" and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        if field == "body" and isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             value = _without_docstring(value)
         if value is None or value == [] or field in ("type_comment", "ctx"):
             continue
