@@ -51,7 +51,7 @@ def test_table_shows_verdict_failures_and_reuse(claim, make_result):
         "control seed 1 failed: RuntimeError",
         "Mind [this].",
         "3 of 15 runs were made by earlier calls",
-        "75.2 (75 to 75.4)",
+        "│ accuracy │ better  │ 75.20 │  75.00 │   75.40 │",
     ):
         assert shown in text, f"{shown!r} is missing in\n{text}"
 

@@ -36,7 +36,7 @@ p { margin: .4rem 0; }
 .soft { color: var(--soft); }
 .panel { background: var(--panel); border: 1px solid var(--line); border-radius: .6rem; padding: 1.1rem 1.25rem; margin:
 0 0 1rem; } .claim { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 1.25rem; align-items:
-start; } .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1rem; }
+start; } .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); gap: 1rem; }
 .figures .panel { margin: 0; padding: .8rem; }
 @media (max-width: 46rem) { .claim { grid-template-columns: minmax(0, 1fr); } }
 svg { display: block; width: 100%; height: auto; }
@@ -44,7 +44,8 @@ svg { display: block; width: 100%; height: auto; }
 white-space: nowrap; } .holds { color: var(--good); background: var(--good-bg); } .fails { color: var(--bad);
 background: var(--bad-bg); } .open { color: var(--open); background: var(--open-bg); } .none { color: var(--soft);
 border: 1px solid var(--line); } .effect { font-size: 1.45rem; font-weight: 650; font-variant-numeric: tabular-nums;
-margin: .5rem 0 0; } .scroll { overflow-x: auto; }
+margin: .5rem 0 0; } .arm { white-space: nowrap; }
+.scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .4rem .8rem .4rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 600; } td.n, th.n { text-align: right; white-space: nowrap; }
@@ -236,7 +237,7 @@ def _badge(verdict: Verdict) -> str:
 
 
 def _arm(result: ReproduceResult, arm: str) -> str:
-    return f"{_dot(result, arm)}<strong>{escape(arm)}</strong>"
+    return f'<span class="arm">{_dot(result, arm)}<strong>{escape(arm)}</strong></span>'
 
 
 def _dot(result: ReproduceResult, arm: str) -> str:

@@ -114,12 +114,19 @@ def print_table(result: ReproduceResult, console: "Console") -> None:
         if outcome.problem:
             console.print(Text(f"{outcome.claim.id}: {outcome.problem}", style="yellow"))
     if result.runs:
-        measured = Table(title="mean over seeds (lowest to highest)", title_justify="left")
-        measured.add_column("metric")
-        for arm in result.arms:
-            measured.add_column(Text(arm), justify="right")
-        for metric in result.metrics:
-            measured.add_row(Text(metric), *(Text(_summary(result.values(arm, metric))) for arm in result.arms))
+        # Of the metrics those that are judged; a screen has no room for all, the page has.
+        judged = list(dict.fromkeys(outcome.claim.metric for outcome in result.outcomes)) or result.metrics
+        measured = Table(title="over seeds", title_justify="left")
+        for heading, right in (("metric", False), ("arm", False), ("mean", True), ("lowest", True), ("highest", True)):
+            measured.add_column(heading, justify="right" if right else "left", overflow="fold")
+        for metric in judged:
+            values = {arm: [v for v in result.values(arm, metric) if v is not None] for arm in result.arms}
+            show = aligned([value for column in values.values() for value in column])
+            for arm, column in values.items():
+                if column:
+                    cells = (math.fsum(column) / len(column), min(column), max(column))
+                    measured.add_row(Text(metric), Text(arm), *map(show, cells))
+            measured.add_section()
         console.print(measured)
     for failure in result.failures:
         console.print(Text(f"{failure.arm} seed {failure.seed} failed: {failure.error}", style="red"))
@@ -168,7 +175,7 @@ def write(result: ReproduceResult, directory: Path | str, *, title: str = "") ->
 # --- Numbers in words, shared by table and page ---
 
 
-def number(value: float | None) -> str:
+def number(value: float | None, digits: int = 4) -> str:
     """A number to about four digits, a dash where there is none.
 
     Examples:
@@ -180,8 +187,8 @@ def number(value: float | None) -> str:
     if not math.isfinite(value):
         return str(value)
     if value and not 1e-4 <= abs(value) < 1e6:
-        return f"{value:.3e}"
-    text = f"{value:.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+        return f"{value:.{digits - 1}e}"
+    text = f"{value:.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
     return "0" if text == "-0" else text
 
 
@@ -215,7 +222,7 @@ def effect_text(claim: Claim, effect: float | None) -> str:
     if effect is None:
         return "–"
     value, unit = (100 * effect, "%") if claim.kind == "relative" else (effect, claim.unit)
-    return f"{'+' if value > 0 else ''}{number(value)} {unit}".rstrip()
+    return f"{'+' if value > 0 else ''}{number(value, 3)} {unit}".rstrip()
 
 
 def interval_text(claim: Claim, outcome: Outcome) -> str:
@@ -223,16 +230,8 @@ def interval_text(claim: Claim, outcome: Outcome) -> str:
     if outcome.interval is None:
         return "–"
     factor = 100 if claim.kind == "relative" else 1
-    low, high = (number(factor * end) for end in outcome.interval)
+    low, high = (number(factor * end, 3) for end in outcome.interval)
     return f"[{low}, {high}]"
-
-
-def _summary(values: Sequence[float | None]) -> str:
-    present = [value for value in values if value is not None]
-    if not present:
-        return "–"
-    mean = number(math.fsum(present) / len(present))
-    return mean if len(present) == 1 else f"{mean} ({number(min(present))} to {number(max(present))})"
 
 
 def _metrics_of(result: ReproduceResult, arm: str) -> list[str]:
