@@ -368,7 +368,12 @@ def test_bench(monkeypatch):
     keys = {"slug", "size", "plain_ms", "method_ms", "ratio", "ratio_interval", "floor", "peak_memory_ratio"}
     assert keys <= set(row)
     assert row["floor"] == PAPER.card.implementation.floor
+    saved: list[str] = []
+    monkeypatch.setattr(bench, "save", lambda rows, module: saved.append(module))
     assert "1.2\t1.1\t1.3" in call("bench", PAPER.slug).stdout
+    assert not saved
+    assert call("bench", PAPER.slug, "--save").exit_code == 0
+    assert saved == [PAPER.module_name("bench")]
 
 
 # -- the process --------------------------------------------------------------------------------

@@ -344,6 +344,9 @@ def bench(
             memory=memory,
             on_row=lambda row: note(f"{row.slug}: {row.size}: {row.ratio:.3f}"),
         )
+        rows += measured
+        if save:
+            note(f"written: {write(measured, entry.module_name('bench'))}")
         if save:
             note(f"saved {save_rows(measured, entry.module_name('bench'))}")
         rows += measured
