@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from regularized.mechanisms.ema import EMA, Decay, ramped_decay
 from regularized.mechanisms.mixup import Mix, draw_mix, one_hot
 from regularized.mechanisms.sample_history import check_index
+from regularized.mechanisms.two_networks import check_distinct, mean_logits
 from regularized.noisy_labels.early_learning import (
     PredictionHistory,
     check_eps,
@@ -212,7 +213,8 @@ class EarlyLearningPlus:
         steps: optimizer steps done by each network.
 
     Raises:
-        ValueError: a setting is outside its range, or ``make_model`` returned the same network twice.
+        ValueError: a setting is outside its range, or ``make_model`` returned the same network twice, or two that share
+            parameters.
 
     Examples:
         >>> from functools import partial
@@ -248,8 +250,7 @@ class EarlyLearningPlus:
         if mixup < 0:
             raise ValueError(f"mixup must be >= 0 (0 switches it off), got {mixup}")
         self.networks = (make_model(), make_model())
-        if self.networks[0] is self.networks[1]:
-            raise ValueError("make_model returned the same network twice; it must build a new one at each call")
+        check_distinct(self.networks, remedy="make_model must build a new one at each call")
         if device is not None:
             for network in self.networks:
                 network.to(device)
@@ -381,16 +382,9 @@ class EarlyLearningPlus:
                 after_epoch(self)
         return means
 
-    @torch.no_grad()
     def predict(self, inputs: Tensor) -> Tensor:
         """Mean of the two networks' logits in evaluation mode, (B, C); the modes are put back afterwards."""
-        logits = []
-        for network in self.networks:
-            before = network.training
-            network.eval()
-            logits.append(network(inputs.to(self.device)))
-            network.train(before)
-        return torch.stack(logits).mean(dim=0)
+        return mean_logits(self.networks, inputs.to(self.device))
 
     def suspected_label_errors(self, labels: Tensor) -> Tensor:
         """Which training labels both histories together contradict; (N,) labels to (N,) bool."""
