@@ -346,10 +346,7 @@ def bench(
         )
         rows += measured
         if save:
-            note(f"written: {write(measured, entry.module_name('bench'))}")
-        if save:
             note(f"saved {save_rows(measured, entry.module_name('bench'))}")
-        rows += measured
     if as_json:
         emit_json([row.to_dict() for row in rows])
         return
