@@ -237,7 +237,7 @@ class BetaMaskPolicy(nn.Module):
 class MaskedInput(NamedTuple):
     """Images under their masks.
 
-    Args:
+    Attributes:
         images: (B, C, S, S) image times mask.
         log_density: (B,) q, log of the summed density of the drawn cells; differentiable in the policy.
         mask: (B, 1, S, S) what the images were multiplied with.

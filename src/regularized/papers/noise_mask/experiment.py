@@ -68,13 +68,13 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
 
 # lr is the best of TUNING (regularized tune noise_mask); fine-tuning at a tenth of it, the policy at a tenth of it.
 ARMS: Mapping[str, Mapping[str, Any]] = {
-    "plain": {"mask": "none", "lr": 0.05},
-    "random_mask": {"mask": "frozen", "lr": 0.05},
-    "policy_mask": {"mask": "policy", "coupled": True, "lr": 0.05},
-    "policy_mask_plain_gradient": {"mask": "policy", "coupled": False, "lr": 0.05},
+    "plain": {"mask": "none", "lr": 0.005},
+    "random_mask": {"mask": "frozen", "lr": 0.005},
+    "policy_mask": {"mask": "policy", "coupled": True, "lr": 0.005},
+    "policy_mask_plain_gradient": {"mask": "policy", "coupled": False, "lr": 0.01},
 }
 
-_RATES = [{"lr": lr} for lr in (0.01, 0.02, 0.05, 0.1, 0.2)]
+_RATES = [{"lr": lr} for lr in (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)]
 TUNING = Tuning(
     metric="validation_accuracy",
     direction="higher",
