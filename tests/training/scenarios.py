@@ -84,6 +84,34 @@ class Jittered(TensorDataset):
         return x + 0.1 * torch.randn(()) + 0.1 * random.random() + 0.1 * np.random.rand(), y  # noqa: NPY002
 
 
+class Shuffled:
+    """Batches of an order that is drawn from the global generator when the iteration begins."""
+
+    def __init__(self, *tensors: torch.Tensor) -> None:
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        return -(-SAMPLES // 4)
+
+    def __iter__(self):
+        for rows in torch.randperm(SAMPLES).split(4):
+            yield (*(t[rows] for t in self.tensors), rows)
+
+
+class Learned(torch.utils.data.Sampler):
+    """An order that depends on what the model has learned when it is asked for."""
+
+    def __init__(self, model: nn.Module, x: torch.Tensor) -> None:
+        self.model, self.x = model, x
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __iter__(self):
+        with torch.no_grad():
+            return iter((self.x @ self.model[0].weight[0]).argsort().tolist())
+
+
 def tensors(seed: int = 0):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(SAMPLES, FEATURES, generator=generator)
@@ -126,6 +154,8 @@ def resumable(
             batch_size=4,
             sampler=torch.utils.data.WeightedRandomSampler(torch.arange(1.0, SAMPLES + 1), SAMPLES),
         ),
+        "learned": lambda: DataLoader(TensorDataset(x, y), batch_size=4, sampler=Learned(model, x)),
+        "shuffled": lambda: Shuffled(x, y),
         "iterable": lambda: [
             (x[i : i + 4], y[i : i + 4], torch.arange(SAMPLES)[i : i + 4]) for i in range(0, SAMPLES, 4)
         ],
@@ -144,6 +174,9 @@ class Embed(Term):
 
     taps = ("1",)
 
+    def attach(self, model: nn.Module) -> None:
+        self.start = float(model[0].weight.norm())  # derived from initial weights, which must be the first process's
+
     def count(self, batch: Batch):
         return (batch.targets > 0).sum()
 
@@ -151,7 +184,7 @@ class Embed(Term):
         hidden = step.hidden("1")
         further = step.forward(step.inputs + 0.1)  # a second forward before the backward pass
         losses = nn.functional.cross_entropy(self.head(hidden), step.targets, reduction="none")
-        return (losses * (step.targets > 0)).sum() + further.square().mean(-1).sum() * 0.1
+        return (losses * (step.targets > 0)).sum() + further.square().mean(-1).sum() * 0.1 * self.start
 
 
 def distributed(batch_size: int, accumulate: int, samples: int, *, loader: bool = False, log: Path | None = None):

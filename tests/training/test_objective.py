@@ -17,6 +17,7 @@ class Penalty(Term):
 
     def forward(self, step):
         self.calls += 1
+        self.recorded = torch.is_grad_enabled()
         return sum(p.square().sum() for p in step.model.parameters())
 
 
@@ -86,6 +87,7 @@ def test_coefficient_zero_is_absent_but_its_state_goes_on():
     )
     assert torch.equal(plain, ours)
     assert penalty.calls == 1
+    assert not penalty.recorded  # no graph that nobody needs
     assert [name for name, _ in objective.active()] == ["task"]
     assert objective.guilty().startswith("no single term")
     later, _ = gradient({"task": CrossEntropy(), "penalty": penalty}, [Batch.of((x, y))], Progress(5, 10))

@@ -28,7 +28,7 @@ def _whole(scenarios, kind):
     return scenarios.final_state(model, trainer), history
 
 
-@pytest.mark.parametrize("kind", ["tensors", "loader", "workers", "weighted", "iterable"])
+@pytest.mark.parametrize("kind", ["tensors", "loader", "workers", "weighted", "learned", "shuffled", "iterable"])
 def test_restarted_three_times_in_later_epochs(kind, scenarios, tmp_path):
     """Fails if order, random state or position of a later epoch is lost at a restart (accelerate#4071): steps 6, 11 and
     14 of 4 an epoch are in the middle of epochs 1, 2 and 3."""

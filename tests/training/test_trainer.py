@@ -25,7 +25,9 @@ from regularized.training import (
     linear,
     piecewise,
 )
+from regularized.training.checkpoint import latest
 from regularized.training.data import epoch_order
+from regularized.training.finite import FiniteCheck
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 N = 22
@@ -458,6 +460,41 @@ def test_trackers_are_closed_and_taps_off_after_an_error(tmp_path):
         trainer.fit(TensorData(X, Y, batch_size=8), epochs=1)
     assert trainer.accelerator.trackers == []
     assert not trainer.model[1]._forward_hooks
+
+
+def test_no_checkpoint_of_spoilt_weights_where_the_flag_comes_late(tmp_path):
+    """Fails if, on a device where the flag is read one step later, a checkpoint is written before it was read."""
+    terms = {"task": CrossEntropy(), "bad": Explodes(3)}
+    trainer = Trainer(mlp(), terms=terms, optimizer=SGD, checkpoint_dir=tmp_path, checkpoint_every=1)
+    trainer._finite = FiniteCheck(trainer.objective, deferred=True)
+    with pytest.raises(NonFiniteLoss, match="step 3: term 'bad'"):
+        trainer.fit(TensorData(X, Y, batch_size=8), epochs=2)
+    assert latest(tmp_path).name == "step-00000003"  # three steps done, before the one that is not finite
+    assert not weights(trainer).isfinite().all()
+
+
+def test_hidden_state_of_an_earlier_step_is_not_served_again():
+    """Fails if a submodule that this forward pass left out gives the state of the last one that reached it."""
+
+    class Sometimes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.side, self.calls = nn.Linear(4, 3), nn.Linear(3, 3), 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.side(self.body(x)) if self.calls == 1 else self.body(x)
+
+    class Read(Term):
+        taps = ("side",)
+
+        def forward(self, step):
+            return step.hidden("side").sum() * 0.0
+
+    model = Sometimes()
+    with pytest.raises(KeyError, match="'side' was not reached"):
+        fit({"task": CrossEntropy(), "read": Read()}, model=model)
+    assert model.calls == 2
 
 
 class Surgery(Term):
