@@ -21,7 +21,7 @@ QUESTIONS = {
     "catastrophic forgetting": {"rehearsal_free", "ovor", "lfu"},
     "new classes arrive and old data may not be kept": {"rehearsal_free", "ovor"},
     "prompt tuning of a frozen vision transformer for class-incremental learning": {"ovor"},
-    "make my model smaller": {"cast", "hestia", "dynamic_pruning", "sltrain", "low_precision"},
+    "make my model smaller": {"cast", "hestia", "dynamic_pruning"},
     "2:4 semi-structured sparsity": {"cast"},
     "quantize a language model to 1.58 bits": {"hestia"},
     "train in fp8": {"low_precision"},
