@@ -316,11 +316,20 @@ class TermsModule(pl.LightningModule):
         self._finite = FiniteCheck(self.objective, deferred=self.device.type != "cpu")
         self._seen = {}
 
-    def on_train_epoch_start(self) -> None:
-        """Call the terms' ``epoch_start``; Lightning does not come here where a run is resumed inside an epoch."""
-        self._window.clear()
-        for moment in self.objective.moments("epoch_start"):
-            moment(self._progress())
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Call the terms' ``epoch_start`` before the first batch of an epoch.
+
+        Not in ``on_train_epoch_start``: Lightning leaves that out after a checkpoint that was saved with the last batch
+        of an epoch.
+
+        Args:
+            batch: not used.
+            batch_idx: number of the batch in its epoch.
+        """
+        if batch_idx == 0:
+            self._window.clear()
+            for moment in self.objective.moments("epoch_start"):
+                moment(self._progress())
 
     def teardown(self, stage: str) -> None:
         """Take the hooks off the model."""
