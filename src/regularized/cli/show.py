@@ -144,6 +144,7 @@ def _print_facts(facts: dict[str, str], console: "Console") -> None:
 
 
 def _print_claims(entry: Entry, console: "Console") -> None:
+    from rich.table import Table
     from rich.text import Text
 
     from regularized.evidence.report import effect_text, interval_text, number
@@ -151,10 +152,11 @@ def _print_claims(entry: Entry, console: "Console") -> None:
     if not entry.card.claims:
         return
     console.print("\n[bold]Claims[/]")
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
     for outcome in entry.outcomes:
         claim = outcome.claim
-        line = Text("- ").append(outcome.verdict.value, style=_STYLES[outcome.verdict]).append(f"  {claim.statement}")
-        console.print(line)
         details = []
         if outcome.effect is not None:
             details.append(
@@ -166,8 +168,9 @@ def _print_claims(entry: Entry, console: "Console") -> None:
             f"the paper: {number(r.baseline)} to {number(r.method)}, {r.setting} ({r.source})" for r in claim.reported
         ]
         details += [text for text in (outcome.problem, claim.note) if text]
-        for text in details:
-            console.print(Text(f"    {text}", style="dim"))
+        verdict = Text(outcome.verdict.value, style=_STYLES[outcome.verdict])
+        grid.add_row(verdict, Text(claim.statement).append("".join(f"\n{text}" for text in details), style="dim"))
+    console.print(grid)
     evidence = _evidence(entry)
     if evidence is not None:
         stale = " [yellow]The code has changed since.[/]" if evidence["stale"] else ""

@@ -11,6 +11,7 @@ import re
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 from regularized.papers.card import FAMILIES, Card
 from regularized.papers.catalogue import Entry
@@ -29,6 +30,9 @@ WEIGHTS: Mapping[str, float] = {
     "summary": 1.0,
     "names": 4.0,
 }
+
+# A pair of neighbours is rarer than its words, and BM25 values it as highly as a rare word; half of that is plenty.
+PAIR_WEIGHT = 0.5
 
 # Words that say nothing about a problem. "not", "without", "less" and the like do and are not here.
 _STOP = """
@@ -79,7 +83,7 @@ def search(query: str, entries: Iterable[Entry], *, limit: int | None = None) ->
         raise ValueError(f"limit must be at least 1, got {limit}")
     found = tuple(entries)
     if query.strip():
-        found = tuple(found[number] for number in _index(found).ranked(_words(query)))
+        found = tuple(found[number] for number in _index(found).ranked(_words(query), _pairs(query)))
     return list(found[:limit])
 
 
@@ -92,6 +96,12 @@ def _words(query: str) -> list[str]:
     said = [word for word in words if word not in STOP_WORDS]
     strong = [word for word in said if word not in WEAK_WORDS]
     return strong or said or words
+
+
+def _pairs(query: str) -> list[str]:
+    """Neighbouring words of the question: "model smaller" is about models, "adapter smaller" is not."""
+    words = _WORD.findall(query.lower())
+    return [f"{a} {b}" for a, b in pairwise(words) if not {a, b} & STOP_WORDS]
 
 
 def _with_joined(text: str) -> str:
@@ -129,8 +139,8 @@ class _Index:
             {word for row in rows for text in row.values() for word in _WORD.findall(text.lower())}
         )
 
-    def ranked(self, words: Sequence[str]) -> list[int]:
-        """Numbers of the cards that match, best first."""
+    def ranked(self, words: Sequence[str], pairs: Sequence[str] = ()) -> list[int]:
+        """Numbers of the cards that match any of the words, best first; pairs of neighbours count on top."""
         scores: dict[int, float] = {}
         matched: dict[int, int] = {}
         for position, word in enumerate(words):
@@ -138,6 +148,10 @@ class _Index:
             for number, score in hits.items():
                 scores[number] = scores.get(number, 0.0) + score
                 matched[number] = matched.get(number, 0) + 1
+        for pair in pairs:
+            for number, score in self._match(f'"{pair}"').items():
+                if number in scores:
+                    scores[number] += PAIR_WEIGHT * score
         # BM25 of a rare word can outweigh that of several common ones together. A paper that answers more of the
         # question is the better answer, so its score counts by the share of the words that it has.
         return sorted(scores, key=lambda number: (-scores[number] * matched[number] / len(words), number))
