@@ -18,6 +18,7 @@ reproduce: $(VENV)/installed
 	$(BIN)/regularized reproduce early_learning --scale laptop --report reports/early_learning
 
 test: export OMP_NUM_THREADS = 1
+test: export NO_MKDOCS_2_WARNING = 1
 test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
