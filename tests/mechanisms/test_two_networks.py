@@ -29,9 +29,11 @@ def test_modes_come_back_after_an_error_too():
     """Fails when a frozen part is switched to training, or an exception leaves everything in evaluation mode."""
     model = nn.Sequential(nn.BatchNorm1d(2).eval(), nn.Sequential(nn.Dropout(), nn.Dropout().eval()))
     before = [m.training for m in model.modules()]
-    with pytest.raises(RuntimeError, match="inside"), evaluating(model):
+    with evaluating(model):
         assert not any(m.training for m in model.modules())
-        raise RuntimeError("inside")
+    assert [m.training for m in model.modules()] == before
+    with pytest.raises(ValueError, match="expected 2D"), evaluating(model):
+        model(torch.zeros(2))
     assert [m.training for m in model.modules()] == before
 
 
