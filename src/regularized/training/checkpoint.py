@@ -106,6 +106,10 @@ def unflatten(spec: Any, tensors: Mapping[str, Tensor]) -> Any:
 
     Raises:
         CheckpointError: the structure names a tensor that is not there, or is no such structure.
+
+    Examples:
+        >>> unflatten({"tuple": [1, {"float": "inf"}]}, {})
+        (1, inf)
     """
     if not isinstance(spec, dict):
         return spec
@@ -149,7 +153,17 @@ def write_part(folder: Path, name: str, tree: Any) -> None:
 
 
 def publish(partial: Path, final: Path, *, keep: int) -> None:
-    """Seal a written folder with its manifest, give it its name in one move, and delete all but the newest ``keep``."""
+    """Seal a written folder with its manifest, give it its name in one move, and delete all but the newest ``keep``.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "partial").mkdir()
+        >>> write_part(folder / "partial", "model", {"weight": torch.ones(2)})
+        >>> publish(folder / "partial", folder / "step-00000010", keep=3)
+        >>> load(latest(folder), "model")
+        {'weight': tensor([1., 1.])}
+    """
     files = {p.name: {"sha256": _sha256(p), "bytes": p.stat().st_size} for p in sorted(partial.iterdir())}
     (partial / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}, indent=1))
     _sync(partial / MANIFEST)
@@ -165,7 +179,12 @@ def publish(partial: Path, final: Path, *, keep: int) -> None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first; they may be damaged."""
+    """The checkpoints in a folder, oldest first; they may be damaged.
+
+    Examples:
+        >>> checkpoints(Path("/nowhere"))
+        []
+    """
     return sorted(p for p in folder.glob("step-*") if p.is_dir()) if folder.is_dir() else []
 
 
@@ -176,6 +195,10 @@ def latest(folder: Path) -> Path | None:
 
     Raises:
         CheckpointError: there are checkpoints, but every one is damaged.
+
+    Examples:
+        >>> latest(Path("/nowhere")) is None
+        True
     """
     found = checkpoints(folder)
     for path in reversed(found):
@@ -198,6 +221,13 @@ def verify(path: Path) -> None:
 
     Raises:
         CheckpointError: a file is missing, truncated or changed, or the format is unknown.
+
+    Examples:
+        >>> try:
+        ...     verify(Path("/nowhere"))
+        ... except CheckpointError as error:
+        ...     "no readable manifest" in str(error)
+        True
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
@@ -236,6 +266,10 @@ def compare_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
 
     Raises:
         CheckpointError: the parameter groups differ in number or size.
+
+    Examples:
+        >>> optimizer = torch.optim.SGD([torch.ones(2)], lr=0.1)
+        >>> compare_optimizer(optimizer, optimizer.state_dict())
     """
     there, here = ([len(g["params"]) for g in groups] for groups in (state["param_groups"], optimizer.param_groups))
     if there != here:
@@ -250,6 +284,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
 
     torch casts state to the type of its parameter, so that float32 moments of a bfloat16 parameter would be rounded;
     they are put back as they were saved.
+
+    Examples:
+        >>> optimizer = torch.optim.SGD([torch.ones(2)], lr=0.1)
+        >>> load_optimizer(optimizer, optimizer.state_dict())
     """
     optimizer.load_state_dict(dict(state))
     order = [p for group in optimizer.param_groups for p in group["params"]]

@@ -22,6 +22,10 @@ def make_accelerator(
 
     Raises:
         ValueError: unknown device; or a process group that Accelerate does not see.
+
+    Examples:
+        >>> make_accelerator("cpu", [], None, find_unused_parameters=False).device
+        device(type='cpu')
     """
     if device not in ("auto", "cpu"):
         raise ValueError(f'device must be "auto" or "cpu", got {device!r}')
@@ -49,7 +53,11 @@ def make_accelerator(
 
 @torch.no_grad()
 def synchronise(module: nn.Module) -> None:
-    """Give all processes the first one's parameters and buffers: what was drawn at random, running statistics."""
+    """Give all processes the first one's parameters and buffers: what was drawn at random, running statistics.
+
+    Examples:
+        >>> synchronise(nn.Linear(2, 2))  # nothing to do in one process
+    """
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         for tensor in (*module.parameters(), *module.buffers()):
             dist.broadcast(tensor, 0)

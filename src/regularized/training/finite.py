@@ -25,6 +25,16 @@ class FiniteCheck:
     Args:
         objective: whose terms are watched.
         deferred: look one step later, without waiting for the device.
+
+    Examples:
+        >>> from regularized.training.terms import CrossEntropy
+        >>> check = FiniteCheck(Objective({"task": CrossEntropy()}), deferred=False)
+        >>> check.watch([torch.tensor(0.5)], None, step=0)
+        >>> try:
+        ...     check.watch([torch.tensor(torch.nan)], None, step=1)
+        ... except NonFiniteLoss as error:
+        ...     str(error).split(":")[0]
+        'not finite in optimizer step 1'
     """
 
     def __init__(self, objective: Objective, *, deferred: bool) -> None:

@@ -27,6 +27,14 @@ class Monitor:
         every: optimizer steps between two records; 0 keeps none.
         bar: show a progress bar on standard error; None shows one where that is a terminal.
         main: whether this process is the one that talks.
+
+    Examples:
+        >>> with Monitor(every=2, bar=False, main=True) as monitor:
+        ...     monitor.start(Progress(0, 4))
+        ...     for step in range(2):
+        ...         record = monitor.step(Progress(step, 4), [("task", torch.tensor(float(step)))], rate=0.1)
+        >>> record["task"]
+        0.5
     """
 
     def __init__(self, *, every: int, bar: bool | None, main: bool) -> None:

@@ -38,7 +38,12 @@ def seed_all(seed: int) -> None:
 
 
 def rng_state() -> dict[str, Any]:
-    """State of the global generators of Python, NumPy, torch and this process's GPU, as tensors and plain values."""
+    """State of the global generators of Python, NumPy, torch and this process's GPU, as tensors and plain values.
+
+    Examples:
+        >>> sorted(rng_state().keys() - {"cuda"})
+        ['numpy', 'python', 'torch']
+    """
     numpy: Any = np.random.get_state(legacy=True)  # noqa: NPY002
     name, keys, position, has_gauss, cached = numpy
     state = {

@@ -32,6 +32,12 @@ class Run:
         batches: micro-batches in an epoch.
         accumulate: micro-batches in an optimizer step; the last step of an epoch may have fewer.
         seed: what the order of the data was seeded with; kept to recognise the run.
+
+    Examples:
+        >>> from regularized.training.data import TensorData
+        >>> run = Run(TensorData(torch.zeros(10, 2), batch_size=2), epochs=3, batches=5, accumulate=2, seed=0)
+        >>> run.total_steps  # the third step of an epoch has one batch
+        9
     """
 
     def __init__(self, source: Source, epochs: int, batches: int, accumulate: int, seed: int) -> None:
@@ -113,6 +119,21 @@ class Checkpoints:
         stopping: early stopping, if any.
         rank: number of this process.
         world: number of processes.
+
+    Examples:
+        >>> import tempfile
+        >>> from regularized.training.data import TensorData
+        >>> model = nn.Linear(2, 2)
+        >>> written = Checkpoints(
+        ...     Path(tempfile.mkdtemp()), keep=3, model=model, terms=nn.Module(), stopping=None, rank=0, world=1,
+        ...     optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        ... )
+        >>> run = Run(TensorData(torch.zeros(4, 2), batch_size=2), epochs=1, batches=2, accumulate=1, seed=0)
+        >>> run.step = 1
+        >>> written.save(run)
+        >>> run.step = 0
+        >>> written.load(run), run.step
+        (True, 1)
     """
 
     def __init__(

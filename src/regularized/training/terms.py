@@ -42,6 +42,15 @@ class Term(nn.Module):
     Args:
         weight: coefficient of the term in the loss; a number or a function of
             :class:`~regularized.training.progress.Progress`.
+
+    Examples:
+        >>> class Confidence(Term):
+        ...     def forward(self, step):
+        ...         p = step.log_probabilities.exp()
+        ...         return (p * step.log_probabilities).sum()
+        >>> from regularized.training.progress import Progress
+        >>> round(Confidence()(Step(nn.Identity(), Batch.of(torch.zeros(2, 2)), Progress(0, 1))).item(), 4)
+        -1.3863
     """
 
     per_step: bool = False

@@ -106,6 +106,10 @@ def resolve_trackers(trackers: Sequence[str | GeneralTracker], log_dir: Path | N
     Raises:
         ValueError: a tracker needs ``log_dir``, or its name is unknown to Accelerate.
         ImportError: the package of a tracker is missing.
+
+    Examples:
+        >>> [tracker.path.name for tracker in resolve_trackers(["jsonl"], Path("runs/first"))]
+        ['log.jsonl']
     """
     resolved: list[str | GeneralTracker] = []
     for tracker in trackers:
