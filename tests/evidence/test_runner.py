@@ -192,13 +192,14 @@ def test_ctrl_c_keeps_finished_runs_and_ends_the_workers(run, home):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     assert process.stderr is not None
     lines = [process.stderr.readline() for _ in range(3)]  # three runs have finished
     assert "[3/15]" in lines[-1]
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     workers = children.read_text().split() if children.exists() else []
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     finished, total = map(int, out.split()[:2])

@@ -3,6 +3,7 @@ import math
 import sqlite3
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -67,6 +68,7 @@ def test_equal_settings_give_equal_text_in_every_process():
 
 WRITER = """
 import sys
+import time
 from dataclasses import replace
 from regularized.evidence.store import Run, Store
 for part in range(5):  # opened anew each time: making the file and switching to WAL are part of the race
@@ -83,6 +85,26 @@ def test_processes_write_at_once(tmp_path):
     assert [writer.wait(120) for writer in writers] == [0, 0, 0]
     with Store(file) as store:
         assert {(run.arm, run.seed) for run in store.find("paper")} == {(a, s) for a in "abc" for s in range(100)}
+
+
+OPENER = """
+import sys, time
+from regularized.evidence.store import Store
+for i in range(20):
+    while time.time() < float(sys.argv[2]) + 0.05 * i:  # all processes at the same moment
+        pass
+    Store(f"{sys.argv[1]}/{i}.sqlite3").close()
+"""
+
+
+def test_processes_make_a_new_store_at_once(tmp_path):
+    """Fails when one process takes the store that another is just making for a foreign or a locked one."""
+    start = str(time.time() + 1.5)
+    openers = [
+        subprocess.Popen([sys.executable, "-c", OPENER, str(tmp_path), start], stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    assert [opener.communicate(timeout=120)[1] for opener in openers] == [""] * 4
 
 
 def filled(file, rows=200):

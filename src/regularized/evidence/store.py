@@ -231,36 +231,38 @@ class Store:
         # Switching to WAL needs the file for itself for a moment, and SQLite does not wait for that by itself.
         self._patiently(lambda: self._connection.execute("PRAGMA journal_mode = WAL"))
         self._connection.execute("PRAGMA synchronous = FULL")  # a finished run survives a power cut
-        application = self._connection.execute("PRAGMA application_id").fetchone()[0]
-        schema = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        if application == 0 and schema == 0:
+        if self._marks() != (_APPLICATION, _SCHEMA):
             self._patiently(self._create)
-        elif application != _APPLICATION:
-            raise StoreError(
-                f"{self.path} is a database of another program. Move it aside, or set REGULARIZED_HOME to another "
-                "folder"
-            )
-        elif schema != _SCHEMA:
-            raise StoreError(
-                f"{self.path} has format {schema}, this version of regularized reads {_SCHEMA}. Update regularized, "
-                "or set REGULARIZED_HOME to another folder"
-            )
+
+    def _marks(self) -> tuple[int, int]:
+        """Whose file it is, and its format; both 0 in a new one."""
+        application = self._connection.execute("PRAGMA application_id").fetchone()[0]
+        return application, self._connection.execute("PRAGMA user_version").fetchone()[0]
 
     def _create(self) -> None:
+        # Alone with the file from here on: looked at again, because another process may just have made it.
         self._connection.execute("BEGIN IMMEDIATE")
         try:
-            tables = self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-            foreign = [row["name"] for row in tables if row["name"] != "runs"]
-            if foreign:
+            application, schema = self._marks()
+            if (application, schema) == (0, 0):
+                tables = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+                application = -1 if tables else _APPLICATION
+                schema = _SCHEMA
+                if not tables:
+                    self._connection.execute(f"CREATE TABLE runs ({_COLUMNS})")
+                    self._connection.execute("CREATE INDEX runs_by_paper ON runs (slug, scale, code_key)")
+                    self._connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+                    self._connection.execute(f"PRAGMA user_version = {_SCHEMA}")
+            if application != _APPLICATION:
                 raise StoreError(
-                    f"{self.path} is a database of another program (tables {foreign}). Move it aside, or set "
-                    "REGULARIZED_HOME to another folder"
+                    f"{self.path} is a database of another program. Move it aside, or set REGULARIZED_HOME to another "
+                    "folder"
                 )
-            if not tables:  # another process may have made it while this one waited
-                self._connection.execute(f"CREATE TABLE runs ({_COLUMNS})")
-                self._connection.execute("CREATE INDEX runs_by_paper ON runs (slug, scale, code_key)")
-                self._connection.execute(f"PRAGMA application_id = {_APPLICATION}")
-                self._connection.execute(f"PRAGMA user_version = {_SCHEMA}")
+            if schema != _SCHEMA:
+                raise StoreError(
+                    f"{self.path} has format {schema}, this version of regularized reads {_SCHEMA}. Update it, "
+                    "or set REGULARIZED_HOME to another folder"
+                )
             self._connection.execute("COMMIT")
         except BaseException:
             self._connection.execute("ROLLBACK")
