@@ -42,5 +42,5 @@ def run(arm, seed, scale, *, rate=None):
             "accuracy": [(x, end - 20.0 / (x + 1) + 0.3 * rng.normal()) for x in range(points)],
             "loss": [(x, 2.0 / (x + 1) + 0.02 * rng.normal()) for x in range(points)],
         },
-        data=data_fingerprint(np.array([seed])),
+        data=data_fingerprint(np.array([seed, float(os.environ.get("FAKE_OTHER_DATA") == arm)])),
     )

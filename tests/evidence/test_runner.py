@@ -91,6 +91,15 @@ def test_a_diverged_seed_leaves_its_claim_open(run, monkeypatch):
     assert not result.failures
 
 
+def test_arms_that_saw_other_data_are_told_for_the_claims_that_compare_them(run, claim, monkeypatch):
+    """Fails when a difference of data passes for the effect of the method, or arms that nobody compares raise alarm."""
+    monkeypatch.setenv("FAKE_OTHER_DATA", "control")
+    versus_control = replace(claim, id="control", baseline="control")
+    notes = run(claim, versus_control, scale="smoke", seeds=2).notes
+    (told,) = [note for note in notes if "same data" in note]
+    assert "Claim control: control and better did not see the same data with seeds [0, 1]" in told
+
+
 def test_a_missing_data_set_is_said_at_once(run):
     """Fails when "unavailable" turns into a list of failed runs."""
     with pytest.raises(Unavailable, match="ImageNet is not here"):

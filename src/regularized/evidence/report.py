@@ -110,9 +110,9 @@ def print_table(result: ReproduceResult, console: "Console") -> None:
             Text(outcome.verdict.value, style=_STYLES[outcome.verdict]),
         )
     console.print(verdicts)
-    for outcome in result.outcomes:
-        if outcome.problem:
-            console.print(Text(f"{outcome.claim.id}: {outcome.problem}", style="yellow"))
+    for problem in dict.fromkeys(outcome.problem for outcome in result.outcomes if outcome.problem):
+        ids = ", ".join(outcome.claim.id for outcome in result.outcomes if outcome.problem == problem)
+        console.print(Text(f"{ids}: {problem}", style="yellow"))
     if result.runs:
         # Of the metrics those that are judged; a screen has no room for all, the page has.
         judged = list(dict.fromkeys(outcome.claim.metric for outcome in result.outcomes)) or result.metrics

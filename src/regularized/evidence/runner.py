@@ -96,7 +96,7 @@ def reproduce(
         outcomes=outcomes(claims, runs, seeds=wanted, scale=scale),
         runs=tuple(runs),
         failures=tuple(failures),
-        notes=tuple(_notes(runs, failures)),
+        notes=tuple(_notes(runs, failures, claims, wanted)),
         tuning=tuning,
         environment=about,
         code_key=code_key(module_name),
@@ -301,14 +301,21 @@ def _check(experiment: Experiment, module_name: str, scale: str, claims: Sequenc
                 )
 
 
-def _notes(runs: Sequence[Run], failures: Sequence[Failure]) -> Iterator[str]:
+def _notes(
+    runs: Sequence[Run], failures: Sequence[Failure], claims: Sequence[Claim], seeds: Sequence[int]
+) -> Iterator[str]:
     if failures:
         yield f"{len(failures)} run(s) failed; claims that need them stay undecided."
     if any(run.dirty for run in runs):
         yield "The code has uncommitted changes: these runs are kept apart and never exported as evidence."
-    for seed in sorted({run.seed for run in runs}):
-        if len({run.data for run in runs if run.seed == seed and run.data}) > 1:
-            yield f"The arms of seed {seed} did not see the same data: they are not paired."
+    data = {(run.arm, run.seed): run.data for run in runs if run.data}
+    for claim in claims:
+        pairs = ((seed, data.get((claim.baseline, seed)), data.get((claim.method, seed))) for seed in seeds)
+        if apart := [seed for seed, one, other in pairs if one and other and one != other]:
+            yield (
+                f"Claim {claim.id}: {claim.baseline} and {claim.method} did not see the same data with seeds {apart}, so "
+                "their difference is not that of the method alone."
+            )
 
 
 # --- Showing how far it is ---
