@@ -94,13 +94,15 @@ def test_a_paper_finds_itself(entry):
 
 
 def test_order_words_and_spelling():
-    """Fails without OR between words, neighbours, stemming, spelling, or prefixes."""
+    """Fails without OR between words, their share, neighbours, stop words, stemming, spelling, or prefixes."""
     catalogue = load_catalogue()
 
     def first(query: str) -> str:
         return search(query, catalogue)[0].slug
 
     assert first("noisy labels xylophone") == first("noisy labels")
+    assert first("how to choose the regularization strength automatically") == "inexact_bilevel"
+    assert search("what is it that I want with labels when they are there?", catalogue) == search("labels", catalogue)
     assert "compression" in search("make my model smaller", catalogue)[0].card.families  # not "a smaller adapter"
     assert first("mislabeled sample") == first("mislabeled samples")
     assert search("catastrofic forgeting", catalogue)[:2] == search("catastrophic forgetting", catalogue)[:2]

@@ -45,10 +45,6 @@ will with would you your
 """
 STOP_WORDS = frozenset(_STOP.split())
 
-# Too frequent here to tell papers apart, yet part of phrases; searched for only when nothing else was typed.
-_WEAK = "deep learn learned learning method methods model models net network networks neural"
-WEAK_WORDS = frozenset(_WEAK.split())
-
 _WORD = re.compile(r"\w+")
 _HYPHENATED = re.compile(r"\w+(?:-\w+)+")
 
@@ -93,9 +89,7 @@ def _words(query: str) -> list[str]:
     whole = _WORD.findall(_with_joined(query.lower()))
     parts = [part for word in whole if "_" in word for part in word.split("_") if part]
     words = list(dict.fromkeys(parts + [word for word in whole if word.strip("_")]))
-    said = [word for word in words if word not in STOP_WORDS]
-    strong = [word for word in said if word not in WEAK_WORDS]
-    return strong or said or words
+    return [word for word in words if word not in STOP_WORDS] or words
 
 
 def _pairs(query: str) -> list[str]:
