@@ -300,7 +300,7 @@ class CoTeaching:
         return result._replace(first=result.first.detach(), second=result.second.detach())
 
     def fit(
-        self, data: Any, *, epochs: int, after_epoch: Callable[["CoTeaching"], None] | None = None
+        self, data: Any, *, epochs: int, after_epoch: Callable[["CoTeaching"], object] | None = None
     ) -> list[tuple[float, float]]:
         """Train until ``epochs`` epochs are done in all.
 
