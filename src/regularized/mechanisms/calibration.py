@@ -225,13 +225,14 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, limit: float = 1000.0) ->
     if not limit > 1.0:
         raise ValueError(f"limit must be above 1, got {limit}")
     z = logits.to(torch.float64)
-    true = z.gather(1, labels[:, None]).mean()
+    over = z - z.gather(1, labels[:, None])  # logits above that of the true class
     low, high = (z.new_tensor(float(v)).log() for v in (1.0 / limit, limit))  # of log 1 / T
     for _ in range(60):
         middle = (low + high) / 2
-        # Slope of the negative log-likelihood in 1 / T: expected logit less the true one, rising in 1 / T.
-        slope = ((z * middle.exp()).softmax(dim=1) * z).sum(dim=1).mean() - true
-        low, high = torch.where(slope < 0, middle, low), torch.where(slope < 0, high, middle)
+        # Slope of the negative log-likelihood in 1 / T: the expected logit less the true one. It rises with 1 / T; where
+        # every label has the largest logit it is 0 by rounding alone, and the search goes on to the end.
+        slope = ((z * middle.exp()).softmax(dim=1) * over).sum()
+        low, high = torch.where(slope <= 0, middle, low), torch.where(slope <= 0, high, middle)
     return (-(low + high) / 2).exp().to(logits.dtype)
 
 

@@ -13,7 +13,7 @@ store                                bytes, ImageNet     error of what is read b
                                                          the mass outside the k largest, see :meth:`TopKStore.spread`
 ===================================  ==================  ============================================================
 
-Every store also keeps one byte a sample: whether it was written at all.
+A row of zeros is one that was never written: predictions sum to 1.
 """
 
 import abc
@@ -43,14 +43,9 @@ class PredictionStore(nn.Module, abc.ABC):
         host: keep the table in host memory wherever the module moves, for tables that do not fit the accelerator. Rows
             then travel in both directions, and each write waits for the device once.
 
-    Attributes:
-        seen: (N,) bool buffer, which samples were ever written.
-
     Raises:
         ValueError: ``num_samples`` < 1, ``num_classes`` < 2, or a type other than float64, float32, float16, bfloat16.
     """
-
-    seen: Tensor
 
     def __init__(self, num_samples: int, num_classes: int, dtype: torch.dtype, *, host: bool) -> None:
         super().__init__()
@@ -64,12 +59,16 @@ class PredictionStore(nn.Module, abc.ABC):
         self.num_samples = num_samples
         self.num_classes = num_classes
         self.host = host
-        self.register_buffer("seen", torch.zeros(num_samples, dtype=torch.bool))
 
     @property
     @abc.abstractmethod
     def max_error(self) -> float:
         """Bound on the absolute error of any entry that is read back, for float32 predictions that sum to 1."""
+
+    @property
+    @abc.abstractmethod
+    def _table(self) -> Tensor:
+        """(N, ...) stored numbers, in a row all zero where never written."""
 
     @abc.abstractmethod
     def _rows(self, index: Tensor) -> Tensor:
@@ -79,22 +78,18 @@ class PredictionStore(nn.Module, abc.ABC):
     def _put(self, index: Tensor, rows: Tensor) -> None:
         """Write (B, C) rows; of equal indices the last one is written last."""
 
-    def read(self, index: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, index: Tensor) -> Tensor:
         """Rows of some samples.
 
         Args:
             index: (B,) integers in [0, N).
 
         Returns:
-            (B, C) probabilities, a copy; zero where the sample was never written. And (B,) bool, where it was. Both on
-            the device of ``index``.
+            (B, C) probabilities, a copy, on the device of ``index``; zeros where the sample was never written.
         """
         device = index.device
-        index = index.to(self.seen.device, torch.int64)
-        rows, seen = self._rows(index), self.seen.index_select(0, index)
-        if rows.device != device:
-            rows, seen = (_pinned(t).to(device, non_blocking=True) for t in (rows, seen))
-        return rows, seen
+        rows = self._rows(index.to(self.device, torch.int64))
+        return rows if rows.device == device else _pinned(rows).to(device, non_blocking=True)
 
     @torch.no_grad()
     def write(self, index: Tensor, probabilities: Tensor) -> None:
@@ -104,14 +99,22 @@ class PredictionStore(nn.Module, abc.ABC):
             index: (B,) integers in [0, N).
             probabilities: (B, C), in [0, 1].
         """
-        device = self.seen.device
+        device = self.device
         index = index.to(device, torch.int64)
         rows = probabilities.to(device)
         if device.type != "cpu":
             # index_copy_ on a GPU leaves open which of two equal indices wins; on the CPU it writes in order.
             rows = rows.index_select(0, last_occurrence(index))
         self._put(index, rows)
-        self.seen.index_fill_(0, index, True)
+
+    def seen(self) -> Tensor:
+        """(N,) bool: which samples were ever written."""
+        return self._table.ne(0).any(dim=1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the table is."""
+        return self._table.device
 
     @property
     def nbytes(self) -> int:
@@ -144,7 +147,6 @@ class DenseStore(PredictionStore):
 
     Attributes:
         predictions: (N, C) buffer; rows are zero where never written.
-        seen: (N,) bool buffer.
 
     Raises:
         ValueError: a size or the type is not allowed, see :class:`PredictionStore`.
@@ -152,9 +154,8 @@ class DenseStore(PredictionStore):
     Examples:
         >>> store = DenseStore(num_samples=4, num_classes=2, dtype=torch.float16)
         >>> store.write(torch.tensor([2]), torch.tensor([[0.25, 0.75]]))
-        >>> rows, seen = store.read(torch.tensor([0, 2]))
-        >>> rows.tolist(), seen.tolist()
-        ([[0.0, 0.0], [0.25, 0.75]], [False, True])
+        >>> store.read(torch.tensor([0, 2])).tolist(), store.seen().tolist()
+        ([[0.0, 0.0], [0.25, 0.75]], [False, False, True, False])
     """
 
     predictions: Tensor
@@ -169,6 +170,10 @@ class DenseStore(PredictionStore):
     def max_error(self) -> float:
         """Bound on the absolute error of any entry: half the largest spacing of the type in [0, 1]."""
         return _ROUNDING[self.predictions.dtype]
+
+    @property
+    def _table(self) -> Tensor:
+        return self.predictions
 
     def _rows(self, index: Tensor) -> Tensor:
         return self.predictions.index_select(0, index)
@@ -193,7 +198,6 @@ class TopKStore(PredictionStore):
     Attributes:
         values: (N, k) buffer, the largest probabilities.
         classes: (N, k) buffer, their classes; int16 where C allows, otherwise int32.
-        seen: (N,) bool buffer.
 
     Raises:
         ValueError: k is outside [1, C - 1], or see :class:`PredictionStore`.
@@ -201,7 +205,7 @@ class TopKStore(PredictionStore):
     Examples:
         >>> store = TopKStore(num_samples=4, num_classes=4, k=1)
         >>> store.write(torch.tensor([3]), torch.tensor([[0.125, 0.625, 0.25, 0.0]]))
-        >>> store.read(torch.tensor([3]))[0]
+        >>> store.read(torch.tensor([3]))
         tensor([[0.1250, 0.6250, 0.1250, 0.1250]])
     """
 
@@ -236,17 +240,21 @@ class TopKStore(PredictionStore):
         Half the L1 distance between a prediction and what is read back is at most this mass (but for rounding). For use
         between epochs: above a few hundredths, take a larger k.
         """
-        left = 1.0 - self.values.to(torch.float32).sum(dim=1)
-        return torch.where(self.seen, left.clamp(min=0.0), 0.0).sum() / self.seen.sum()
+        kept, seen = self.values.to(torch.float32).sum(dim=1), self.seen()
+        return torch.where(seen, (1.0 - kept).clamp(min=0.0), 0.0).sum() / seen.sum()
+
+    @property
+    def _table(self) -> Tensor:
+        return self.values
 
     def _rows(self, index: Tensor) -> Tensor:
         dtype = torch.promote_types(self.values.dtype, torch.float32)
         values = self.values.index_select(0, index).to(dtype)
         classes = self.classes.index_select(0, index).to(torch.int64)
-        # Rounded values may sum to a little more than 1: nothing is left then.
-        left = (1.0 - values.sum(dim=1, keepdim=True)).clamp_(min=0.0) * self.seen.index_select(0, index)[:, None]
-        rows = (left / (self.num_classes - self.k)).repeat(1, self.num_classes)
-        return rows.scatter_(1, classes, values)
+        kept = values.sum(dim=1, keepdim=True)
+        # Rounded values may sum to a little more than 1: nothing is left then. Nor is there where nothing was written.
+        left = (1.0 - kept).clamp_(min=0.0).mul_(kept > 0)
+        return left.div_(self.num_classes - self.k).repeat(1, self.num_classes).scatter_(1, classes, values)
 
     def _put(self, index: Tensor, rows: Tensor) -> None:
         values, classes = rows.topk(self.k, dim=1, sorted=False)

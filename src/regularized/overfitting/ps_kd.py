@@ -9,7 +9,7 @@ goes on. It needs no teacher and no second forward pass; it costs a table with o
 =========  ==================  =========================================================================
 paper      here                meaning
 =========  ==================  =========================================================================
-P_{t-1}    ``history``         (B, C) rows of the store: each sample's prediction at its last visit
+P_{t-1}    ``history``         (B, C) each sample's prediction at its last visit; zeros before the first
 alpha_t    ``alpha``           share of the history in the target, in [0, 1]
 alpha_T    ``alpha=0.8``       that of the last epoch; epoch e = 0 ... T - 1 has alpha_T (e + 1) / T
 q          ``targets``         (B, C) soft targets, (1 - alpha) onehot(y) + alpha history
@@ -19,6 +19,8 @@ Paper and code differ: the paper's target is the model of epoch t - 1; the code'
 t - 1, in training mode and under that epoch's augmentation. We follow the code, because the published numbers come from
 it. A sample that was never visited keeps its one-hot label; the code relies on epoch 0 for that, and resumes wrongly.
 """
+
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -37,13 +39,14 @@ __all__ = ["ProgressiveDistillation", "ProgressiveDistillationLoss", "progressiv
 # Shapes: B samples of a batch, N samples of the training set, C classes.
 
 
-def progressive_targets(labels: Tensor, history: Tensor, alpha: float | Tensor) -> Tensor:
+def progressive_targets(labels: Tensor, history: Tensor, alpha: float) -> Tensor:
     """The soft targets ``(1 - alpha) onehot(y) + alpha history``; to look at, or for a loss of your own.
 
     Args:
         labels: (B,) int64 class labels.
-        history: (B, C) past predictions.
-        alpha: share of the history, in [0, 1]; a number or (B,).
+        history: (B, C) past predictions, rows that sum to 1; or zeros for a sample that has none, whose target is its
+            one-hot label.
+        alpha: share of the history, in [0, 1].
 
     Returns:
         (B, C) targets that sum to 1, in the type of ``history``.
@@ -52,39 +55,48 @@ def progressive_targets(labels: Tensor, history: Tensor, alpha: float | Tensor) 
         >>> progressive_targets(torch.tensor([1]), torch.tensor([[0.75, 0.25]]), alpha=0.5)
         tensor([[0.3750, 0.6250]])
     """
-    share = _column(alpha, history)
-    return (history * share).scatter_add_(1, labels[:, None], 1.0 - share)
+    # The mass of a past prediction is 1 up to rounding, and 0 where there is none.
+    mass = history.sum(dim=1, keepdim=True)
+    return (history * alpha).scatter_add_(1, labels[:, None], 1.0 - alpha * mass)
 
 
-def progressive_loss(log_probabilities: Tensor, labels: Tensor, history: Tensor, alpha: float | Tensor) -> Tensor:
-    """Cross-entropy with the soft targets, *summed* over the batch, without building the one-hot labels.
+def progressive_loss(
+    log_probabilities: Tensor,
+    labels: Tensor,
+    history: Tensor,
+    alpha: float,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+) -> Tensor:
+    """Cross-entropy with the soft targets, ``-(1 - alpha) log p_y - alpha <history, log p>``, without building them.
 
-    ``-(1 - alpha) log p_y - alpha <history, log p>``. By the logits its gradient is ``p - q``: that of cross-entropy
-    times ``1 - alpha (1 - history_y) / (1 - p_y)`` for the true class, small for a sample that is hard and has not
-    improved since.
+    By the logits its gradient is ``p - q``: that of cross-entropy times ``1 - alpha (1 - history_y) / (1 - p_y)`` for
+    the true class, small for a sample that is hard and has not improved since.
 
     Args:
         log_probabilities: (B, C) log-softmax of the logits, finite.
         labels: (B,) int64 class labels.
-        history: (B, C) past predictions, constant.
-        alpha: share of the history, in [0, 1]; a number or (B,). 0 is cross-entropy bit for bit, whatever the history
-            holds (zeros, for a sample that has none).
+        history: (B, C) past predictions, constant: rows that sum to 1, or zeros for a sample that has none.
+        alpha: share of the history, in [0, 1].
+        reduction: over the batch; default the mean.
 
     Returns:
-        Scalar.
+        Scalar; cross-entropy bit for bit where ``alpha`` is 0 or nobody has a history.
 
     Examples:
         >>> z, y = torch.randn(4, 3), torch.tensor([0, 2, 1, 0])
         >>> past = torch.randn(4, 3).softmax(dim=1)
         >>> ours = progressive_loss(z.log_softmax(dim=1), y, past, alpha=0.3)
-        >>> torch.allclose(ours, F.cross_entropy(z, progressive_targets(y, past, 0.3), reduction="sum"))
+        >>> torch.allclose(ours, F.cross_entropy(z, progressive_targets(y, past, 0.3)))
         True
     """
-    share = _column(alpha, history)
-    # q - onehot(y) = alpha (history - onehot(y)), so that cross-entropy itself stays untouched where alpha is 0.
-    shift = (history * share).scatter_add_(1, labels[:, None], -share)
-    plain = F.nll_loss(log_probabilities, labels, reduction="sum")
-    return plain - torch.dot(shift.flatten(), log_probabilities.flatten())
+    plain = F.nll_loss(log_probabilities, labels, reduction=reduction)
+    # q = onehot(y) + alpha (history - onehot(y)): what the history changes is added to cross-entropy as it stands. With
+    # the row's mass for the second 1, a row of zeros changes nothing, and q sums to 1 however the row was rounded.
+    mass = history.sum(dim=1, keepdim=True)
+    change = history.scatter_add(1, labels[:, None], mass.neg_())
+    scale = alpha / max(len(labels), 1) if reduction == "mean" else alpha
+    return plain.sub(torch.dot(change.flatten(), log_probabilities.flatten()), alpha=scale)
 
 
 class ProgressiveDistillationLoss(torch.nn.Module):
@@ -210,19 +222,25 @@ class ProgressiveDistillationLoss(torch.nn.Module):
                 "data this would overwrite the history of training samples: call .eval() on the loss before evaluating"
             )
         log_p = _log_softmax(logits)
-        history, seen = _read(self.store, index, log_p)
+        history = _read(self.store, index, log_p)
         if self._share is None:
-            self._check_first_visit(seen)
-        loss = _mixed_loss(log_p, labels, history, seen.to(log_p.dtype) * self.current_alpha, mix)
-        _remember(self.store, index, log_p, mix)
-        return loss / max(len(logits), 1)
+            self._check_first_visit(history)
+        alpha = self.current_alpha
+        loss = progressive_loss(log_p, labels, history, alpha)
+        if mix is not None and mix.share != 1.0:  # the loss is linear in the targets
+            other = mix.partner
+            loss = torch.lerp(progressive_loss(log_p, labels[other], history[other], alpha), loss, mix.share)
+            if mix.share < 0.5:
+                index = index[other.to(index.device)]
+        _remember(self.store, index, log_p)
+        return loss
 
-    def _check_first_visit(self, seen: Tensor) -> None:
+    def _check_first_visit(self, history: Tensor) -> None:
         """Without an epoch alpha would silently stay 0. On a GPU visits are counted instead of looked at: no sync."""
         if torch.compiler.is_compiling():
             return
-        self._visits += len(seen)
-        again = bool(seen.any()) if seen.device.type == "cpu" else self._visits > self.store.num_samples
+        self._visits += len(history)
+        again = bool(history.any()) if history.device.type == "cpu" else self._visits > self.store.num_samples
         if again:
             raise RuntimeError(
                 "ProgressiveDistillationLoss sees a sample for the second time, but was never told the epoch: call "
@@ -264,7 +282,7 @@ class ProgressiveDistillation(Term):
         >>> step = Step(torch.nn.Linear(3, 2), batch, Progress(step=0, total_steps=1))
         >>> torch.equal(term(step), F.cross_entropy(step.logits, batch.targets, reduction="sum"))
         True
-        >>> term.store.seen.tolist()
+        >>> term.store.seen().tolist()
         [True, True, True, False, False, True]
     """
 
@@ -310,42 +328,23 @@ class ProgressiveDistillation(Term):
             return F.nll_loss(log_p, labels, reduction="sum")
         index = step.index
         check_index(index, self.store.num_samples, owner="ProgressiveDistillation", batch_size=len(log_p))
-        history, seen = _read(self.store, index, log_p)
-        loss = _mixed_loss(log_p, labels, history, seen.to(log_p.dtype) * self.alpha(step.progress), None)
-        _remember(self.store, index, log_p, None)
+        history = _read(self.store, index, log_p)
+        loss = progressive_loss(log_p, labels, history, self.alpha(step.progress), reduction="sum")
+        _remember(self.store, index, log_p)
         return loss
 
 
-def _mixed_loss(log_p: Tensor, labels: Tensor, history: Tensor, alpha: Tensor, mix: Mix | None) -> Tensor:
-    """Sum over the batch; blended inputs get the blend of the two samples' targets, and the loss is linear in these."""
-    own = progressive_loss(log_p, labels, history, alpha)
-    if mix is None or mix.share == 1.0:
-        return own
-    other = mix.partner
-    return torch.lerp(progressive_loss(log_p, labels[other], history[other], alpha[other]), own, mix.share)
+def _read(store: PredictionStore, index: Tensor, like: Tensor) -> Tensor:
+    return store.read(index).to(like.device, like.dtype)
 
 
-def _read(store: PredictionStore, index: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    rows, seen = store.read(index)
-    return rows.to(like.device, like.dtype), seen.to(like.device)
-
-
-@torch.no_grad()
-def _remember(store: PredictionStore, index: Tensor, log_p: Tensor, mix: Mix | None) -> None:
-    if mix is not None and mix.share < 0.5:
-        index = index[mix.partner.to(index.device)]
+def _remember(store: PredictionStore, index: Tensor, log_p: Tensor) -> None:
     store.write(*gather_rows(index, log_p.detach().exp()))
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
     # float32 at least: what half precision rounds away would go into the history.
     return F.log_softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
-
-
-def _column(alpha: float | Tensor, history: Tensor) -> Tensor:
-    if isinstance(alpha, Tensor):
-        return alpha[:, None]
-    return history.new_full((len(history), 1), alpha)
 
 
 def _check_alpha(alpha: float) -> None:
@@ -370,9 +369,9 @@ def _check_logits(logits: Tensor, store: PredictionStore, *, owner: str) -> None
             f"{owner} was built with num_classes={store.num_classes} and needs logits of shape "
             f"(B, {store.num_classes}), got {tuple(logits.shape)}"
         )
-    if logits.device != store.seen.device and not store.host:
+    if logits.device != store.device and not store.host:
         raise ValueError(
-            f"the logits are on {logits.device}, the history of {owner} is on {store.seen.device}; move it once with "
+            f"the logits are on {logits.device}, the history of {owner} is on {store.device}; move it once with "
             f".to({str(logits.device)!r}), or keep it in host memory with a store of host=True"
         )
 

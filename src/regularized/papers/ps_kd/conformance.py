@@ -45,7 +45,7 @@ def _loss(case: Case) -> Mapping[str, NDArray[Any]]:
     logits, labels, past = (_tensor(case, name) for name in ("logits", "labels", "past_probs"))
     alpha = case.number("alpha_t")
     logits.requires_grad_()
-    loss = progressive_loss(logits.log_softmax(dim=1), labels, past, alpha) / len(labels)
+    loss = progressive_loss(logits.log_softmax(dim=1), labels, past, alpha)
     (grad,) = torch.autograd.grad(loss, logits)
     targets = progressive_targets(labels, past, alpha)
     return {"soft_targets": targets.numpy(), "loss": loss.detach().numpy(), "grad_logits": grad.numpy()}
@@ -84,7 +84,7 @@ def _training(case: Case) -> Mapping[str, NDArray[Any]]:
             optimizer.step()
             losses.append(loss.item())
         out["alpha"].append(criterion.current_alpha)
-        out["history"].append(criterion.store.read(torch.arange(len(x)))[0].numpy())
+        out["history"].append(criterion.store.read(torch.arange(len(x))).numpy())
         out["W"].append(model.weight.detach().numpy().copy())
         if model.bias is not None:
             out["b"].append(model.bias.detach().numpy().copy())
