@@ -229,7 +229,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, limit: float = 1000.0) ->
     low, high = (z.new_tensor(float(v)).log() for v in (1.0 / limit, limit))  # of log 1 / T
     for _ in range(60):
         middle = (low + high) / 2
-        # Slope of the negative log-likelihood in 1 / T: the expected logit less the true one. It rises with 1 / T; where
+        # Slope of the negative log-likelihood in 1 / T: the expected logit less the true one, rising with 1 / T. Where
         # every label has the largest logit it is 0 by rounding alone, and the search goes on to the end.
         slope = ((z * middle.exp()).softmax(dim=1) * over).sum()
         low, high = torch.where(slope <= 0, middle, low), torch.where(slope <= 0, high, middle)
