@@ -313,8 +313,8 @@ def _notes(
         pairs = ((seed, data.get((claim.baseline, seed)), data.get((claim.method, seed))) for seed in seeds)
         if apart := [seed for seed, one, other in pairs if one and other and one != other]:
             yield (
-                f"Claim {claim.id}: {claim.baseline} and {claim.method} did not see the same data with seeds {apart}, so "
-                "their difference is not that of the method alone."
+                f"Claim {claim.id}: {claim.baseline} and {claim.method} did not see the same data with seeds {apart}, "
+                "so their difference is not that of the method alone."
             )
 
 
