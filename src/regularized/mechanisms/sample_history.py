@@ -60,7 +60,8 @@ def check_index(index: Tensor | None, num_samples: int, *, owner: str, batch_siz
         )
     if index.device.type != "cpu" or batch_size == 0 or torch.compiler.is_compiling():
         return
-    low, high = (int(bound) for bound in torch.aminmax(index))
+    values = index.tolist()  # for batches of usual size this and a set are quicker than any tensor operation
+    low, high = min(values), max(values)
     if low < 0 or high >= num_samples:
         raise IndexError(
             f"{owner} got the index {low if low < 0 else high}, but its table has num_samples={num_samples} rows, so 0 "
@@ -68,7 +69,7 @@ def check_index(index: Tensor | None, num_samples: int, *, owner: str, batch_siz
             "in: for a Subset, wrap the Subset itself with IndexedDataset, or keep global indices and give "
             "num_samples=len(whole set)"
         )
-    if torch.unique(index).numel() < batch_size:
+    if len(set(values)) < batch_size:
         warnings.warn(
             f"{owner} got the same sample more than once in a batch; the last of its predictions is the one that is "
             "remembered. A sampler that draws with replacement does this",

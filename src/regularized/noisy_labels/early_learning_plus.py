@@ -94,6 +94,10 @@ class EarlyLearningPlusLoss(PredictionHistory):
         eps: probabilities are clamped to [eps, 1 - eps] in the regulariser; default 1e-4 (official code).
         refine_labels: multiply the mixed labels by the history; default False (the code does it for CIFAR-100 alone).
 
+    Raises:
+        ValueError: a setting is outside its range; at the call: a shape is wrong, labels are soft, or no index.
+        IndexError: an index outside [0, N) (checked while the index is on the CPU).
+
     Examples:
         >>> criterion = EarlyLearningPlusLoss(num_samples=8, num_classes=3)
         >>> index, mix = torch.tensor([3, 5]), Mix(0.8, torch.tensor([1, 0]))

@@ -104,7 +104,7 @@ def best_width(accuracies: Tensor, *, penalty: float = 1e-5) -> tuple[int, float
         raise ValueError(f"accuracies must have shape (D,), one for each width; got {tuple(accuracies.shape)}")
     if penalty < 0:
         raise ValueError(f"penalty must be >= 0, got {penalty}")
-    values: list[float] = (accuracies.double().cpu() - penalty * torch.arange(len(accuracies))).tolist()
+    values: list[float] = [accuracy - penalty * j for j, accuracy in enumerate(accuracies.tolist())]
     best = max(range(len(values)), key=values.__getitem__)  # the first of equals
     return best + 1, values[best]
 
