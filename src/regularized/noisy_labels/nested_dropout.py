@@ -72,7 +72,7 @@ def width_distribution(features: int, *, sigma: float, mu: float = 0.0) -> Tenso
     if features < 1:
         raise ValueError(f"features must be at least 1, the number of channels; got {features}")
     check_distribution(sigma, mu)
-    widths = torch.arange(1, features + 1, dtype=torch.float64)
+    widths = torch.arange(1, features + 1, dtype=torch.float64, device="cpu")
     weights = torch.exp(-(((widths - mu) / sigma) ** 2))
     total = weights.sum()
     if not total > 0:
@@ -149,6 +149,7 @@ class NestedDropout(nn.Module):
         self.dim = dim
         self.generator = generator
         self._table: list[int] = thresholds.tolist()
+        self._number = torch.zeros((), dtype=torch.int64, device="cpu")  # reused: a draw allocates nothing
         self._held: int | None = None
         self._is_held = False
         self._keep: int | None = None
@@ -168,8 +169,7 @@ class NestedDropout(nn.Module):
 
     def draw(self) -> int:
         """A random width, 1 ... D. The number is drawn on the CPU: reading it waits for no device."""
-        number = torch.randint(_GRAIN, (), generator=self.generator, device="cpu")
-        return bisect_right(self._table, int(number)) + 1
+        return bisect_right(self._table, int(self._number.random_(0, _GRAIN, generator=self.generator))) + 1
 
     def hold(self, width: int | None) -> None:
         """Train with this width instead of a random one; None lets go. ``eval()`` mode has ``keep``.
