@@ -95,14 +95,10 @@ def read_ours(x: Tensor, y: Tensor) -> Callable[[], None]:
     return run
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=500, help="steps in a block")
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+def measure(rounds: int, steps: int) -> dict[str, list[float]]:
+    """Microseconds a step of each, one number a round."""
     torch.set_num_threads(1)
-    x = torch.randn(BATCH * arguments.steps, 32)
+    x = torch.randn(BATCH * steps, 32)
     y = torch.randint(0, 10, (len(x),))
     makers = {
         "bare loop": bare,
@@ -113,15 +109,24 @@ def main() -> None:
     }
     runs = {name: make(x, y) for name, make in makers.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(-1, arguments.rounds):
-        names = list(runs) if number % 2 else list(runs)[::-1]
-        for name in names:
+    for number in range(-1, rounds):
+        for name in list(runs) if number % 2 else list(runs)[::-1]:
             start = time.perf_counter()
             runs[name]()
             if number >= 0:  # the first round warms up
-                times[name].append((time.perf_counter() - start) / arguments.steps * 1e6)
-    times["Trainer - bare loop"] = [a - b for a, b in zip(times["Trainer"], times["bare loop"])]
-    times["Trainer - bare Accelerate"] = [a - b for a, b in zip(times["Trainer"], times["bare Accelerate"])]
+                times[name].append((time.perf_counter() - start) / steps * 1e6)
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=500, help="steps in a block")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    times = measure(arguments.rounds, arguments.steps)
+    for other in ("bare loop", "bare Accelerate"):
+        times[f"Trainer - {other}"] = [a - b for a, b in zip(times["Trainer"], times[other])]
     rows = {name: statistics.quantiles(values, n=4) for name, values in times.items()}
     if arguments.json:
         print(json.dumps({name: {"median_us": q[1], "quartiles_us": [q[0], q[2]]} for name, q in rows.items()}))
