@@ -216,7 +216,8 @@ def test_evaluation_refuses_to_change_state(tmp_path):
 
 
 def test_plain_module_and_index_column(tmp_path):
-    """Fails if labels or index of a model without a `labels` argument are dropped as unused columns."""
+    """Fails if labels or index of a model without a `labels` argument are dropped as unused columns, or it is given
+    them."""
 
     class Plain(nn.Module):
         def __init__(self):
@@ -234,7 +235,8 @@ def test_plain_module_and_index_column(tmp_path):
     trainer.train()
     assert trainer.objective.terms["remember"].history.abs().sum(1).min() > 0
     assert trainer.evaluate()["eval_loss"] > 0
-    assert trainer.predict(data).predictions.shape == (8, cases.LENGTH, cases.CLASSES)
+    for rows in (data, [{"input_ids": row["input_ids"], "index": 3} for row in data]):
+        assert trainer.predict(rows).predictions.shape == (8, cases.LENGTH, cases.CLASSES)
 
 
 class _Surgery(Term):

@@ -163,10 +163,11 @@ class TermsTrainer(transformers.Trainer):
         self.objective.to(self.args.device)
         own = {id(p) for p in model.parameters()}
         self._term_parameters = [p for p in self.objective.parameters() if p.requires_grad and id(p) not in own]
-        if self._term_parameters and not hasattr(transformers.Trainer, "_clip_grad_norm"):
+        clips = self.args.max_grad_norm is not None and self.args.max_grad_norm > 0
+        if self._term_parameters and clips and not hasattr(transformers.Trainer, "_clip_grad_norm"):
             raise ValueError(
                 f"transformers {transformers.__version__} clips the gradient of the model alone, but a term has "
-                'parameters of its own; update it: pip install -U "transformers>=5.24"'
+                'parameters of its own; update it (pip install -U "transformers>=5.24"), or set max_grad_norm=0'
             )
         if not self.label_names and self.args.label_names is None:
             # transformers looks for labels in the signature of the model; a model that leaves its loss to us has none.

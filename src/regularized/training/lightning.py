@@ -66,6 +66,9 @@ class TermsModule(pl.LightningModule):
     ``strategy="ddp_find_unused_parameters_true"``. FSDP, DeepSpeed and 16-bit float precision (``"16-mixed"``; use
     ``"bf16-mixed"``) are refused.
 
+    ``ModelCheckpoint(every_n_train_steps=...)`` warns that a manually optimized model is saved *after* its optimizer
+    step: that is what is wanted here.
+
     What Lightning cannot do: it saves no state of the global random generators, and resumes in the middle of an epoch
     only with a data loader that has ``state_dict``. For exact interruption anywhere use
     :class:`~regularized.training.trainer.Trainer`.
