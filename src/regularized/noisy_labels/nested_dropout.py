@@ -376,6 +376,12 @@ def nest_classifier(
 def nested_layers(model: nn.Module) -> dict[str, NestedDropout]:
     """The nested dropout layers of a model by name; that of a :class:`NestedLinear` under the name of the classifier.
 
+    Args:
+        model: searched through, itself included (under the name ``""``).
+
+    Returns:
+        Name to layer, in the order of ``named_modules``.
+
     Examples:
         >>> list(nested_layers(nn.Sequential(nn.Linear(4, 8), NestedLinear(8, 2, sigma=3.0))))
         ['1']
