@@ -114,8 +114,8 @@ class PredictionHistory(nn.Module):
         share = probabilities / probabilities.sum(dim=1, keepdim=True)
         new = self.history.index_select(0, index).to(share.dtype).lerp_(share, 1.0 - self.momentum)
         every_index, every_row = gather_rows(index, new)
-        store_rows(self.history, every_index, every_row)
-        return self.history.index_select(0, index)
+        stored = store_rows(self.history, every_index, every_row)
+        return stored if every_index is index else self.history.index_select(0, index)
 
     def suspected_label_errors(self, labels: Tensor) -> Tensor:
         """Which training labels the model's own history contradicts: ``argmax t != label``. For use after training.
