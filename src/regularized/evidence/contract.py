@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
+from regularized.mechanisms.taps import Taps
 from regularized.training.objective import Objective
 from regularized.training.progress import Progress
-from regularized.training.step import Batch, Step
+from regularized.training.step import Batch, Step, call_model
 
 __all__ = ["CHECKS", "PROCEDURE_CHECKS", "BadInput", "ProcedureSubject", "Subject", "check_bad_input"]
 
@@ -123,11 +124,14 @@ def _train(
         attach(model)
     model.to(device)
     objective.to(device)
-    groups = [group for own in objective.moments("param_groups") for group in own(model)]
-    grouped = {id(p) for group in groups for p in group["params"]}
-    rest = [p for p in [*model.parameters(), *objective.parameters()] if id(p) not in grouped and p.requires_grad]
-    optimizer = subject.optimizer([{"params": rest}, *groups])
+    optimizer = subject.optimizer(objective.parameter_groups(model))
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
     wrapped: nn.Module = DistributedDataParallel(model) if world > 1 else model
+    taps = Taps(model, objective.taps)
+
+    def call(target: nn.Module, inputs: Any) -> Any:
+        return call_model(wrapped if target is model else target, inputs)
+
     data = {name: tensor.to(device) for name, tensor in subject.data(SAMPLES, 0).items()}
     steps_an_epoch = SAMPLES // BATCH
     gradients: list[Tensor] = []
@@ -144,17 +148,19 @@ def _train(
                 window = [transform(batch) for batch in window]
             counts = objective.counts(window, device=torch.device(device))
             for m, batch in enumerate(window):
-                step = Step(wrapped, batch, progress)
+                taps.clear()
+                step = Step(model, batch, progress, taps.states, call=call)
                 with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=autocast):
                     loss = objective.loss(step, counts, first=m == 0, scale=float(world))
                 loss.backward()
             for moment in objective.moments("before_step"):
                 moment(step)
-            gradients = [p.grad.clone() for p in rest if p.grad is not None]
+            gradients = [p.grad.clone() for p in trained if p.grad is not None]
             optimizer.step()
             for moment in objective.moments("after_step"):
                 moment(step)
             optimizer.zero_grad()
+    taps.remove()
     return {name: p.detach().clone() for name, p in model.named_parameters()}, gradients, objective
 
 

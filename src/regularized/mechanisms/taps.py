@@ -36,9 +36,7 @@ class Taps:
         for name in dict.fromkeys(names):
             if name not in modules:
                 near = difflib.get_close_matches(name, modules, n=3)
-                raise ValueError(
-                    f"the model has no submodule {name!r}" + (f"; did you mean {near}?" if near else "")
-                )
+                raise ValueError(f"the model has no submodule {name!r}" + (f"; did you mean {near}?" if near else ""))
             self._handles.append(modules[name].register_forward_hook(self._keep(name)))
 
     def _keep(self, name: str) -> Any:
