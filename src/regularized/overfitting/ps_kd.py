@@ -207,14 +207,15 @@ class ProgressiveDistillationLoss(torch.nn.Module):
         Returns:
             Scalar.
         """
-        _check_logits(logits, self.store, owner="ProgressiveDistillationLoss")
+        store = self.store
+        _check_logits(logits, store, owner="ProgressiveDistillationLoss")
         _check_labels(labels, logits, owner="ProgressiveDistillationLoss")
         if not self.training:
             if mix is None or mix.share == 1.0:
                 return F.cross_entropy(logits, labels)
             log_p = _log_softmax(logits)
             return torch.lerp(F.nll_loss(log_p, labels[mix.partner]), F.nll_loss(log_p, labels), mix.share)
-        check_index(index, self.store.num_samples, owner="ProgressiveDistillationLoss", batch_size=len(logits))
+        check_index(index, store.num_samples, owner="ProgressiveDistillationLoss", batch_size=len(logits))
         assert index is not None
         if not torch.is_grad_enabled():
             raise RuntimeError(
@@ -222,7 +223,7 @@ class ProgressiveDistillationLoss(torch.nn.Module):
                 "data this would overwrite the history of training samples: call .eval() on the loss before evaluating"
             )
         log_p = _log_softmax(logits)
-        history = _read(self.store, index, log_p)
+        history = _read(store, index, log_p)
         if self._share is None:
             self._check_first_visit(history)
         alpha = self.current_alpha
@@ -232,7 +233,7 @@ class ProgressiveDistillationLoss(torch.nn.Module):
             loss = torch.lerp(progressive_loss(log_p, labels[other], history[other], alpha), loss, mix.share)
             if mix.share < 0.5:
                 index = index[other.to(index.device)]
-        _remember(self.store, index, log_p)
+        _remember(store, index, log_p)
         return loss
 
     def _check_first_visit(self, history: Tensor) -> None:
