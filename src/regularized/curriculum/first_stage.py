@@ -125,9 +125,9 @@ def kde_score(scores: Tensor, *, of: Tensor | None = None) -> Tensor:
     """
     # The estimate does not change when scores are moved and stretched; in [0, 1] nothing overflows.
     values, listed = normalised_score(scores, of=of), normalised_score(scores if of is None else of)
-    width = listed.std() * len(listed) ** -0.2
-    if len(listed) < 2 or width == 0:
+    if bool((listed == listed[0]).all()):
         return torch.full_like(values, CONSTANT)
+    width = listed.std() * len(listed) ** -0.2
     rows = max(_ENTRIES // len(listed), 1)
     parts = [torch.special.ndtr((part[:, None] - listed) / width).mean(dim=1) for part in values.split(rows)]
     return torch.cat(parts)
