@@ -1,8 +1,9 @@
 """Co-teaching. Golden vectors, contract and bad input are checked in tests/test_contract.py.
 
-Mutations that were tried, each caught: no exchange, the largest losses, selection in training mode, the second half
-chosen by the first network, an unstable sort, a mean over the whole half, batch normalisation trained although frozen,
-generators left out of the state, a rate that reaches its value one epoch late.
+Mutations that were tried, each caught: no exchange, the largest losses, losses in another order, selection in training
+mode, halves taken twice or turned round, a sum divided by the whole half, rounding instead of truncation, frozen batch
+normalisation with moving statistics or parameters, generators or the second network left out of the state, a rate that
+reaches its value one epoch late, a schedule that is ignored.
 """
 
 import copy

@@ -1,8 +1,8 @@
 """The nested layers. Golden vectors, contract and bad input are checked in tests/test_contract.py.
 
 Mutations that were tried, each caught: a factor 1/2 in the exponent, k off by one in the draw, in the slice and in the
-mask, rescaled channels, a width for each sample, a draw in evaluation mode, `keep` left out of the state, a held width
-used in evaluation, one shared generator instead of equal ones.
+mask, rescaled channels, the last columns instead of the first, training widths in evaluation mode, `keep` left out of
+the state, one shared generator instead of equal ones, a copied classifier weight.
 """
 
 import copy

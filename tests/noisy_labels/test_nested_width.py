@@ -1,8 +1,9 @@
 """Choice of a width, cutting, and the term. Golden vectors and contract are checked in tests/test_contract.py.
 
-Mutations that were tried, each caught: the running sum without what came before its block, the bias added twice, the
-last of equal widths, a penalty that counts from 0, rows instead of columns cut, batch normalisation left at full size,
-a producer cut behind a residual sum, a new width for each micro-batch, the same layer active always.
+Mutations that were tried, each caught: the running sum without what came before its block, a block carried on from its
+first width, the penalty turned round, the last of equal widths, the last rows or columns kept, batch normalisation not
+cut along, a layer cut that is used twice or lies behind a softmax, one network of a pair left out, a new width for each
+micro-batch, the same layer active always, a draw in evaluation mode.
 """
 
 import copy
