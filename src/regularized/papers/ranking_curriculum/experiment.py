@@ -61,14 +61,19 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "curriculum_tuned": {"lr": LR, "m": M, "heuristic": "normscore"},
 }
 
-_RATES = (2e-4, 3e-4, 5e-4, 7e-4, 1e-3, 0.0013, 0.0016, 0.002, 0.0025, 0.003, 0.004, 0.005, 0.006, 0.008, 0.012, 0.02)
+_RATES = (
+    *(2e-4, 3e-4, 5e-4, 7e-4, 1e-3, 0.0013, 0.0016, 0.0018, 0.002, 0.0022),
+    *(0.0025, 0.003, 0.0035, 0.004, 0.005, 0.006, 0.008, 0.01, 0.012, 0.02),
+)
 TUNING = Tuning(
     metric="validation_mrr",
     direction="higher",
     grids={
         "no_curriculum": [{"lr": lr} for lr in _RATES],
         # m = 1000 is a curriculum without end.
-        "curriculum_tuned": [{"lr": lr, "m": m} for lr in (0.0005, 0.001, 0.003, 0.006) for m in (5, 15, 45, 1000)],
+        "curriculum_tuned": [
+            {"lr": lr, "m": m} for lr in (0.0005, 0.001, 0.003, 0.006, 0.012) for m in (5, 15, 45, 1000)
+        ],
     },
     seeds=(1000, 1001, 1002),
 )
