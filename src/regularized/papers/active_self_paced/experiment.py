@@ -102,8 +102,8 @@ def _faces(seed: int) -> Data:
     if missing := [str(file) for file in files if not file.is_file()]:
         raise Unavailable(
             f"face features are not here (missing: {', '.join(missing)}). Ask the authors of CASIA-WebFace or CACD for "
-            "the images, compute features (n, d) with a network trained on other identities, and save them with labels (n,) "
-            "from 0 on, or set REGULARIZED_DATA"
+            "the images, compute features (n, d) with a network trained on other identities, and save them with labels "
+            "(n,) from 0 on, or set REGULARIZED_DATA"
         )
     x, y = (np.load(file, allow_pickle=False) for file in files)
     order = np.random.default_rng(seed).permutation(len(x))
