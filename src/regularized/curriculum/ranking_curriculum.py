@@ -228,10 +228,7 @@ class RankingCurriculum(nn.Module):
             (B,) weights.
         """
         check_unit_interval(difficulty, name="difficulty")
-        progress = self.progress
-        if progress == 1.0:
-            return torch.ones_like(difficulty)
-        return curriculum_weights(difficulty + self.smoothing if self.smoothing else difficulty, progress)
+        return curriculum_weights(difficulty + self.smoothing if self.smoothing else difficulty, self.progress)
 
     def _clipped(self, easiness: Tensor) -> Tensor:
         return easiness.clamp(0.0, 1.0) if self.clip else easiness
