@@ -325,6 +325,7 @@ class ActiveSelfPaced:
         Returns:
             What happened.
         """
+        before = self.labels.clone(), self.weights.clone()
         scores = fit(self.labels.clone(), self.cost * self.weights)
         for _ in range(self.inner):
             labels, weights = self.assign(scores)
@@ -332,7 +333,11 @@ class ActiveSelfPaced:
         asked = self.ask(scores) if oracle is not None else []
         answers: Sequence[int] = []
         if asked and oracle is not None:
-            answers = oracle(asked)  # may raise AnswersPending: nothing has been decided yet
+            try:
+                answers = oracle(asked)
+            except BaseException:  # no answers yet, or Ctrl-C: the same round, asked again, must ask the same
+                self.labels, self.weights = before
+                raise
         withdrawn = self._record_pseudo_labels()
         if asked:
             self.certify(asked, answers)

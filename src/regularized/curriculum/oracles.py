@@ -98,6 +98,9 @@ class PromptOracle:
         stdin: where answers are read; default the terminal.
         stdout: where questions go; default standard error.
 
+    Raises:
+        AnswersPending: at a call, the input ended before the last answer.
+
     Examples:
         >>> import io
         >>> oracle = PromptOracle(str, ["cat", "dog"], stdin=io.StringIO("bird\\ndog\\n"), stdout=io.StringIO())

@@ -77,6 +77,14 @@ def self_paced_weights(
 def self_paced_penalty(weights: Tensor, pace: Tensor | float, *, weighting: Weighting = "linear") -> Tensor:
     """``f(v; lambda)`` of each weight; its sum is the self-paced part of the objective.
 
+    Args:
+        weights: (n,) or (n, m) in [0, 1].
+        pace: lambda, a number or (m,).
+        weighting: ``"linear"`` (default) or ``"hard"``.
+
+    Returns:
+        Shape of ``weights``, at most 0.
+
     Examples:
         >>> self_paced_penalty(torch.tensor([0.0, 0.5, 1.0]), 2.0)
         tensor([ 0.0000, -0.7500, -1.0000])
@@ -89,6 +97,14 @@ def self_paced_implicit_loss(losses: Tensor, pace: Tensor | float, *, cost: floa
     """What is left when the linear weights are put in: ``-(lambda - C l)^2 / (2 lambda)`` below the pace, else 0.
 
     Bounded, rising and concave in the loss: this is why self-paced learning is robust to wrong labels.
+
+    Args:
+        losses: (n,) or (n, m), non-negative.
+        pace: lambda > 0, a number or (m,).
+        cost: factor C of the losses, > 0; default 1.
+
+    Returns:
+        Shape of ``losses``, in [-lambda / 2, 0].
 
     Examples:
         >>> self_paced_implicit_loss(torch.tensor([0.0, 0.5, 5.0]), 1.0) + 0.0

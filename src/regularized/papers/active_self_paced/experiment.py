@@ -53,10 +53,9 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
-_COSTS = [{"cost": cost} for cost in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)]
-_PACES = [
-    {"cost": cost, "pace": 0.2 * cost, "pace_step": step * cost} for cost in (0.1, 0.3, 1.0) for step in (0.04, 0.08)
-]
+_COSTS = [{"cost": cost} for cost in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)]
+# The pace in units of the cost, since a sample is admitted while C l < lambda.
+_PACES = [{"cost": c, "pace": 0.2 * c, "pace_step": step * c} for c in (0.1, 0.3, 1.0, 3.0) for step in (0.04, 0.08)]
 TUNING = Tuning(
     metric="validation_accuracy",
     direction="higher",
