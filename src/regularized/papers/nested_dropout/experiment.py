@@ -57,6 +57,8 @@ SCALES: dict[str, dict[str, Any]] = {
         "co_batch": 320,
         "forget_rate": 0.2,
         "gradual": 0,
+        "sigma": 10.0,
+        "rate": 0.7,  # of dropout: the scripts have 0.3 and 0.7
     },
 }
 
