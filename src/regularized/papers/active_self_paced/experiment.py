@@ -37,20 +37,14 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
 }
 
 # cost, pace and pace_step are the best of TUNING (regularized tune active_self_paced).
+_MIXED = {"query": "ambiguity", "self_paced": True, "cost": 0.3, "pace": 0.2 * 0.3, "pace_step": 0.08 * 0.3}
 ARMS: Mapping[str, Mapping[str, Any]] = {
-    "random_queries": {"query": "random", "self_paced": False, "cost": 1.0},
-    "active": {"query": "ambiguity", "self_paced": False, "cost": 1.0},
-    "self_paced": {"query": "none", "self_paced": True, "cost": 1.0, "pace": 0.2, "pace_step": 0.08},
-    "active_self_paced": {"query": "ambiguity", "self_paced": True, "cost": 1.0, "pace": 0.2, "pace_step": 0.08},
-    "active_noisy": {"query": "ambiguity", "self_paced": False, "cost": 1.0, "wrong_answers": 0.2},
-    "active_self_paced_noisy": {
-        "query": "ambiguity",
-        "self_paced": True,
-        "cost": 1.0,
-        "pace": 0.2,
-        "pace_step": 0.08,
-        "wrong_answers": 0.2,
-    },
+    "random_queries": {"query": "random", "self_paced": False, "cost": 0.3},
+    "active": {"query": "ambiguity", "self_paced": False, "cost": 0.03},
+    "self_paced": {"query": "none", "self_paced": True, "cost": 3.0, "pace": 0.2 * 3.0, "pace_step": 0.08 * 3.0},
+    "active_self_paced": _MIXED,
+    "active_noisy": {"query": "ambiguity", "self_paced": False, "cost": 0.03, "wrong_answers": 0.2},
+    "active_self_paced_noisy": {**_MIXED, "wrong_answers": 0.2},
 }
 
 _COSTS = [{"cost": cost} for cost in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)]
