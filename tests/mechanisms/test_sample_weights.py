@@ -92,6 +92,13 @@ def test_weight_zero_is_never_drawn(weights, seed):
     assert all(weights[i] > 0 for i in WeightedSampler(weights, num_samples=64, seed=seed))
 
 
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1.0])
+def test_draws_on_the_boundary(uniform, monkeypatch):
+    """Fails when the smallest draw, or one that rounds up to the total, falls to a neighbour of weight 0, or beyond."""
+    monkeypatch.setattr(torch, "rand", lambda *size, dtype, generator: torch.full(size, uniform, dtype=dtype))
+    assert list(WeightedSampler([0.0, 1.0, 0.0])) == [1, 1, 1]
+
+
 def test_sampler_is_a_function_of_seed_and_epoch():
     """Fails when order depends on what was drawn before, or does not change with the epoch or the seed."""
     weights = torch.rand(50)
