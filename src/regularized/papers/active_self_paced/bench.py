@@ -1,0 +1,37 @@
+"""Cost of labels and weights, beside training on the pool without them."""
+
+import torch
+
+from regularized.curriculum.active_self_paced import ActiveSelfPaced
+from regularized.curriculum.self_paced import one_vs_rest_hinge
+from regularized.evidence.bench import StepFunction, Workload
+
+
+def _build() -> tuple[StepFunction, StepFunction]:
+    samples, width, classes = 1200, 300, 10
+    x, truth = torch.randn(samples, width), torch.randint(classes, (samples,))
+    learner = ActiveSelfPaced(samples, {c: c for c in range(classes)}, num_classes=classes)
+    models = [torch.nn.Linear(width, classes) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9) for model in models]
+    labels = 2.0 * torch.nn.functional.one_hot(truth, classes) - 1.0
+
+    def plain_step() -> None:
+        optimizers[0].zero_grad()
+        one_vs_rest_hinge(models[0](x), labels).sum(dim=1).mean().backward()
+        optimizers[0].step()
+
+    def method_step() -> None:
+        optimizers[1].zero_grad()
+        scores = models[1](x)
+        assigned, weights = learner.assign(scores)
+        (weights.float() * one_vs_rest_hinge(scores, assigned.float())).sum(dim=1).mean().backward()
+        optimizers[1].step()
+
+    return plain_step, method_step
+
+
+def workloads() -> list[Workload]:
+    """A linear layer on fixed features, labels and weights made anew at every step: the worst case by far."""
+    note = "worst case: a linear layer, and labels and weights at every step instead of once a round"
+    return [Workload("linear 300-10, pool of 1,200, full batch", _build, note)]
