@@ -33,7 +33,6 @@ from regularized.curriculum.self_paced import (
     self_paced_penalty,
     self_paced_weights,
 )
-from regularized.training import checkpoint
 
 __all__ = ["ActiveSelfPaced", "LabelEvent", "RoundReport", "ambiguity", "disagreement"]
 
@@ -401,6 +400,8 @@ class ActiveSelfPaced:
 
     def save(self, folder: Path | str) -> Path:
         """Write the state as safetensors and JSON, atomically; an annotation lasts days, so save after every round."""
+        from regularized.training import checkpoint  # safetensors, which nothing else here needs
+
         final = Path(folder)
         partial = final.with_name(final.name + ".part")
         partial.mkdir(parents=True, exist_ok=True)
@@ -417,6 +418,8 @@ class ActiveSelfPaced:
 
     def restore(self, folder: Path | str) -> "ActiveSelfPaced":
         """Load what :meth:`save` wrote."""
+        from regularized.training import checkpoint
+
         self.load_state_dict(checkpoint.load(Path(folder), _STATE))
         return self
 
