@@ -170,12 +170,13 @@ def test_a_paper_is_named_in_its_own_files_alone(entry, words):
         pytest.skip("a slug that is an ordinary word occurs everywhere")
     modules = {name.rpartition(".")[0] for name in entry.card.implementation.names}
     own = {PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py") for module in modules}
+    own_tests = tuple(f"test_{stem}" for stem in (entry.slug, *(path.stem for path in own)))
     naming = {
         path
         for path, said in words.items()
         if entry.slug in said
         and path not in own
         and entry.folder not in path.parents
-        and not path.stem.startswith(f"test_{entry.slug}")
+        and not path.stem.startswith(own_tests)
     }
     assert not naming, sorted(str(path.relative_to(ROOT)) for path in naming)
