@@ -20,6 +20,7 @@ SUBJECTS = [(entry, subject) for entry in IMPLEMENTED for subject in entry.contr
 BAD_INPUTS = [(entry, bad) for entry in IMPLEMENTED for bad in entry.contract().bad_inputs()]
 OF_TERMS = [(e, s) for e, s in SUBJECTS if isinstance(s, contract.Subject)]
 OF_PROCEDURES = [(e, s) for e, s in SUBJECTS if isinstance(s, contract.ProcedureSubject)]
+OF_DIAGNOSTICS = [(e, s) for e, s in SUBJECTS if isinstance(s, contract.DiagnosticSubject)]
 
 
 def run(entry: Entry, name: str, check, subject) -> None:
@@ -39,7 +40,8 @@ def ids(pairs) -> list[str]:
 def test_there_is_something_to_check():
     """Fails when scanning finds nothing, which would make every test below vacuous."""
     assert IMPLEMENTED
-    assert len(SUBJECTS) >= len(IMPLEMENTED)
+    assert {entry.card.slug for entry, _ in SUBJECTS} == {entry.card.slug for entry in IMPLEMENTED}
+    assert len(OF_TERMS) + len(OF_PROCEDURES) + len(OF_DIAGNOSTICS) == len(SUBJECTS), "a subject of an unknown kind"
     assert {entry.card.slug for entry, _ in BAD_INPUTS} == {entry.card.slug for entry in IMPLEMENTED}
 
 
@@ -53,6 +55,12 @@ def test_terms(entry, subject, name):
 @pytest.mark.parametrize(("entry", "subject"), OF_PROCEDURES, ids=ids(OF_PROCEDURES))
 def test_procedures(entry, subject, name):
     run(entry, name, contract.PROCEDURE_CHECKS[name], subject)
+
+
+@pytest.mark.parametrize("name", contract.DIAGNOSTIC_CHECKS)
+@pytest.mark.parametrize(("entry", "subject"), OF_DIAGNOSTICS, ids=ids(OF_DIAGNOSTICS))
+def test_diagnostics(entry, subject, name):
+    run(entry, name, contract.DIAGNOSTIC_CHECKS[name], subject)
 
 
 @pytest.mark.parametrize(("entry", "bad"), BAD_INPUTS, ids=ids(BAD_INPUTS))
@@ -71,7 +79,7 @@ def test_conform(entry):
 @pytest.mark.parametrize("entry", IMPLEMENTED, ids=lambda entry: entry.card.slug)
 def test_exceptions_name_checks(entry):
     """An exception for a check that does not exist would silence nothing, and hide a typing error."""
-    known = {*contract.CHECKS, *contract.PROCEDURE_CHECKS}
+    known = {*contract.CHECKS, *contract.PROCEDURE_CHECKS, *contract.DIAGNOSTIC_CHECKS}
     assert {exception.check for exception in entry.card.exceptions} <= known
 
 

@@ -7,7 +7,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from regularized.evidence.contract import CHECKS, PROCEDURE_CHECKS, BadInput, ProcedureSubject, Subject, check_bad_input
+from regularized.evidence.contract import (
+    CHECKS,
+    DIAGNOSTIC_CHECKS,
+    PROCEDURE_CHECKS,
+    BadInput,
+    DiagnosticSubject,
+    ProcedureSubject,
+    Subject,
+    check_bad_input,
+)
 from regularized.training.terms import CrossEntropy, Term
 
 
@@ -159,6 +168,56 @@ def test_procedures():
         check(procedure(forgetful=False))
     with pytest.raises(AssertionError, match="resumed"):
         PROCEDURE_CHECKS["resume"](procedure(forgetful=True))
+
+
+def dropped_out():
+    return nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).eval()
+
+
+def sound_report(model):
+    with torch.no_grad():
+        return {"out": model(torch.ones(2, 4)), "norm": model[0].weight.norm()}
+
+
+def left_in_training(model):
+    model.train()
+    return {"out": model[0](torch.ones(2, 4)).detach()}
+
+
+def left_with_hook(model):
+    model.register_forward_hook(lambda *_: None)
+    return sound_report(model)
+
+
+def left_with_gradient(model):
+    model(torch.ones(2, 4)).sum().backward()
+    return sound_report(model)
+
+
+def changes_weights(model):
+    with torch.no_grad():
+        model[0].weight.mul_(2.0)
+    return sound_report(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "faulty"),
+    [
+        ("leaves_alone", left_in_training),
+        ("leaves_alone", left_with_hook),
+        ("leaves_alone", left_with_gradient),
+        ("leaves_alone", changes_weights),
+        ("leaves_alone", lambda model: {"out": torch.randn(3)}),
+        ("deterministic", lambda model: {"out": torch.randn(3)}),
+        ("deterministic", lambda model: {"out": model(torch.ones(2, 4))}),
+        ("sees", lambda model: {"out": torch.ones(3)}),
+    ],
+)
+def test_fault_of_a_diagnostic_is_found(name, faulty):
+    for check in DIAGNOSTIC_CHECKS.values():
+        check(DiagnosticSubject("sound", dropped_out, sound_report))
+    with pytest.raises(AssertionError):
+        DIAGNOSTIC_CHECKS[name](DiagnosticSubject("faulty", dropped_out, faulty))
 
 
 def test_bad_input():

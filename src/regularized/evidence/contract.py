@@ -30,7 +30,16 @@ from regularized.training.objective import Objective
 from regularized.training.progress import Progress
 from regularized.training.step import Batch, Step, call_model
 
-__all__ = ["CHECKS", "PROCEDURE_CHECKS", "BadInput", "ProcedureSubject", "Subject", "check_bad_input"]
+__all__ = [
+    "CHECKS",
+    "DIAGNOSTIC_CHECKS",
+    "PROCEDURE_CHECKS",
+    "BadInput",
+    "DiagnosticSubject",
+    "ProcedureSubject",
+    "Subject",
+    "check_bad_input",
+]
 
 Terms: TypeAlias = Mapping[str, nn.Module]
 
@@ -83,6 +92,21 @@ class ProcedureSubject:
     build: Callable[[], Any]
     train: Callable[[Any, int], None]
     weights: Callable[[Any], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class DiagnosticSubject:
+    """The smallest setting of a diagnostic: something that looks at a model and must not touch it.
+
+    Args:
+        name: what it is, for test ids.
+        model: builds the model that is looked at; a seed is set before each call.
+        report: ``report(model)`` gives the findings as tensors by name, on the model's device or the CPU.
+    """
+
+    name: str
+    model: Callable[[], nn.Module]
+    report: Callable[[nn.Module], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,6 +433,65 @@ def check_procedure_resume(subject: ProcedureSubject) -> None:
 PROCEDURE_CHECKS: Mapping[str, Callable[[ProcedureSubject], None]] = {
     "learns": check_procedure_learns,
     "resume": check_procedure_resume,
+}
+
+
+# -- checks of diagnostics ----------------------------------------------------------------------
+
+
+def check_diagnostic_leaves_alone(subject: DiagnosticSubject) -> None:
+    """Weights, buffers, gradients, modes, hooks and the global random state are afterwards what they were."""
+    torch.manual_seed(0)
+    model = subject.model()
+    untouched = copy.deepcopy(model)
+    random_state = torch.get_rng_state()
+    subject.report(model)
+    assert torch.equal(random_state, torch.get_rng_state()), "the report drew from the global random generator"
+    assert _equal(dict(model.state_dict()), dict(untouched.state_dict())), "the report changed weights or buffers"
+    for (name, ours), theirs in zip(model.named_modules(), untouched.modules(), strict=True):
+        assert ours.training == theirs.training, f"{name!r} was left in another mode"
+        hooks = len(ours._forward_hooks) + len(ours._forward_pre_hooks) + len(ours._backward_hooks)
+        assert not hooks, f"{name!r} was left with hooks"
+    for (name, p), before in zip(model.named_parameters(), untouched.parameters(), strict=True):
+        assert p.grad is None, f"{name!r} was left with a gradient"
+        assert p.requires_grad == before.requires_grad, f"{name!r} has another requires_grad"
+
+
+def check_diagnostic_deterministic(subject: DiagnosticSubject) -> None:
+    """Two reports on one model are equal, and free of autograd."""
+    torch.manual_seed(0)
+    model = subject.model()
+    first, second = subject.report(model), subject.report(model)
+    assert _equal(first, second), "two reports on the same model differ"
+    assert not any(tensor.requires_grad for tensor in first.values()), "the report hangs on an autograd graph"
+
+
+def check_diagnostic_sees(subject: DiagnosticSubject) -> None:
+    """The report on another model differs: it says something about the model."""
+    reports = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        reports.append(subject.report(subject.model()))
+    assert not _equal(*reports), "two different models get the same report"
+
+
+def check_diagnostic_gpu(subject: DiagnosticSubject) -> None:
+    """On a GPU, where there is one, the report is near that on the CPU."""
+    if not torch.cuda.is_available():
+        return
+    torch.manual_seed(0)
+    model = subject.model()
+    cpu = subject.report(model)
+    gpu = {name: tensor.cpu() for name, tensor in subject.report(model.to("cuda")).items()}
+    distance = _distance(cpu, gpu)
+    assert distance < 1e-3, f"the report on a GPU differs by {distance:.3g}"
+
+
+DIAGNOSTIC_CHECKS: Mapping[str, Callable[[DiagnosticSubject], None]] = {
+    "leaves_alone": check_diagnostic_leaves_alone,
+    "deterministic": check_diagnostic_deterministic,
+    "sees": check_diagnostic_sees,
+    "gpu": check_diagnostic_gpu,
 }
 
 
