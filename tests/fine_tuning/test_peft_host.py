@@ -1,0 +1,356 @@
+"""PEFT as the host: what users of PEFT count on, for adapters of factors."""
+
+import copy
+import json
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("peft", reason='needs the extra "peft"')
+
+import peft
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from regularized.evidence.pretrained import tiny_llama
+from regularized.fine_tuning import peft_host
+from regularized.fine_tuning.peft_host import FactorConfig, FactorLayer, Factors, export_lora, factor_layers
+from regularized.fine_tuning.sorsa_peft import SorsaConfig, inject, load
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fan_in_fan_out.*")
+
+
+def llama():
+    return tiny_llama(0), ["q_proj", "down_proj"], torch.arange(14).view(2, 7)
+
+
+def gpt2():
+    torch.manual_seed(0)
+    size = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16, "bos_token_id": None, "eos_token_id": None}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=32, **size)), ["c_attn", "c_proj"], torch.arange(14).view(2, 7)
+
+
+def convolutions():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.Flatten())
+    return net.append(nn.Linear(6 * 16, 5)), ["0", "2", "4"], torch.randn(2, 3, 8, 8)
+
+
+def outputs(model, x):
+    model.eval()
+    with torch.no_grad():
+        y = model(x)
+    return getattr(y, "logits", y)
+
+
+def perturb(model, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p += 0.05 * torch.randn(p.shape, generator=generator)
+
+
+def close(a, b, tolerance=1e-5):
+    torch.testing.assert_close(a, b, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("make", [llama, gpt2, convolutions])
+def test_life_of_an_adapter(make, tmp_path):
+    """Start, change, off, file, export, merge: fails when a layout, a scale or the residual is wrong in any of them."""
+    base, targets, x = make()
+    before, names = outputs(base, x), set(base.state_dict())
+    adapted = inject(copy.deepcopy(base), targets, r=3, alpha=6.0)
+    assert all("sorsa_" in name for name, p in adapted.named_parameters() if p.requires_grad)
+    close(outputs(adapted, x), before)
+    perturb(adapted)
+    after = outputs(adapted, x)
+    assert (after - before).abs().max() > 1e-2
+    with adapted.disable_adapter():
+        close(outputs(adapted, x), before)
+    close(outputs(adapted, x), after, 0.0)
+
+    adapted.save_pretrained(tmp_path / "own")
+    assert not list((tmp_path / "own").glob("*.bin"))
+    close(outputs(load(copy.deepcopy(base), tmp_path / "own"), x), after)
+
+    export_lora(adapted, tmp_path / "lora")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        stock = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "lora")
+    assert not list(factor_layers(stock))
+    close(outputs(stock, x), after)
+    close(outputs(stock.merge_and_unload(), x), after)
+
+    adapted.merge_adapter()
+    close(outputs(adapted, x), after)
+    adapted.unmerge_adapter()
+    close(outputs(adapted, x), after)
+    unloaded = copy.deepcopy(adapted).unload()
+    close(outputs(unloaded, x), before)
+    merged = adapted.merge_and_unload()
+    close(outputs(merged, x), after)
+    assert set(merged.state_dict()) == set(unloaded.state_dict()) == names
+
+
+def test_gradients_are_those_of_the_dense_weight():
+    """Fails when the thin products compute something else than ``(rest + c left diag(values) right) x``."""
+    linear = nn.Linear(7, 5).double()
+    adapted = inject(nn.Sequential(copy.deepcopy(linear)), ["0"], r=3, alpha=1.5)
+    perturb(adapted)
+    layer = next(layer for _, layer in factor_layers(adapted))
+    x = torch.randn(4, 7, dtype=torch.float64)
+    adapted(x).square().sum().backward()
+    factors = [layer.sorsa_left.default, layer.sorsa_values.default, layer.sorsa_right.default]
+    left, values, right = (p.detach().clone().requires_grad_() for p in factors)
+    weight = layer.base_layer.weight + 0.5 * left @ torch.diag(values) @ right
+    nn.functional.linear(x, weight, linear.bias).square().sum().backward()
+    for ours, theirs in zip(factors, (left, values, right), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_factors_are_not_rounded_to_a_bfloat16_base(tmp_path):
+    """Fails when PEFT moves the factors to the base's dtype, which costs orthonormality 3 digits (its PiSSA does)."""
+    base, targets, x = llama()
+    base = base.bfloat16()
+    before = outputs(base, x)
+    adapted = inject(copy.deepcopy(base), targets, r=4)
+    for _, layer in factor_layers(adapted):
+        left = layer.sorsa_left.default
+        assert left.dtype == torch.float32
+        close(left.T @ left, torch.eye(4), 1e-5)
+        assert layer.base_layer.weight.dtype == torch.bfloat16
+    close(outputs(adapted, x), before, 2e-2)
+    perturb(adapted)
+    adapted.save_pretrained(tmp_path)
+    assert all(t.dtype == torch.float32 for t in load_file(tmp_path / "adapter_model.safetensors").values())
+    close(outputs(load(base, tmp_path), x), outputs(adapted, x), 0.0)
+
+
+def test_two_adapters_on_one_model():
+    """Fails when an inactive adapter leaves its hole in the weight, or the second one splits the first one's rest."""
+    base, targets, x = llama()
+    before = outputs(base, x)
+    alone = {}
+    for name, rank in (("one", 3), ("two", 5)):
+        single = inject(copy.deepcopy(base), targets, r=rank)
+        perturb(single, rank)
+        alone[name] = outputs(single, x)
+    both = inject(base, targets, r=3, adapter_name="one")
+    perturb(both, 3)
+    both.add_adapter("two", SorsaConfig(r=5, target_modules=targets))
+    both.set_adapter("two")
+    perturb(both, 5)
+    close(outputs(both, x), alone["two"])
+    both.set_adapter("one")
+    close(outputs(both, x), alone["one"])
+    both.delete_adapter("two")
+    close(outputs(both, x), alone["one"])
+    with both.disable_adapter():
+        close(outputs(both, x), before)
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_a_file_with_other_signs_loads_into_an_injected_model(tmp_path, low_memory):
+    """A decomposition elsewhere may turn the signs of triplets; fails when the rest of *this* one is kept for them.
+
+    This is how ``Trainer`` resumes: inject again, then load the adapter.
+    """
+    base, targets, x = llama()
+    adapted = inject(copy.deepcopy(base), targets, r=3)
+    perturb(adapted)
+    adapted.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    for name in tensors:
+        if "sorsa_left" in name or "sorsa_right" in name:
+            tensors[name] = tensors[name] * -1
+    # Not only signs: another scale of values against vectors is the same function, too.
+    for name in tensors:
+        if "sorsa_left" in name:
+            tensors[name] = 2 * tensors[name]
+        if "sorsa_values" in name:
+            tensors[name] = tensors[name] / 2
+    save_file(tensors, file)
+    if low_memory:
+        again = peft.PeftModel.from_pretrained(
+            base, tmp_path, config=SorsaConfig.read(tmp_path), low_cpu_mem_usage=True
+        )
+    else:
+        again = inject(base, targets, r=3)
+        again.load_adapter(tmp_path, "default", is_trainable=True)
+    close(outputs(again, x), outputs(adapted, x))
+    with again.disable_adapter(), adapted.disable_adapter():
+        close(outputs(again, x), outputs(adapted, x))
+
+
+def test_the_whole_state_loads():
+    """Fails when loading a state that brings the base weight along takes the start out of it once more."""
+    base, targets, x = llama()
+    first = inject(copy.deepcopy(base), targets, r=3)
+    perturb(first)
+    second = inject(copy.deepcopy(base), targets, r=3)
+    state = {name: -t if "_left" in name or "_right" in name else t for name, t in first.state_dict().items()}
+    second.load_state_dict(state)
+    close(outputs(second, x), outputs(first, x), 1e-6)
+
+
+def test_what_is_saved_besides_the_factors_is_exported_too(tmp_path):
+    """Fails when modules_to_save, or the rank of a single layer, is lost on the way to LoRA."""
+    base, targets, x = convolutions()
+    config = SorsaConfig(r=3, target_modules=targets[:2], modules_to_save=["4"], rank_pattern={"2": 5})
+    adapted = peft_host.inject(copy.deepcopy(base), config)
+    perturb(adapted)
+    adapted.save_pretrained(tmp_path / "own")
+    export_lora(adapted, tmp_path / "lora")
+    for again in (
+        load(copy.deepcopy(base), tmp_path / "own"),
+        peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "lora"),
+    ):
+        close(outputs(again, x), outputs(adapted, x))
+    assert json.loads((tmp_path / "lora" / "adapter_config.json").read_text())["r"] == 10
+
+
+def test_stock_peft_does_not_take_our_file_for_a_lora(tmp_path):
+    """Fails when names in the file are LoRA's: stock PEFT would load them, and compute something else in silence."""
+    base, targets, x = llama()
+    before = outputs(base, x)
+    adapted = inject(copy.deepcopy(base), targets, r=3)
+    perturb(adapted)
+    adapted.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="missing adapter keys"):
+        stock = peft.PeftModel.from_pretrained(base, tmp_path)
+    close(outputs(stock, x), before)
+
+
+# -- a second technique on the same host -------------------------------------------------------
+
+
+class ShiftLayer(FactorLayer):
+    """Trains the change of all singular values that make up nine tenths of the sum; the base is not touched."""
+
+    trainable = ("shift_delta",)
+    frozen = ("shift_left", "shift_right")
+
+    def choose_rank(self, values, config):
+        return int((values.cumsum(0) < config.share * values.sum()).sum()) + 1
+
+    def start(self, svd, scale):
+        return {"shift_delta": torch.zeros_like(svd.values), "shift_left": svd.left, "shift_right": svd.right}
+
+    def now(self, adapter):
+        return Factors(self.shift_left[adapter], self.shift_delta[adapter], self.shift_right[adapter])
+
+
+@peft_host.dataclass
+class ShiftConfig(FactorConfig):
+    technique: str = "shift"
+    share: float = 0.9
+    layer_class = ShiftLayer
+
+
+def test_another_technique_in_a_few_lines(tmp_path):
+    """Fails when the host knows SORSA: an untouched base, ranks chosen by the layer, settings of its own."""
+    base, targets, x = llama()
+    before = outputs(base, x)
+    adapted = peft_host.inject(copy.deepcopy(base), ShiftConfig(target_modules=targets, share=0.8))
+    close(outputs(adapted, x), before, 0.0)
+    ranks = {layer.r["default"] for _, layer in factor_layers(adapted)}
+    assert len(ranks) > 1
+    perturb(adapted)
+    adapted.save_pretrained(tmp_path / "own")
+    export_lora(adapted, tmp_path / "lora")
+    again = peft_host.load(copy.deepcopy(base), tmp_path / "own", ShiftConfig)
+    assert again.peft_config["default"].share == 0.8
+    close(outputs(again, x), outputs(adapted, x), 0.0)
+    stock = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "lora")
+    close(outputs(stock, x), outputs(adapted, x))
+    with pytest.raises(ValueError, match=r"adapter of 'shift', not of 'sorsa'"):
+        load(base, tmp_path / "own")
+
+
+# -- errors ------------------------------------------------------------------------------------
+
+
+def _groups():
+    inject(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), ["0"], r=2)
+
+
+def _broken():
+    net = nn.Sequential(nn.Linear(4, 4))
+    net[0].weight.data[0, 0] = float("nan")
+    inject(net, ["0"], r=2)
+
+
+def _quantized():
+    net = nn.Sequential(nn.Linear(4, 4))
+    net[0].weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
+    inject(net, ["0"], r=2)
+
+
+def _twice():
+    base, targets, _ = llama()
+    inject(inject(base, targets, r=2).base_model.model, targets, r=2)
+
+
+def _stock_beside_ours():
+    base, targets, _ = llama()
+    inject(base, targets, r=2).add_adapter("stock", peft.LoraConfig(target_modules=targets))
+
+
+def _train_merged():
+    base, targets, x = llama()
+    adapted = inject(base, targets, r=2)
+    adapted.merge_adapter()
+    adapted.train()(x)
+
+
+def _many_in_a_batch():
+    adapted = inject(nn.Sequential(nn.Linear(4, 4)), ["0"], r=2)
+    next(layer for _, layer in factor_layers(adapted))(torch.zeros(1, 4), adapter_names=["default"])
+
+
+def _dilated(folder="/nowhere"):
+    export_lora(inject(nn.Sequential(nn.Conv2d(4, 4, 3, dilation=2)), ["0"], r=2), folder)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: inject(llama()[0], ["q_pro"], r=2), ValueError, ("q_pro", "close names", "q_proj")),
+        (lambda: inject(llama()[0], ["k_proj"], r=20), ValueError, ("k_proj", "r is 20", "at most 16")),
+        (lambda: inject(llama()[0], ["k_proj"], r=0), ValueError, ("r must be at least 1", "0")),
+        (lambda: inject(llama()[0], ["k_proj"], r=2, alpha=-1.0), ValueError, ("alpha", "-1")),
+        (lambda: inject(llama()[0], ["lm_head"], r=2), ValueError, ("lm_head", "shares its weight", "embed_tokens")),
+        (lambda: SorsaConfig(use_dora=True), ValueError, ("use_dora", "default")),
+        (_groups, ValueError, ("groups=2",)),
+        (_broken, ValueError, ("'0'", "NaN")),
+        (_quantized, TypeError, ("'0'", "quantized", "int8")),
+        (_twice, ValueError, ("already has an adapter", "add_adapter")),
+        (_stock_beside_ours, TypeError, ("SorsaLayer", "LoraConfig")),
+        (_train_merged, RuntimeError, ("merged", "unmerge_adapter")),
+        (_many_in_a_batch, NotImplementedError, ("adapter_names", "set_adapter")),
+        (_dilated, ValueError, ("dilation (2, 2)", "merge_and_unload")),
+        (lambda: load(llama()[0], "/nowhere"), FileNotFoundError, ("adapter_config.json", "save_pretrained")),
+        (lambda: export_lora(nn.ReLU(), "/nowhere"), ValueError, ("no adapter 'default'",)),
+    ],
+)
+def test_errors(call, error, words):
+    with pytest.raises(error) as caught:
+        call()
+    assert all(word.lower() in str(caught.value).lower() for word in words), str(caught.value)
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path):
+    """Fails when missing or misshapen factors are only warned about."""
+    base, targets, _ = llama()
+    inject(copy.deepcopy(base), targets[:1], r=2).save_pretrained(tmp_path / "less")
+    config = json.loads((tmp_path / "less" / "adapter_config.json").read_text())
+    (tmp_path / "less" / "adapter_config.json").write_text(json.dumps({**config, "target_modules": targets}))
+    with pytest.raises(ValueError, match=r"does not fit this model.*down_proj"):
+        load(copy.deepcopy(base), tmp_path / "less")
+    inject(tiny_llama(0, width=64), targets, r=2).save_pretrained(tmp_path / "wide")
+    with pytest.raises(ValueError, match=r"does not fit this model.*size mismatch"):
+        load(base, tmp_path / "wide")
