@@ -31,7 +31,8 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
     norms: list[Tensor] = list(torch._foreach_norm(list(tensors), 2, dtype=dtype))
-    return torch.stack(norms).norm()
+    total: Tensor = torch.stack(norms).norm()
+    return total
 
 
 def ascent_direction(gradients: Sequence[Tensor], radius: float, *, eps: float = 1e-12) -> list[Tensor]:
