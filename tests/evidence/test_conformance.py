@@ -82,6 +82,14 @@ def test_tolerance_of_an_output(tmp_path):
     assert row.tolerance == 0.1
 
 
+def test_tagged_settings_belong_to_their_case(tmp_path):
+    """Fails when `case/tag_in_x` is refused, or becomes a case without the hyperparameters that it shares."""
+    path = tmp_path / "g.npz"
+    np.savez(path, **{"c/hp/rate": 2.0, "c/near_in_x": np.ones(2), "c/near_out_y": np.ones(3), "c/out/in_out_z": 1.0})
+    (case,) = load_cases(path)
+    assert case.has("hp/rate", "in/near/x", "out/near/y", "out/in_out_z")
+
+
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "missing", "pickled", "empty", "keys"])
 def test_damaged_file_is_named(tmp_path, damage):
     """A golden file is hostile input: nothing is unpickled, and the error says which file."""

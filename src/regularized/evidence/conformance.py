@@ -2,7 +2,9 @@
 
 A golden file ``<slug>.npz`` holds arrays named ``<case>/in/<name>``, ``<case>/hp/<name>`` and ``<case>/out/<name>``.
 The adapter of a paper (``papers/<slug>/conformance.py``) computes the outputs of a case through the public API; every
-``out`` that the file holds is compared. What kind of check a case is follows from the keys that it has.
+``out`` that the file holds is compared. A second setting of the same case may stand beside it under a tag,
+``<case>/<tag>_in_<name>``: the adapter sees it as ``in/<tag>/<name>``, together with the rest of the case. What kind
+of check a case is follows from the keys that it has.
 """
 
 import re
@@ -119,6 +121,7 @@ class Row:
 
 
 _KEY = re.compile(r"^(?P<case>.+)/(?P<group>in|hp|out)/(?P<name>.+)$")
+_TAGGED = re.compile(r"^(?P<case>.+)/(?P<tag>[^/]+?)_(?P<group>in|hp|out)_(?P<name>[^/]+)$")
 
 
 def load_cases(path: Path) -> list[Case]:
@@ -131,11 +134,12 @@ def load_cases(path: Path) -> list[Case]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             for key in archive.files:
-                match = _KEY.match(key)
+                match = _KEY.match(key) or _TAGGED.match(key)
                 if match is None:
                     raise GoldenError(f"{path}: key {key!r} is not of the form CASE/in|hp|out/NAME")
                 case = groups.setdefault(match["case"], {"in": {}, "hp": {}, "out": {}})
-                case[match["group"]][match["name"]] = archive[key]
+                tag = match.groupdict().get("tag")
+                case[match["group"]][match["name"] if tag is None else f"{tag}/{match['name']}"] = archive[key]
     except FileNotFoundError:
         raise GoldenError(f"{path}: there is no such golden file") from None
     except GoldenError:

@@ -9,6 +9,7 @@ back-propagated by itself. A ``per_step`` term enters once, with the first micro
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -166,6 +167,22 @@ class Objective(nn.Module):
         if total is None:  # every coefficient is 0: a zero that still reaches the model
             total = step.logits.sum() * 0.0
         return total
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Inside, losses leave no trace: the terms are in eval mode, so their state stays; :meth:`values` does, too.
+
+        For a further pass over batches that have been counted already.
+        """
+        modes = [(module, module.training) for module in self.modules()]
+        values, silent = dict(self._values), set(self._silent)
+        self.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            self._values, self._silent = values, silent
 
     def values(self) -> Iterator[tuple[str, Tensor]]:
         """Unweighted mean of each term in the last optimizer step, detached, on the device (this process's share)."""

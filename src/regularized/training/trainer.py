@@ -46,7 +46,9 @@ class Trainer:
         terms: terms by name, see :mod:`regularized.training.terms`. Parameters of terms that need a gradient are
             trained too.
         optimizer: a factory that takes a list of parameter groups, such as ``partial(torch.optim.SGD, lr=0.1)``; or an
-            optimizer, which must hold every trainable parameter that is there after the terms' surgery.
+            optimizer, which must hold every trainable parameter that is there after the terms' surgery. One that has a
+            method ``backward(closure)`` calls the closure as often as it needs the gradient of a step, at whatever
+            weights (sharpness-aware ones do); each call passes over all micro-batches, the first one is recorded.
         schedule: factor on the learning rate of every parameter group, a number or a function of
             :class:`~regularized.training.progress.Progress`; default 1.
         accumulate: micro-batches in an optimizer step; default 1. The batch size of the data is that of a micro-batch.
@@ -285,17 +287,7 @@ class Trainer:
         for transform in self._transforms:
             window = [transform(batch) for batch in window]
         counts = objective.counts(window, device=self.device)
-        losses = []
-        for i, batch in enumerate(window):
-            self._taps.clear()
-            step = Step(self.model, batch, progress, self._taps.states, call=self._call)
-            with self._sync(i == len(window) - 1):
-                loss = objective.loss(step, counts, first=i == 0, scale=float(self.world))
-                # Accelerator.backward would divide by its accumulation steps, which are ours: a needless graph node.
-                loss.backward()
-            losses.append(loss.detach())
-        if self.world > 1 and self._term_parameters:
-            average_gradients(self._term_parameters)
+        step, losses = self._backward(window, counts, progress)
         norm = None if self.clip_norm is None else nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
         self._finite.watch(losses, norm, progress.step)
         factor = self.schedule(progress)
@@ -311,6 +303,42 @@ class Trainer:
             moment(step)
         self.optimizer.zero_grad()
         return self._rates[0] * factor
+
+    def _backward(
+        self, window: list[Batch], counts: Mapping[str, float | Tensor], progress: Progress
+    ) -> tuple[Step, list[Tensor]]:
+        """Gradients of one optimizer step; an optimizer that needs several passes has a method ``backward``."""
+        backward = getattr(self.optimizer, "backward", None)
+        if backward is None:
+            return self._pass(window, counts, progress)
+        passes: list[tuple[Step, list[Tensor]]] = []
+
+        def closure() -> None:
+            if not passes:
+                passes.append(self._pass(window, counts, progress))
+                return
+            with self.objective.at_rest():  # the batch has been counted
+                self._pass(window, counts, progress)
+
+        backward(closure)
+        return passes[0]
+
+    def _pass(
+        self, window: list[Batch], counts: Mapping[str, float | Tensor], progress: Progress
+    ) -> tuple[Step, list[Tensor]]:
+        """Forward and backward over the micro-batches of one optimizer step: the last of them, and all losses."""
+        losses = []
+        for i, batch in enumerate(window):
+            self._taps.clear()
+            step = Step(self.model, batch, progress, self._taps.states, call=self._call)
+            with self._sync(i == len(window) - 1):
+                loss = self.objective.loss(step, counts, first=i == 0, scale=float(self.world))
+                # Accelerator.backward would divide by its accumulation steps, which are ours: a needless graph node.
+                loss.backward()
+            losses.append(loss.detach())
+        if self.world > 1 and self._term_parameters:
+            average_gradients(self._term_parameters)
+        return step, losses
 
     def _end_of_epoch(self, run: Run) -> None:
         if self.evaluate is not None and (run.epoch % self.evaluate_every == 0 or run.epoch == run.epochs):
