@@ -6,17 +6,24 @@ again. Mutations tried, and who saw them: see the docstrings.
 
 import copy
 import math
+import os
+import socket
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from regularized.evidence.conformance import Case, UnknownCase
 from regularized.fine_tuning.glad import GLAD, steer
 from regularized.papers.glad import conformance
+from regularized.training import CrossEntropy, TensorData, Trainer
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 ADAMW = partial(torch.optim.AdamW, lr=0.01)
@@ -390,6 +397,69 @@ def test_parameter_without_gradient_is_left_out():
     GLAD(SGD([unused, *model.parameters()]), rho=0.2).step(closure_of(model, x, y))
     assert unused.grad is None
     assert torch.equal(unused.detach(), torch.ones(3, dtype=torch.float64))
+
+
+# -- two processes --------------------------------------------------------------------------------
+
+
+def _plain_loop(rank, world):
+    """DDP with its gradients in buckets, which the second pass overwrites, and two micro-batches a step."""
+    model, (x, y) = build(), data()
+    mine = slice(rank * 12 // world, (rank + 1) * 12 // world)
+    wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True) if world > 1 else model
+    optimizer = GLAD(SGD(model.parameters()), rho=0.4, combine="steer")
+
+    def loss_of(a, b):
+        loss = F.cross_entropy(wrapped(a), b) / 2
+        loss.backward()
+        return loss.detach()
+
+    def closure():
+        (a, b), (c, d) = (t[mine].chunk(2) for t in (x, y))
+        with wrapped.no_sync() if world > 1 else nullcontext():
+            first = loss_of(a, c)
+        return first + loss_of(b, d)
+
+    for _ in range(3):
+        optimizer.step(closure)
+    return weights(model)
+
+
+def _trainer():
+    x, y = data()
+    trainer = Trainer(
+        build(),
+        terms={"task": CrossEntropy()},
+        optimizer=lambda groups: GLAD(SGD(groups), rho=0.4),
+        accumulate=2,
+        device="cpu",
+        log_every=0,
+    )
+    trainer.fit(TensorData(x, y, batch_size=6, seed=4), epochs=3)
+    return weights(trainer.model)
+
+
+def _two(rank, port, folder):
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
+    dist.init_process_group("gloo")
+    try:
+        torch.save({"plain": _plain_loop(rank, 2), "trainer": _trainer()}, f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def test_two_processes_end_where_one_does(tmp_path):
+    """Fails when a process steps uphill by its own gradient, or keeps a view of a bucket that is overwritten."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    spawn(_two, args=(port, str(tmp_path)), nprocs=2)
+    expected = {"plain": _plain_loop(0, 1), "trainer": _trainer()}
+    for rank in range(2):
+        got = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, tensor in expected.items():
+            torch.testing.assert_close(got[name], tensor, rtol=0, atol=1e-7, msg=f"{name} of process {rank}")
 
 
 # -- conformance ----------------------------------------------------------------------------------
