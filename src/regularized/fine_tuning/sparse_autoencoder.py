@@ -38,11 +38,11 @@ class SparseCodes(NamedTuple):
 
     Args:
         values: (B, k) their values.
-        index: (B, k) int64, which features they are.
+        features: (B, k) int64, which features they are.
     """
 
     values: Tensor
-    index: Tensor
+    features: Tensor
 
 
 def normalized_error(reconstruction: Tensor, target: Tensor) -> Tensor:
@@ -157,6 +157,7 @@ class TopKSAE(nn.Module):
         True
     """
 
+    decoder: nn.Parameter | None
     fired: Tensor
     threshold: Tensor | None
 
@@ -224,7 +225,9 @@ class TopKSAE(nn.Module):
         bias = self.encoder_bias[index]
         known = dense.gather(-1, index)
         # The dense values hold the bias, which is taken off in float32 or wider and put on again inside the graph.
-        products = _ChosenProducts.apply(centred, self.encoder, index, known.to(bias.dtype) - bias.detach())
+        products: Tensor = _ChosenProducts.apply(  # type: ignore[no-untyped-call]
+            centred, self.encoder, index, known.to(bias.dtype) - bias.detach()
+        )
         values = products + bias
         if among is not None and not compat:
             values = values.masked_fill(~among[index], 0.0)
@@ -253,7 +256,7 @@ class TopKSAE(nn.Module):
         """Dense codes (..., C) or sparse ones to reconstructions (..., d)."""
         if isinstance(codes, SparseCodes):
             rows = self.directions
-            mixed = F.embedding_bag(codes.index, rows, per_sample_weights=codes.values.to(rows.dtype), mode="sum")
+            mixed = F.embedding_bag(codes.features, rows, per_sample_weights=codes.values.to(rows.dtype), mode="sum")
             return mixed + self.decoder_bias
         return F.linear(codes, self.directions.T, self.decoder_bias)
 
@@ -316,7 +319,7 @@ class TopKSAE(nn.Module):
     @torch.no_grad()
     def _count(self, codes: SparseCodes) -> None:
         active = (codes.values > 0).to(torch.int64)
-        self.fired.scatter_add_(0, codes.index.flatten(), active.flatten())
+        self.fired.scatter_add_(0, codes.features.flatten(), active.flatten())
 
     @torch.no_grad()
     def never_active(self, activations: Tensor, *, batch_size: int = 4096) -> Tensor:

@@ -68,7 +68,9 @@ def _fine_tuning(case: Case, autoencoder: Case) -> Outputs:
     loss = sae.fine_tuning_loss(x, dead, dead_weight=case.number("dead_weight", 0.1), compat=True)
     loss.backward()
     parts = [sae.top_preactivations(x, among=mask, compat=True) for mask in (~dead, dead)]
-    both = SparseCodes(torch.cat([p.values for p in parts], dim=1).relu(), torch.cat([p.index for p in parts], dim=1))
+    both = SparseCodes(
+        torch.cat([p.values for p in parts], dim=1).relu(), torch.cat([p.features for p in parts], dim=1)
+    )
     return _arrays(
         loss=loss,
         nmse_all=normalized_error(sae.decode(both), x).mean(),

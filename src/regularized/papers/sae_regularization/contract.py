@@ -161,7 +161,7 @@ def bad_inputs() -> list[BadInput]:
         ),
         BadInput(
             "judge returns no bool",
-            lambda: select_features(_sae(None), 0 * _data(8, 0)["inputs"] + 1, lambda feature, examples: "no"),  # type: ignore[arg-type, return-value]
+            lambda: select_features(_sae(None), 0 * _data(8, 0)["inputs"] + 1, lambda feature, examples: "no"),  # type: ignore[arg-type]
             TypeError,
             ("bool", "'no'", "str"),
         ),

@@ -241,7 +241,7 @@ def _accuracy(head: nn.Module, part: Part) -> float:
 
 def _parts(
     seed: int, y: Tensor, sizes: tuple[int, int], embed: Callable[[Tensor, Tensor], Tensor]
-) -> tuple[list[Part], Tensor, Tensor]:
+) -> tuple[tuple[Part, Part, Part, Part], Tensor, Tensor]:
     """Train, validation, test, reversed test, and unlabelled embeddings with their z, which no label has seen."""
     draws = torch.Generator().manual_seed(10 * seed + 1)
     train, validation = sizes
@@ -249,9 +249,12 @@ def _parts(
     agree = torch.rand(len(y), generator=draws) < CORRELATION
     correlated = torch.where(agree, y, 1 - y)
     random = torch.randint(2, (len(y),), generator=draws).float()
-    cuts = [rows[:train], rows[train : train + validation], rows[train + validation :]]
-    parts = [Part(embed(cut, z[cut]), y[cut]) for cut, z in zip(cuts, (correlated, correlated, random), strict=True)]
-    parts.append(Part(embed(cuts[2], 1 - y[cuts[2]]), y[cuts[2]]))
+    cuts = rows[:train], rows[train : train + validation], rows[train + validation :]
+
+    def part(cut: Tensor, z: Tensor) -> Part:
+        return Part(embed(cut, z[cut]), y[cut])
+
+    parts = (part(cuts[0], correlated), part(cuts[1], correlated), part(cuts[2], random), part(cuts[2], 1 - y))
     seen = rows[: train + validation]
     z = torch.randint(2, (len(seen),), generator=draws).float()
     return parts, embed(seen, z), z
@@ -267,7 +270,7 @@ def _digits(seed: int) -> Data:
     x, y = torch.from_numpy(pixels[order] / 16).float(), torch.from_numpy(digit[order] >= 5).float()
     fixed = torch.Generator().manual_seed(0)
     directions = F.normalize(torch.randn(3, 64, generator=fixed), dim=1)
-    rotation, _ = torch.linalg.qr(torch.randn(64, 64, generator=fixed))
+    rotation: Tensor = torch.linalg.qr(torch.randn(64, 64, generator=fixed))[0]
     draws = torch.Generator().manual_seed(10 * seed + 2)
 
     def embed(rows: Tensor, z: Tensor) -> Tensor:
