@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from regularized.evidence.conformance import UnknownCase, load_cases
+from regularized.evidence.experiment import Unavailable
 from regularized.fine_tuning.feature_judging import (
     Example,
     FeatureMask,
@@ -26,7 +27,7 @@ from regularized.fine_tuning.sae_regularization import FeatureRemoval, SelfReg, 
 from regularized.fine_tuning.sparse_autoencoder import TopKSAE, normalized_error, usable_rows
 from regularized.fine_tuning.sparse_autoencoder_files import load_sae, load_sae_lens, save_sae
 from regularized.fine_tuning.sparse_autoencoder_training import SAETraining, falling_k
-from regularized.papers.sae_regularization import conformance
+from regularized.papers.sae_regularization import conformance, experiment
 from regularized.training import CrossEntropy, TensorData, Trainer
 
 D, C = 6, 20
@@ -623,6 +624,28 @@ def test_low_precision():
     assert low.dtype == torch.float32
     assert torch.isfinite(low).all()
     assert F.cosine_similarity(low.flatten(), exact.flatten(), dim=0) > 0.98
+
+
+# -- experiment ----------------------------------------------------------------------------------
+
+
+def test_paper_scale_runs_where_its_files_are(tmp_path, monkeypatch):
+    """The published schedule on files of the promised form, here tiny ones; without them it says which are missing."""
+    monkeypatch.setenv("REGULARIZED_DATA", str(tmp_path))
+    with pytest.raises(Unavailable, match=r"train\.safetensors.*mask\.json"):
+        experiment.run("plain", 0, "paper")
+    folder = tmp_path / "selfreg_toxicchat"
+    sae = autoencoder(dtype=torch.float32)
+    save_sae(sae, folder / "sae")
+    select_features(sae, random(60, D).float(), lambda j, _: j < 3).save(folder / "mask")
+    for name, seed in (("train", 0), ("test", 1)):
+        x = random(200, D, seed=seed).float()
+        save_file({"x": x, "y": (x[:, 0] > 0).float()}, folder / f"{name}.safetensors")
+    for arm in ("plain", "self_regularized", "random_features"):
+        measured = experiment.run(arm, 0, "paper")
+        assert 0 <= measured.metrics["test_f1"] <= 100
+        assert 1 < len(measured.curves["validation_f1"]) <= 50
+        assert measured.metrics["test_accuracy"] > (60 if arm == "plain" else 0)
 
 
 # -- conformance ---------------------------------------------------------------------------------
