@@ -149,7 +149,8 @@ def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
     def record(step: int) -> None:
         curve.append((float(step), _accuracy(head, parts["test"])))
 
-    _train(head, parts["train"], reg, settings, seed, record)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=settings["lr"], weight_decay=0.0)
+    _train(head, parts["train"], reg, settings, seed, record, optimizer)
     metrics = {
         "test_accuracy": _accuracy(head, parts["test"]),
         "reversed_accuracy": _accuracy(head, parts["reversed"]),
@@ -173,9 +174,9 @@ def _train(
     settings: Mapping[str, Any],
     seed: int,
     record: Callable[[int], None],
+    optimizer: torch.optim.Optimizer,
 ) -> None:
     """The loop of a user: embeddings cleaned once, before it; the penalty beside the loss."""
-    optimizer = torch.optim.AdamW(head.parameters(), lr=settings["lr"], weight_decay=0.0)
     order = torch.Generator().manual_seed(10 * seed + 3)
     dropout, smoothing = settings.get("dropout", 0.0), settings.get("smoothing", 0.0)
     gamma, l2 = settings.get("gamma", 0.0), settings.get("l2", 0.0)
@@ -422,10 +423,11 @@ def _run_paper(settings: Mapping[str, Any], seed: int) -> Measurements:
     test = Part(clean(files["test"]["x"].float()), files["test"]["y"].float())
     head = seeded(seed, nn.Linear, x.shape[1], 1)
     curve: list[tuple[float, float]] = []
-    best, kept, patience, halvings, lr = -1.0, head.state_dict(), 3, 2, settings["lr"]
-    per_epoch = max(1, len(train.y) // settings["batch"])
+    optimizer = torch.optim.AdamW(head.parameters(), lr=settings["lr"], weight_decay=0.0)
+    best, kept, patience, halvings = -1.0, head.state_dict(), 3, 2
+    settings = {**settings, "steps": max(1, len(train.y) // settings["batch"])}
     for epoch in range(settings["epochs"]):
-        _train(head, train, reg, {**settings, "lr": lr, "steps": per_epoch}, 1000 * seed + epoch, lambda _: None)
+        _train(head, train, reg, settings, 1000 * seed + epoch, lambda _: None, optimizer)
         curve.append((float(epoch + 1), _f1(head, validation)))
         if curve[-1][1] > best:
             best, patience = curve[-1][1], 3
@@ -436,7 +438,9 @@ def _run_paper(settings: Mapping[str, Any], seed: int) -> Measurements:
             head.load_state_dict(kept)
             if halvings == 0:
                 break
-            lr, halvings, patience = lr / 2, halvings - 1, 3
+            halvings, patience = halvings - 1, 3
+            for group in optimizer.param_groups:
+                group["lr"] /= 2
     head.load_state_dict(kept)
     return Measurements(
         {
