@@ -151,6 +151,10 @@ def test_training_counts_and_lowers_the_error():
     assert records[-1]["k"] == 2
     assert records[0]["k"] > records[3]["k"] > 2
     assert records[-1]["loss"] < 0.3
+    wide = SAETraining(TopKSAE(8, 24, k=2), k_start=12, k_steps=40)
+    expected = wide.sae.loss(x, k=11).detach()
+    assert wide.k == 11
+    assert torch.equal(wide.training_step(x), expected)
     before = sae.fired.clone()
     codes = sae.encode(x)
     training.training_step(x)
