@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from regularized.cli.errors import MEANING, CommandError, Exit, exit_of
 from regularized.cli.output import console, emit_json, emit_table, in_terminal, note
+from regularized.cli.site import register as register_site
 
 if TYPE_CHECKING:
     from regularized.evidence.results import Failure, ReproduceResult
@@ -98,8 +99,13 @@ def _print_version(*, as_json: bool) -> None:
 # -- find ---------------------------------------------------------------------------------------
 
 
-@app.command()
+papers_app = typer.Typer(help="List or search the catalogue; get further papers in.")
+app.add_typer(papers_app, name="papers")
+
+
+@papers_app.callback(invoke_without_command=True)
 def papers(
+    ctx: typer.Context,
     search: Annotated[str, typer.Option("--search", "-s", help="Your problem, in your words.")] = "",
     family: Annotated[str, typer.Option(help="Only this problem family, for example noisy_labels.")] = "",
     implemented: Annotated[bool, typer.Option("--implemented", help="Only papers with code that runs.")] = False,
@@ -107,6 +113,8 @@ def papers(
     as_json: Json = False,
 ) -> None:
     """List or search the catalogue, best first (without a search: best proven first)."""
+    if ctx.invoked_subcommand is not None:
+        return
     from regularized.papers.card import FAMILIES
     from regularized.papers.catalogue import load_catalogue
     from regularized.papers.search import search as look_up
@@ -430,6 +438,11 @@ def new_paper(
         f"Now fill in what says FILL IN; `pytest {written[-1]}` lists it. Put the golden vectors of the authors' code "
         f"into golden.npz beside the card. Then commit, and write the evidence: regularized ledger {slug}"
     )
+
+
+# -- the site -----------------------------------------------------------------------------------
+
+register_site(app, papers_app)
 
 
 # -- shared -------------------------------------------------------------------------------------

@@ -9,14 +9,15 @@ SQLite's FTS5 does it, in memory: BM25 over the fields of a card, each with a we
 import difflib
 import re
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
 from regularized.papers.card import FAMILIES, Card
 from regularized.papers.catalogue import Entry
 
-__all__ = ["search"]
+__all__ = ["WEIGHTS", "Question", "fields", "nearest_word", "rank", "search", "with_joined"]
 
 # Weight of each field in BM25. What a person in need would type comes first; a word deep in the summary says little.
 WEIGHTS: Mapping[str, float] = {
@@ -79,30 +80,81 @@ def search(query: str, entries: Iterable[Entry], *, limit: int | None = None) ->
         raise ValueError(f"limit must be at least 1, got {limit}")
     found = tuple(entries)
     if query.strip():
-        found = tuple(found[number] for number in _index(found).ranked(_words(query), _pairs(query)))
+        index = _index(found)
+        scores = rank(Question.parse(query), index.hits, index.match)
+        found = tuple(found[number] for number in sorted(scores, key=lambda number: (-scores[number], number)))
     return list(found[:limit])
 
 
-def _words(query: str) -> list[str]:
-    """Words to look for: without those that say nothing, unless there are no others."""
-    # A slug is looked for as a phrase (FTS5 splits it again), and so are its parts.
-    whole = _WORD.findall(_with_joined(query.lower()))
-    parts = [part for word in whole if "_" in word for part in word.split("_") if part]
-    words = list(dict.fromkeys(parts + [word for word in whole if word.strip("_")]))
-    return [word for word in words if word not in STOP_WORDS] or words
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is looked for.
+
+    Args:
+        words: words, without those that say nothing, unless there are no others.
+        pairs: neighbouring words: "model smaller" is about models, "adapter smaller" is not.
+
+    Examples:
+        >>> Question.parse("my labels are wrong")
+        Question(words=('labels', 'wrong'), pairs=())
+    """
+
+    words: tuple[str, ...]
+    pairs: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, query: str) -> "Question":
+        """Read a question; any text is one."""
+        # A slug is looked for as a phrase (FTS5 splits it again), and so are its parts.
+        whole = _WORD.findall(with_joined(query.lower()))
+        parts = [part for word in whole if "_" in word for part in word.split("_") if part]
+        words = list(dict.fromkeys(parts + [word for word in whole if word.strip("_")]))
+        told = [word for word in words if word not in STOP_WORDS] or words
+        neighbours = pairwise(_WORD.findall(query.lower()))
+        return cls(tuple(told), tuple(f"{a} {b}" for a, b in neighbours if not {a, b} & STOP_WORDS))
 
 
-def _pairs(query: str) -> list[str]:
-    """Neighbouring words of the question: "model smaller" is about models, "adapter smaller" is not."""
-    words = _WORD.findall(query.lower())
-    return [f"{a} {b}" for a, b in pairwise(words) if not {a, b} & STOP_WORDS]
+def rank(
+    question: Question,
+    hits: Callable[[str, bool], Mapping[int, float]],
+    match: Callable[[str], Mapping[int, float]],
+) -> dict[int, float]:
+    """Scores of what matches any word of a question; pairs of neighbours count on top.
+
+    Args:
+        question: the question.
+        hits: scores of what holds a word, which may be unfinished where the flag says so.
+        match: scores of what holds a phrase.
+
+    Returns:
+        The score of each number that matches, the higher the better.
+    """
+    scores: dict[int, float] = {}
+    matched: dict[int, int] = {}
+    for position, word in enumerate(question.words):
+        for number, score in hits(word, position == len(question.words) - 1).items():
+            scores[number] = scores.get(number, 0.0) + score
+            matched[number] = matched.get(number, 0) + 1
+    for pair in question.pairs:
+        for number, score in match(f'"{pair}"').items():
+            if number in scores:
+                scores[number] += PAIR_WEIGHT * score
+    # BM25 of a rare word can outweigh that of several common ones together. A paper that answers more of the
+    # question is the better answer, so its score counts by the share of the words that it has.
+    return {number: score * matched[number] / len(question.words) for number, score in scores.items()}
 
 
-def _with_joined(text: str) -> str:
+def nearest_word(word: str, vocabulary: Sequence[str]) -> str:
+    """The nearest spelling of a word that occurs nowhere; empty without one."""
+    near = difflib.get_close_matches(word, vocabulary, n=1, cutoff=0.8) if len(word) >= 4 else []
+    return near[0] if near else ""
+
+
+def with_joined(text: str) -> str:
     """Text with its hyphenated words written as one, too: people write over-confident and overconfident.
 
     Examples:
-        >>> _with_joined("an over-confident net")
+        >>> with_joined("an over-confident net")
         'an over-confident net overconfident'
     """
     return " ".join([text, *(word.replace("-", "") for word in _HYPHENATED.findall(text))])
@@ -117,7 +169,7 @@ class _Index:
     def __init__(self, cards: Sequence[Card]) -> None:
         # The process may be a server: SQLite itself is safe for threads, and nothing is written after this.
         self._connection = sqlite3.connect(":memory:", check_same_thread=False)
-        rows = [{name: _with_joined(text) for name, text in _fields(card).items()} for card in cards]
+        rows = [fields(card) for card in cards]
         columns = ", ".join(WEIGHTS)
         try:
             self._connection.execute(
@@ -133,39 +185,28 @@ class _Index:
             {word for row in rows for text in row.values() for word in _WORD.findall(text.lower())}
         )
 
-    def ranked(self, words: Sequence[str], pairs: Sequence[str] = ()) -> list[int]:
-        """Numbers of the cards that match any of the words, best first; pairs of neighbours count on top."""
-        scores: dict[int, float] = {}
-        matched: dict[int, int] = {}
-        for position, word in enumerate(words):
-            hits = self._hits(word, unfinished=position == len(words) - 1)
-            for number, score in hits.items():
-                scores[number] = scores.get(number, 0.0) + score
-                matched[number] = matched.get(number, 0) + 1
-        for pair in pairs:
-            for number, score in self._match(f'"{pair}"').items():
-                if number in scores:
-                    scores[number] += PAIR_WEIGHT * score
-        # BM25 of a rare word can outweigh that of several common ones together. A paper that answers more of the
-        # question is the better answer, so its score counts by the share of the words that it has.
-        return sorted(scores, key=lambda number: (-scores[number] * matched[number] / len(words), number))
-
-    def _hits(self, word: str, *, unfinished: bool) -> dict[int, float]:
-        hits = self._match(f'"{word}"')
+    def hits(self, word: str, unfinished: bool) -> Mapping[int, float]:
+        """Scores of the cards that hold a word: as it is, as a beginning, or in its nearest spelling."""
+        hits = self.match(f'"{word}"')
         if not hits and unfinished and len(word) >= 3:
-            hits = self._match(f'"{word}"*')
-        if not hits and len(word) >= 4:
-            near = difflib.get_close_matches(word, self._vocabulary, n=1, cutoff=0.8)
-            hits = self._match(f'"{near[0]}"') if near else {}
+            hits = self.match(f'"{word}"*')
+        if not hits and (near := nearest_word(word, self._vocabulary)):
+            hits = self.match(f'"{near}"')
         return hits
 
-    def _match(self, expression: str) -> dict[int, float]:
+    def match(self, expression: str) -> Mapping[int, float]:
+        """Scores of the cards that match an FTS5 expression."""
         weights = ", ".join(map(str, WEIGHTS.values()))
         # bm25() is negative, the better the lower.
         rows = self._connection.execute(
             f"SELECT rowid, -bm25(card, {weights}) FROM card WHERE card MATCH ?", [expression]
         )
         return dict(rows.fetchall())
+
+
+def fields(card: Card) -> dict[str, str]:
+    """What is searched of a card, a text for each of :data:`WEIGHTS`."""
+    return {name: with_joined(text) for name, text in _fields(card).items()}
 
 
 def _fields(card: Card) -> dict[str, str]:

@@ -1,0 +1,200 @@
+"""Puts the site together: database, catalogue, pages, and what stands around every request."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+from regularized._version import __version__
+from regularized.papers.catalogue import load_catalogue
+from regularized.site import api, feeds, pages, people
+from regularized.site.database import migrate, open_database
+from regularized.site.mail import Mailer
+from regularized.site.meaning import Meaning, open_encoder
+from regularized.site.pages import BadRequest, NotFound
+from regularized.site.people import MailFailed
+from regularized.site.rendering import STATIC, environment
+from regularized.site.rendering import page as render
+from regularized.site.security import BodyLimit, Headers, PlainText, TooOften, security_headers
+from regularized.site.settings import Settings
+from regularized.site.state import Site
+from regularized.site.sync import sync_catalogue
+from regularized.site.visitors import Forbidden, SignInNeeded
+
+__all__ = ["create_app", "open_site"]
+
+log = logging.getLogger(__name__)
+
+_TITLES = {
+    400: "That cannot be asked",
+    403: "Not allowed",
+    404: "There is no such page",
+    405: "Not allowed here",
+    413: "Too large",
+    422: "Something is missing",
+    429: "Too many tries",
+    500: "Something went wrong",
+    503: "Not now",
+}
+
+
+def open_site(settings: Settings) -> Site:
+    """Open the database, bring its tables and the catalogue up to date, and load the encoder.
+
+    Args:
+        settings: the settings.
+
+    Raises:
+        SettingsError: a setting has a value that is not allowed.
+    """
+    engine = open_database(settings.database)
+    migrate(engine)
+    encoder = open_encoder(settings.encoder)
+    site = Site(settings, engine, environment(), Mailer(settings), Meaning(encoder) if encoder else None)
+    with site.write.begin() as session:
+        sync_catalogue(session, load_catalogue(settings.package), now=settings.now)
+    if site.meaning is not None:
+        with site.write.begin() as session:
+            log.info("encoded %s papers", site.meaning.update(session))
+    return site
+
+
+def create_app(site: Site) -> FastAPI:
+    """The application.
+
+    Args:
+        site: an open site.
+    """
+
+    @asynccontextmanager
+    async def life(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        site.engine.dispose()
+
+    app = FastAPI(
+        title="regularized",
+        version=__version__,
+        summary="Papers on regularized training, and what could be measured of their claims.",
+        openapi_url="/api/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=life,
+    )
+    app.state.site = site
+    for part in (pages, people, feeds, api):
+        app.include_router(part.router)
+    app.mount("/static", _Static(directory=STATIC))
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)
+    # The last that is added is the first that sees a request.
+    app.add_middleware(PlainText)
+    app.add_middleware(BodyLimit)
+    app.add_middleware(Headers, secure=site.settings.secure)
+    return app
+
+
+class _Static(StaticFiles):
+    """Files whose address changes with them, so that they may be kept."""
+
+    def file_response(self, *arguments: Any, **options: Any) -> Response:
+        """The file."""
+        response = super().file_response(*arguments, **options)
+        response.headers["cache-control"] = "public, max-age=31536000, immutable"
+        return response
+
+
+# -- errors -------------------------------------------------------------------------------------
+
+
+def _error(
+    request: Request,
+    status: int,
+    message: str,
+    *,
+    suggestions: tuple[str, ...] = (),
+    headers: dict[str, str] | None = None,
+) -> Response:
+    """An error as a page, or as JSON (RFC 9457) from the API."""
+    title = _TITLES.get(status, "Something went wrong")
+    if request.url.path.startswith("/api/"):
+        body = {"type": "about:blank", "title": title, "status": status, "detail": message}
+        return JSONResponse(body, status, headers, media_type="application/problem+json")
+    response: Response = render(
+        request.app.state.site,
+        request,
+        None,
+        "error.html",
+        status=status,
+        **{"title": title, "message": message, "suggestions": suggestions},
+    )
+    response.status_code = status
+    response.headers.update(headers or {})
+    return response
+
+
+async def _not_found(request: Request, error: Exception) -> Response:
+    assert isinstance(error, NotFound)
+    return _error(request, 404, str(error), suggestions=error.suggestions)
+
+
+async def _bad_request(request: Request, error: Exception) -> Response:
+    return _error(request, 422 if request.url.path.startswith("/api/") else 400, str(error))
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    problems = "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
+    return _error(request, 422 if request.url.path.startswith("/api/") else 400, problems)
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = "There is nothing at this address." if error.status_code == 404 else str(error.detail)
+    return _error(request, error.status_code, message, headers=dict(error.headers or {}))
+
+
+async def _forbidden(request: Request, error: Exception) -> Response:
+    return _error(request, 403, f"Nothing was changed: {error}. Load the page again and send it once more.")
+
+
+async def _too_often(request: Request, error: Exception) -> Response:
+    assert isinstance(error, TooOften)
+    message = f"Too many tries in a short time. Wait {error.wait} seconds and try again."
+    return _error(request, 429, message, headers={"retry-after": str(error.wait)})
+
+
+async def _sign_in(request: Request, error: Exception) -> Response:
+    assert isinstance(error, SignInNeeded)
+    return RedirectResponse(f"/sign-in?next={quote(error.goes_to)}", 303)
+
+
+async def _no_mail(request: Request, error: Exception) -> Response:
+    log.error("%s: %s", request.url.path, error.__cause__)
+    return _error(request, 503, "The message could not be sent: our mail server does not answer. Try again later.")
+
+
+async def _defect(request: Request, error: Exception) -> Response:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    # This answer comes from outside of all middleware.
+    headers = security_headers(secure=request.app.state.site.settings.secure)
+    return _error(request, 500, "This is our fault, and it is in the log.", headers=headers)
+
+
+_HANDLERS: dict[Any, Any] = {
+    NotFound: _not_found,
+    BadRequest: _bad_request,
+    RequestValidationError: _invalid,
+    HTTPException: _http,
+    Forbidden: _forbidden,
+    TooOften: _too_often,
+    SignInNeeded: _sign_in,
+    MailFailed: _no_mail,
+    Exception: _defect,
+}

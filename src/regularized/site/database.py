@@ -1,0 +1,91 @@
+"""Opens the database: engine, sessions, migrations.
+
+SQLite runs in WAL mode, so that readers never wait for a writer; PostgreSQL is used when the URL says so.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.orm import Session, sessionmaker
+
+from regularized.site.settings import SettingsError
+
+__all__ = ["migrate", "open_database", "sessions"]
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+def open_database(url: str) -> Engine:
+    """Engine of a database.
+
+    Args:
+        url: SQLAlchemy URL: ``sqlite:///PATH`` or ``postgresql://...``; for the latter psycopg is the driver.
+
+    Raises:
+        SettingsError: the URL cannot be read, or names another kind of database.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise SettingsError(
+            "the database URL cannot be read; write sqlite:///PATH or postgresql://USER@HOST/NAME"
+        ) from None
+    if parsed.get_backend_name() == "postgresql":
+        return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=10)
+    if parsed.get_backend_name() != "sqlite":
+        raise SettingsError(f"the database must be sqlite or postgresql, got {parsed.get_backend_name()!r}")
+    if parsed.database and parsed.database != ":memory:":
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(parsed, connect_args={"timeout": 30}, pool_size=10)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    # Python's driver begins transactions by itself, and too late; SQLAlchemy's BEGIN below takes its place.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=NORMAL",
+        "foreign_keys=ON",
+        "busy_timeout=30000",
+        "cache_size=-65536",  # KiB: 64 MiB
+        "mmap_size=268435456",
+        "temp_store=MEMORY",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Any) -> None:
+    # A transaction that reads first and writes later cannot wait for another writer: it would fail at once.
+    # Who means to write says so (see `sessions`), and waits its turn at the beginning.
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def sessions(engine: Engine, *, writes: bool = False) -> sessionmaker[Session]:
+    """Makes sessions; those that will write take their turn at the beginning.
+
+    Args:
+        engine: the database.
+        writes: whether the sessions will write.
+    """
+    return sessionmaker(engine.execution_options(writes=True) if writes else engine, expire_on_commit=False)
+
+
+def migrate(engine: Engine) -> None:
+    """Bring the tables to the present version; nothing happens when they are."""
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    with engine.execution_options(writes=True).begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")

@@ -1,0 +1,353 @@
+"""Questions to the tables. Each list is one query for its rows and one for their number, whatever it shows."""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from sqlalchemy import ColumnElement, Select, and_, exists, func, select
+from sqlalchemy.orm import Session, joinedload, load_only, selectinload
+
+from regularized.evidence.claims import Verdict
+from regularized.papers.card import FAMILIES
+from regularized.site.models import (
+    Alias,
+    ClaimRow,
+    Comment,
+    Paper,
+    PaperFamily,
+    PaperTag,
+    VerdictChange,
+)
+
+__all__ = [
+    "PER_PAGE",
+    "VERDICTS",
+    "Filters",
+    "Order",
+    "Page",
+    "Period",
+    "by_slug",
+    "comments_of",
+    "comparison",
+    "counts",
+    "in_order",
+    "list_papers",
+    "periods_around",
+    "related",
+    "tags",
+    "verdict_changes",
+    "years",
+]
+
+PER_PAGE = 20
+VERDICTS = tuple(verdict.value for verdict in Verdict)
+Order: TypeAlias = Literal["best", "new", "trending"]
+
+# What a list shows of a paper; the rest of the row stays where it is.
+_SHOWN = (
+    Paper.slug, Paper.title, Paper.arxiv, Paper.date, Paper.listed_on, Paper.added_at, Paper.changed_at, Paper.problem,
+    Paper.summary, Paper.abstract, Paper.authors, Paper.authors_count, Paper.organization, Paper.venue, Paper.families,
+    Paper.tags, Paper.code_url, Paper.has_card, Paper.runs, Paper.held, Paper.failed, Paper.undecided, Paper.not_run,
+    Paper.standing, Paper.votes, Paper.comments, Paper.listed_comments, Paper.listed_votes, Paper.heat, Paper.source,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which papers are wanted; an empty value asks for nothing.
+
+    Args:
+        family: problem family.
+        tag: tag.
+        year: year in which they were posted.
+        verdict: verdict that at least one of their claims has.
+        runs: only those with code that runs here.
+
+    Examples:
+        >>> Filters(family="curriculum", runs=True).query()
+        {'family': 'curriculum', 'runs': '1'}
+    """
+
+    family: str = ""
+    tag: str = ""
+    year: int | None = None
+    verdict: str = ""
+    runs: bool = False
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """As conditions on :class:`Paper`."""
+        wanted: list[ColumnElement[bool]] = []
+        if self.family:
+            wanted.append(Paper.id.in_(select(PaperFamily.paper_id).where(PaperFamily.family == self.family)))
+        if self.tag:
+            wanted.append(Paper.id.in_(select(PaperTag.paper_id).where(PaperTag.tag == self.tag)))
+        if self.year is not None:
+            wanted.append(Paper.date.between(datetime.date(self.year, 1, 1), datetime.date(self.year, 12, 31)))
+        if self.verdict:
+            wanted.append(Paper.id.in_(select(ClaimRow.paper_id).where(ClaimRow.verdict == self.verdict)))
+        if self.runs:
+            wanted.append(Paper.runs.is_(True))
+        return wanted
+
+    def query(self) -> dict[str, str]:
+        """As parameters of an address."""
+        given = {"family": self.family, "tag": self.tag, "year": str(self.year or ""), "verdict": self.verdict}
+        return {name: value for name, value in (given | {"runs": "1" if self.runs else ""}).items() if value}
+
+    def __bool__(self) -> bool:
+        return bool(self.query())
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of a list.
+
+    Args:
+        papers: its papers.
+        total: how many papers the whole list has.
+        number: which page, from 1.
+        per_page: papers on a page.
+    """
+
+    papers: Sequence[Paper]
+    total: int
+    number: int = 1
+    per_page: int = PER_PAGE
+
+    @property
+    def last(self) -> int:
+        """Number of the last page."""
+        return max(1, -(-self.total // self.per_page))
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """A day, an ISO week or a month.
+
+    Args:
+        kind: ``"day"``, ``"week"`` or ``"month"``.
+        first: its first day.
+
+    Examples:
+        >>> week = Period.containing("week", datetime.date(2026, 3, 4))
+        >>> week.name, week.first.isoformat(), week.after.isoformat()
+        ('2026-W10', '2026-03-02', '2026-03-09')
+        >>> Period.parse("month", "2024-12").after.isoformat()
+        '2025-01-01'
+    """
+
+    kind: Literal["day", "week", "month"]
+    first: datetime.date
+
+    @classmethod
+    def containing(cls, kind: Literal["day", "week", "month"], day: datetime.date) -> "Period":
+        """The period that a day lies in."""
+        if kind == "week":
+            day -= datetime.timedelta(days=day.weekday())
+        return cls(kind, day.replace(day=1) if kind == "month" else day)
+
+    @classmethod
+    def parse(cls, kind: Literal["day", "week", "month"], name: str) -> "Period":
+        """The period of a name.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if not name.isascii() or len(name) != {"day": 10, "week": 8, "month": 7}[kind]:
+            raise ValueError(f"not a {kind}: {name!r}")
+        day = datetime.date.fromisoformat(f"{name}-01" if kind == "month" else name)
+        period = cls.containing(kind, day)
+        if period.name != name:
+            raise ValueError(f"not a {kind}: {name!r}")
+        return period
+
+    @property
+    def name(self) -> str:
+        """``2026-03-02``, ``2026-W10`` or ``2026-03``."""
+        if self.kind == "week":
+            year, week, _ = self.first.isocalendar()
+            return f"{year}-W{week:02}"
+        return self.first.isoformat()[: 7 if self.kind == "month" else 10]
+
+    @property
+    def after(self) -> datetime.date:
+        """The first day that lies behind it."""
+        if self.kind == "month":
+            return (self.first + datetime.timedelta(days=31)).replace(day=1)
+        return self.first + datetime.timedelta(days=7 if self.kind == "week" else 1)
+
+    @property
+    def words(self) -> str:
+        """For a heading."""
+        if self.kind == "month":
+            return f"{self.first:%B %Y}"
+        day = f"{self.first.day} {self.first:%B %Y}"
+        return f"the week of {day}" if self.kind == "week" else day
+
+    def condition(self) -> ColumnElement[bool]:
+        """As a condition on :class:`Paper`."""
+        return and_(Paper.listed_on >= self.first, Paper.listed_on < self.after)
+
+
+def in_order(statement: Select[Any], order: Order) -> Select[Any]:
+    """A selection of papers in one of the three orders. Votes count in ``trending`` alone."""
+    if order == "trending":
+        return statement.where(Paper.heat.is_not(None)).order_by(Paper.heat.desc(), Paper.id.desc())
+    if order == "new":
+        return statement.order_by(Paper.date.desc(), Paper.id.desc())
+    return statement.order_by(Paper.standing.desc(), Paper.margin.desc(), Paper.date.desc(), Paper.id.desc())
+
+
+def list_papers(
+    session: Session,
+    order: Order = "best",
+    *,
+    filters: Filters = Filters(),
+    period: Period | None = None,
+    page: int = 1,
+    per_page: int = PER_PAGE,
+) -> Page:
+    """A page of a list."""
+    conditions = filters.conditions()
+    if period is not None:
+        conditions.append(period.condition())
+    statement = in_order(select(Paper).options(load_only(*_SHOWN)).where(*conditions), order)
+    count = select(func.count()).select_from(Paper).where(*conditions)
+    if order == "trending":
+        count = count.where(Paper.heat.is_not(None))
+    papers = session.scalars(statement.limit(per_page).offset((page - 1) * per_page)).all()
+    return Page(papers, session.scalar(count) or 0, page, per_page)
+
+
+def shown(session: Session, ids: Sequence[int]) -> list[Paper]:
+    """Papers of these numbers, in their order, with what lists show."""
+    found = {
+        paper.id: paper for paper in session.scalars(select(Paper).options(load_only(*_SHOWN)).where(Paper.id.in_(ids)))
+    }
+    return [found[number] for number in ids if number in found]
+
+
+def by_slug(session: Session, slug: str) -> Paper | None:
+    """The paper of a slug, present or former, with its claims."""
+    paper = session.scalars(select(Paper).where(Paper.slug == slug).options(selectinload(Paper.claims))).first()
+    if paper is None:
+        former = select(Paper).join(Alias, Alias.paper_id == Paper.id).where(Alias.slug == slug)
+        paper = session.scalars(former.options(selectinload(Paper.claims))).first()
+    return paper
+
+
+def comments_of(session: Session, paper: Paper) -> Sequence[Comment]:
+    """Comments of a paper with their authors, oldest first."""
+    return session.scalars(
+        select(Comment).where(Comment.paper_id == paper.id).options(joinedload(Comment.person)).order_by(Comment.id)
+    ).all()
+
+
+def related(session: Session, paper: Paper, limit: int = 5) -> list[Paper]:
+    """Papers that share most tags and families with a paper, the better proven first among equals."""
+    if not paper.tags and not paper.families:
+        return []
+    common = (
+        select(PaperTag.paper_id.label("id"), (2 * func.count()).label("shared"))
+        .where(PaperTag.tag.in_(paper.tags), PaperTag.paper_id != paper.id)
+        .group_by(PaperTag.paper_id)
+        .union_all(
+            select(PaperFamily.paper_id, func.count())
+            .where(PaperFamily.family.in_(paper.families), PaperFamily.paper_id != paper.id)
+            .group_by(PaperFamily.paper_id)
+        )
+        .subquery()
+    )
+    total = select(common.c.id, func.sum(common.c.shared).label("shared")).group_by(common.c.id).subquery()
+    return list(
+        session.scalars(
+            select(Paper)
+            .options(load_only(*_SHOWN))
+            .join(total, total.c.id == Paper.id)
+            .order_by(total.c.shared.desc(), Paper.standing.desc(), Paper.date.desc(), Paper.id)
+            .limit(limit)
+        )
+    )
+
+
+def comparison(session: Session) -> Sequence[Paper]:
+    """All techniques that run, best proven first, with their claims and what they cost."""
+    return session.scalars(in_order(select(Paper).where(Paper.runs).options(selectinload(Paper.claims)), "best")).all()
+
+
+def periods_around(session: Session, period: Period) -> tuple[Period | None, Period | None]:
+    """The nearest periods before and after that have papers."""
+    before = session.scalar(select(func.max(Paper.listed_on)).where(Paper.listed_on < period.first))
+    after = session.scalar(select(func.min(Paper.listed_on)).where(Paper.listed_on >= period.after))
+    return (
+        None if before is None else Period.containing(period.kind, before),
+        None if after is None else Period.containing(period.kind, after),
+    )
+
+
+def latest_day(session: Session) -> datetime.date | None:
+    """The last day that has papers."""
+    return session.scalar(select(func.max(Paper.listed_on)))
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How much there is.
+
+    Args:
+        papers: all papers.
+        runs: those with code that runs.
+        claims: claims with each verdict.
+    """
+
+    papers: int
+    runs: int
+    claims: Mapping[str, int] = field(default_factory=dict)
+
+
+def counts(session: Session) -> Counts:
+    """How much there is."""
+    verdicts = session.execute(select(ClaimRow.verdict, func.count()).group_by(ClaimRow.verdict))
+    return Counts(
+        session.scalar(select(func.count()).select_from(Paper)) or 0,
+        session.scalar(select(func.count()).select_from(Paper).where(Paper.runs)) or 0,
+        dict(verdicts.all()),
+    )
+
+
+def families(session: Session) -> dict[str, int]:
+    """Problem families that have papers, in the order of the cards' list, with their number."""
+    found = dict(session.execute(select(PaperFamily.family, func.count()).group_by(PaperFamily.family)).all())
+    return {name: found[name] for name in FAMILIES if name in found}
+
+
+def tags(session: Session, limit: int = 60) -> list[str]:
+    """The most frequent tags."""
+    number = func.count().label("number")
+    return list(
+        session.scalars(select(PaperTag.tag).group_by(PaperTag.tag).order_by(number.desc(), PaperTag.tag).limit(limit))
+    )
+
+
+def years(session: Session) -> list[int]:
+    """From the year of the newest paper back to that of the oldest."""
+    # One after the other: SQLite answers the minimum or the maximum from the index, but not both in one query.
+    newest, oldest = session.scalar(select(func.max(Paper.date))), session.scalar(select(func.min(Paper.date)))
+    return [] if newest is None or oldest is None else list(range(newest.year, oldest.year - 1, -1))
+
+
+def verdict_changes(session: Session, *, since: int = 0, limit: int = 50) -> Sequence[VerdictChange]:
+    """Verdicts that became others, newest first, with their papers."""
+    return session.scalars(
+        select(VerdictChange)
+        .where(VerdictChange.at >= since)
+        .options(joinedload(VerdictChange.paper).load_only(*_SHOWN))
+        .order_by(VerdictChange.at.desc(), VerdictChange.id.desc())
+        .limit(limit)
+    ).all()
+
+
+def has_claim(verdict: str) -> ColumnElement[bool]:
+    """Whether a paper has a claim of this verdict."""
+    return exists().where(ClaimRow.paper_id == Paper.id, ClaimRow.verdict == verdict)

@@ -1,0 +1,70 @@
+"""What a running site holds, and what the handlers of a request ask for."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, TypeAlias
+
+from fastapi import Depends, Request
+from jinja2 import Environment
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session, sessionmaker
+
+from regularized.site.database import sessions
+from regularized.site.mail import Mailer
+from regularized.site.meaning import Meaning
+from regularized.site.settings import Settings
+
+__all__ = ["Read", "Site", "SiteOf", "Write"]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A running site.
+
+    Args:
+        settings: its settings.
+        engine: its database.
+        templates: its pages.
+        mailer: sends its messages.
+        meaning: search by meaning; None where there is no encoder.
+    """
+
+    settings: Settings
+    engine: Engine
+    templates: Environment
+    mailer: Mailer
+    meaning: Meaning | None
+
+    @property
+    def read(self) -> sessionmaker[Session]:
+        """Makes sessions that only read."""
+        return sessions(self.engine)
+
+    @property
+    def write(self) -> sessionmaker[Session]:
+        """Makes sessions that write."""
+        return sessions(self.engine, writes=True)
+
+
+def _site(request: Request) -> Site:
+    site: Site = request.app.state.site
+    return site
+
+
+SiteOf: TypeAlias = Annotated[Site, Depends(_site)]
+
+
+def _reading(site: SiteOf) -> Iterator[Session]:
+    with site.read() as session:
+        yield session
+
+
+def _writing(site: SiteOf) -> Iterator[Session]:
+    # Committed when the handler is done; an error in it takes everything back.
+    with site.write.begin() as session:
+        yield session
+
+
+Read: TypeAlias = Annotated[Session, Depends(_reading)]
+# Before the answer goes out: who is told that a vote counts must find it counted.
+Write: TypeAlias = Annotated[Session, Depends(_writing, scope="function")]

@@ -1,0 +1,307 @@
+"""Brings cards and ledgers into the tables: at every start, and changing nothing when nothing has changed.
+
+Votes, comments and imported papers stay as they are. A paper whose card is gone keeps its row and is no longer said to
+run; a verdict that has become another one is written down.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import delete, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session, selectinload
+
+from regularized.evidence.claims import Outcome, Verdict
+from regularized.evidence.report import effect_text, interval_text
+from regularized.papers.catalogue import Entry
+from regularized.papers.search import WEIGHTS, fields, with_joined
+from regularized.site.models import (
+    Alias,
+    ClaimRow,
+    Paper,
+    PaperFamily,
+    PaperTag,
+    SearchText,
+    SearchWord,
+    VerdictChange,
+)
+
+__all__ = ["Changes", "find_known", "index_paper", "margin", "sync_catalogue", "title_key"]
+
+log = logging.getLogger(__name__)
+
+_LAYOUT = 1
+"""Raised when what is written for an unchanged card changes, so that all rows are written again."""
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a synchronisation did.
+
+    Args:
+        added: papers that were new.
+        updated: papers whose card, code or evidence had changed.
+        verdicts: verdicts that became others.
+        gone: papers whose card is there no more.
+    """
+
+    added: int = 0
+    updated: int = 0
+    verdicts: int = 0
+    gone: int = 0
+
+
+def title_key(title: str) -> str:
+    """Letters and digits of a title: what two spellings of one title have in common.
+
+    Examples:
+        >>> title_key("CREAM: Self-Rewarding  Language Models")
+        'creamselfrewardinglanguagemodels'
+        >>> title_key("Über-fit") == title_key("uberfit")
+        True
+    """
+    plain = unicodedata.normalize("NFKD", title).casefold()
+    return "".join(letter for letter in plain if letter.isalnum())[:300]
+
+
+def find_known(session: Session, *, arxiv: str | None = None, title: str = "", slug: str = "") -> Paper | None:
+    """The paper that is the same as one from elsewhere: by slug, arXiv identifier or title, in this order."""
+    for condition in (
+        Paper.slug == slug if slug else None,
+        Paper.arxiv == arxiv if arxiv else None,
+        Paper.title_key == title_key(title) if title_key(title) else None,
+    ):
+        if condition is not None:
+            found = session.scalars(select(Paper).where(condition).order_by(Paper.id).limit(1)).first()
+            if found is not None:
+                return found
+    return None
+
+
+def sync_catalogue(session: Session, entries: Iterable[Entry], *, now: int) -> Changes:
+    """Write what cards and ledgers say.
+
+    Args:
+        session: a session that writes; the caller commits.
+        entries: the catalogue.
+        now: seconds since 1970.
+    """
+    changes = Changes()
+    known = {
+        paper.slug: paper
+        for paper in session.scalars(select(Paper).where(Paper.has_card).options(selectinload(Paper.claims)))
+    }
+    seen = set()
+    for entry in entries:
+        seen.add(entry.slug)
+        record, claims = _record(entry)
+        fingerprint = _hash([_LAYOUT, record, claims])
+        paper = known.get(entry.slug)
+        if paper is not None and paper.fingerprint == fingerprint:
+            continue
+        if paper is None:
+            paper = find_known(session, arxiv=entry.card.arxiv or None, title=entry.card.title, slug=entry.slug)
+        if paper is None:
+            paper = Paper(slug=entry.slug, added_at=now, changed_at=now, claims=[])
+            session.add(paper)
+            changes.added += 1
+        else:
+            changes.updated += 1
+            if paper.slug != entry.slug:
+                session.merge(Alias(slug=paper.slug, paper_id=paper.id))
+                paper.slug = entry.slug
+        changes.verdicts += _write(session, paper, entry, record, claims, now)
+        paper.fingerprint, paper.changed_at = fingerprint, now
+    for slug, paper in known.items():
+        if slug not in seen:
+            changes.gone += 1
+            paper.has_card = paper.runs = False
+            paper.standing, paper.fingerprint, paper.changed_at = 0.0, "", now
+            paper.card = {**paper.card, "missing": ["its card is not in the installed catalogue any more"]}
+    session.flush()
+    log.info("catalogue: %s", changes)
+    return changes
+
+
+def _write(
+    session: Session, paper: Paper, entry: Entry, record: Mapping[str, Any], claims: list[dict[str, Any]], now: int
+) -> int:
+    for name, value in record.items():
+        setattr(paper, name, value)
+    paper.title_key = title_key(paper.title)
+    old = {claim.name: claim for claim in paper.claims}
+    changed = []
+    rows = []
+    for position, values in enumerate(claims):
+        row = old.get(values["name"]) or ClaimRow(name=values["name"])
+        # The first verdict of a paper that is new here is no change; that of one that waited for its runs is.
+        if row.verdict is not None and row.verdict != values["verdict"]:
+            changed.append((values["name"], values["statement"], row.verdict, values["verdict"]))
+        for name, value in values.items():
+            setattr(row, name, value)
+        row.position = position
+        rows.append(row)
+    paper.claims = rows
+    session.flush()
+    for name, statement, before, after in changed:
+        session.add(VerdictChange(paper_id=paper.id, claim=name, statement=statement, old=before, new=after, at=now))
+    index_paper(session, paper, fields(entry.card))
+    return len(changed)
+
+
+def index_paper(session: Session, paper: Paper, texts: Mapping[str, str] | None = None) -> None:
+    """Write a paper's families, tags and searched text.
+
+    Args:
+        session: a session that writes.
+        paper: the paper, flushed.
+        texts: what is searched, a text for each weight; default title and summary.
+    """
+    for table, column, values in ((PaperFamily, "family", paper.families), (PaperTag, "tag", paper.tags)):
+        session.execute(delete(table).where(table.paper_id == paper.id))
+        if values:
+            session.execute(insert(table), [{"paper_id": paper.id, column: value} for value in values])
+    if texts is None:
+        texts = {"title": paper.title, "summary": paper.summary or paper.abstract, "names": paper.arxiv or ""}
+        texts = {name: with_joined(text) for name, text in texts.items()}
+    session.merge(SearchText(paper_id=paper.id, **{name: texts.get(name, "") for name in WEIGHTS}))
+    words = {word for text in texts.values() for word in re.findall(r"\w{4,60}", text.lower())}
+    dialect = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
+    if words:
+        session.execute(dialect.insert(SearchWord).on_conflict_do_nothing(), [{"word": word} for word in sorted(words)])
+
+
+def margin(outcomes: Iterable[Outcome]) -> float:
+    """By how much the claims of a paper hold: lower ends of intervals in units of the smallest effect that counts.
+
+    Averaged over the claims that hold and have such an effect above zero, each counted at most tenfold; 0 without any.
+    It orders papers of which the same share of claims holds.
+    """
+    ratios = [
+        min(10.0, outcome.interval[0] / smallest)
+        for outcome in outcomes
+        if outcome.verdict is Verdict.HOLDS
+        and outcome.interval
+        and (smallest := outcome.claim.smallest_effect or 0.0) > 0
+    ]
+    return sum(ratios) / len(ratios) if ratios else 0.0
+
+
+def _record(entry: Entry) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    card = entry.card
+    verdicts = [outcome.verdict for outcome in entry.outcomes]
+    measured = len(verdicts) - verdicts.count(Verdict.NOT_RUN)
+    held = verdicts.count(Verdict.HOLDS)
+    record = {
+        "title": card.title,
+        "arxiv": card.arxiv or None,
+        "date": card.date,
+        "listed_on": card.date,
+        "source": "catalogue",
+        "problem": card.problem,
+        "summary": card.summary,
+        "authors": list(card.authors),
+        "authors_count": card.authors_count,
+        "organization": card.organization,
+        "venue": card.venue,
+        "listed_comments": card.comments,
+        "families": list(card.families),
+        "tags": list(card.tags),
+        "code_url": card.official.url if card.official else "",
+        "card": _page(entry),
+        "has_card": True,
+        "runs": entry.implemented,
+        "held": held,
+        "failed": verdicts.count(Verdict.DOES_NOT_HOLD),
+        "undecided": verdicts.count(Verdict.UNDECIDED),
+        "not_run": verdicts.count(Verdict.NOT_RUN),
+        # The order of the catalogue (see load_catalogue): evidence, then code, then the rest.
+        "standing": 2.0 + held / len(verdicts) if measured else 1.0 * entry.implemented,
+        "margin": margin(entry.outcomes),
+    }
+    return record, [_claim(outcome) for outcome in entry.outcomes]
+
+
+def _claim(outcome: Outcome) -> dict[str, Any]:
+    claim = outcome.claim
+    low, high = outcome.interval or (None, None)
+    keys = ("metric", "unit", "direction", "kind", "scale", "baseline", "method", "smallest_effect", "note")
+    return {
+        "name": claim.id,
+        "statement": claim.statement,
+        "verdict": outcome.verdict.value,
+        "effect": outcome.effect,
+        "low": low,
+        "high": high,
+        "details": {
+            **{name: getattr(claim, name) for name in keys},
+            "effect_text": effect_text(claim, outcome.effect),
+            "interval_text": interval_text(claim, outcome),
+            "counts_from": effect_text(claim, claim.smallest_effect),
+            "seeds": len(outcome.seeds),
+            "problem": outcome.problem,
+            "reported": [asdict(reported) for reported in claim.reported],
+        },
+    }
+
+
+def _page(entry: Entry) -> dict[str, Any]:
+    """What only the page of a paper shows."""
+    card = entry.card
+    return {
+        "changes": card.changes,
+        "needs": list(card.needs),
+        "when_to_use": card.when_to_use,
+        "when_not_to_use": card.when_not_to_use,
+        "unconfirmed": list(card.unconfirmed),
+        "official": None if card.official is None else {**asdict(card.official), "url": card.official.url},
+        "implementation": None if card.implementation is None else asdict(card.implementation),
+        "exceptions": [asdict(exception) for exception in card.exceptions],
+        "missing": list(entry.missing),
+        "usage": entry.usage,
+        "bibtex": card.bibtex(),
+        "evidence": _evidence(entry),
+        "cost": _cost(entry),
+    }
+
+
+def _evidence(entry: Entry) -> dict[str, Any] | None:
+    ledger = entry.load_ledger()
+    if ledger is None:
+        return None
+    from regularized.evidence.provenance import code_key
+
+    about = {name: str(ledger.environment.get(name, "")) for name in ("torch", "cpu", "commit", "python")}
+    stale = ledger.is_stale(code_key(entry.module_name("experiment"))) if entry.implemented else True
+    ledger_hash = hashlib.sha256(entry.ledger.read_bytes()).hexdigest()
+    return {"scale": ledger.scale, "seeds": len(ledger.seeds), "stale": stale, "ledger": ledger_hash, **about}
+
+
+def _cost(entry: Entry) -> dict[str, Any] | None:
+    """Saved benchmark rows. Read as what they are, JSON: the module that measures them loads torch."""
+    file = entry.folder / "bench.json"
+    if not file.is_file():
+        return None
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        return {
+            "measured": saved["measured"],
+            "cpu": saved["environment"].get("cpu", ""),
+            "rows": [
+                {name: row[name] for name in ("size", "ratio", "ratio_interval", "floor", "peak_memory_ratio", "note")}
+                for row in saved["rows"]
+            ],
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("%s is damaged (%s: %s) and is not shown", file, type(error).__name__, error)
+        return None
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
