@@ -97,7 +97,7 @@ def _modules() -> list[str]:
         # The folders of the papers are experiments, not an interface; private modules are nobody's business.
         if path.name == "__init__.py" or any(part.startswith("_") for part in parts):
             continue
-        if parts[1] == "cli" or (parts[1] == "papers" and len(parts) > 3):
+        if parts[1] in ("cli", "site") or (parts[1] == "papers" and len(parts) > 3):
             continue
         names.append(".".join(parts))
     return names

@@ -44,11 +44,28 @@ def test_it_is_the_search_of_the_command_line(site):
             assert slugs(session, question) == expected, question
 
 
-@pytest.mark.parametrize(
-    "hostile",
-    ['"', "' OR 1=1 --", 'x" OR "y', "NEAR(a b)", "a AND NOT b", "title:labels", "*", "^labels", "(((", "-labels", "\\"]
-    + ["%", "_", "{x}", ":a", "$1", "日本語", "a" * 400, "'; DROP TABLE paper; --"],
-)
+HOSTILE = """\
+"
+' OR 1=1 --
+x" OR "y
+NEAR(a b)
+a AND NOT b
+title:labels
+*
+^labels
+(((
+-labels
+\\
+%
+_
+{x}
+:a
+$1
+日本語
+'; DROP TABLE paper; --""".splitlines()
+
+
+@pytest.mark.parametrize("hostile", [*HOSTILE, "a" * 400])
 def test_a_question_has_no_syntax(site, hostile):
     """Fails when a sign of SQL or FTS5 in a question means anything."""
     with site.write() as session:

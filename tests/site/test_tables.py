@@ -166,7 +166,7 @@ def test_known_papers_are_found_by_identifier_and_by_title(site):
 
 
 def test_margin_orders_by_lower_ends():
-    """Fails when the order among equals goes by means, which wide intervals lift, or by an effect that is not wanted."""
+    """Fails when the order among equals goes by means, which wide intervals lift, or by a bound below zero."""
     claim = replace(MEASURED[0].outcomes[0].claim, smallest_effect=2.0)
     wide = Outcome(claim, Verdict.HOLDS, 100.0, (2.0, 198.0))
     narrow = Outcome(claim, Verdict.HOLDS, 5.0, (4.0, 6.0))
@@ -215,12 +215,15 @@ def test_periods(kind, name, first, after):
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("day", "2024-2-3"), ("day", "2023-02-29"), ("week", "2026-W54"), ("week", "2026W10"), ("month", "2024-13")]
-    + [("month", "٢٠٢٤-01"), ("week", "2026-W10-3"), ("day", "20240203"), ("day", "")],
+    [
+        *(("day", name) for name in ("2024-2-3", "2023-02-29", "20240203", "")),
+        *(("week", name) for name in ("2026-W54", "2026W10", "2026-W10-3")),
+        *(("month", name) for name in ("2024-13", "٢٠٢٤-01")),
+    ],
 )
 def test_what_is_no_period(kind, name):
     """Fails when an address that means nothing is taken for a date."""
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match="day|month|week|year|isoformat"):
         Period.parse(kind, name)
 
 
