@@ -151,7 +151,6 @@ def test_meaning_joins_in(site):
 def test_encoder_settings(tmp_path):
     """Fails when a folder without a model is noticed at the first search only."""
     assert open_encoder("off") is None
-    pytest.importorskip("transformers", reason="needs transformers")
     with pytest.raises(SettingsError, match=r"config\.json"):
         open_encoder(str(tmp_path))
 

@@ -223,7 +223,7 @@ def test_periods(kind, name, first, after):
 )
 def test_what_is_no_period(kind, name):
     """Fails when an address that means nothing is taken for a date."""
-    with pytest.raises(ValueError, match="day|month|week|year|isoformat"):
+    with pytest.raises(ValueError, match=r"day|month|week|year|isoformat"):
         Period.parse(kind, name)
 
 

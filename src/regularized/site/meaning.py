@@ -58,12 +58,12 @@ class SentenceEncoder:
     """
 
     def __init__(self, folder: Path) -> None:
+        if not (folder / "config.json").is_file():
+            raise SettingsError(f"REGULARIZED_SITE_ENCODER: there is no model in {folder} (no config.json)")
         try:
             from transformers import AutoModel, AutoTokenizer
         except ImportError:
             raise ImportError('search by meaning needs transformers: pip install "regularized[meaning]"') from None
-        if not (folder / "config.json").is_file():
-            raise SettingsError(f"REGULARIZED_SITE_ENCODER: there is no model in {folder} (no config.json)")
         self.name = folder.parent.name if folder.name == "model" else folder.name
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
