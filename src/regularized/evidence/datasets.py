@@ -5,6 +5,7 @@ Nothing is downloaded. Original data sets are looked for under the folder that t
 :class:`~regularized.evidence.experiment.Unavailable` says what to put there.
 """
 
+import gzip
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from regularized.evidence.experiment import Unavailable, data_fingerprint
 
-__all__ = ["Split", "cifar", "data_folder", "digits", "flip_labels"]
+__all__ = ["Split", "cifar", "data_folder", "digits", "flip_labels", "idx_images"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,52 @@ def cifar(classes: int = 10) -> Split:
         return images, torch.from_numpy(rows[:, label_bytes - 1].astype(np.int64))
 
     return Split(*read(train_files), *read(test_files))
+
+
+def idx_images(name: str) -> Split:
+    """MNIST, or a set in its format (Fashion-MNIST), from the original idx files; float32 in [0, 1], (N, 28, 28).
+
+    Args:
+        name: folder under :func:`data_folder`, ``"mnist"`` or ``"fashion_mnist"``; files may be compressed (``.gz``).
+
+    Raises:
+        Unavailable: a file is not there.
+        ValueError: a file is not in the idx format, or its size does not fit its header.
+    """
+    root = data_folder() / name
+    files = {
+        f"{part}-{kind}": f"{part}-{kind}-idx{dimensions}-ubyte"
+        for part in ("train", "t10k")
+        for kind, dimensions in (("images", 3), ("labels", 1))
+    }
+    found = {
+        key: next((path for path in (root / file, root / f"{file}.gz") if path.is_file()), None)
+        for key, file in files.items()
+    }
+    if missing := [files[key] for key, path in found.items() if path is None]:
+        raise Unavailable(
+            f"{name} is not at {root} (missing: {', '.join(missing)}). Put its idx files there, as they are or as .gz "
+            "(Debian's package dataset-fashion-mnist has those of Fashion-MNIST), or set REGULARIZED_DATA"
+        )
+
+    def read(path: Path) -> Tensor:
+        opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+        with opened as file:
+            raw = np.frombuffer(file.read(), dtype=np.uint8)
+        dimensions = int(raw[3]) if len(raw) > 4 and raw[2] == 8 else 0
+        shape = [int(size) for size in raw[4 : 4 + 4 * dimensions].view(">u4")]
+        body = raw[4 + 4 * dimensions :]
+        if not dimensions or len(body) != np.prod(shape):
+            raise ValueError(f"{path}: not an idx file of bytes, or cut short; download it again")
+        return torch.from_numpy(body.reshape(shape).copy())
+
+    data = {key: read(path) for key, path in found.items() if path is not None}
+    return Split(
+        data["train-images"].float() / 255,
+        data["train-labels"].long(),
+        data["t10k-images"].float() / 255,
+        data["t10k-labels"].long(),
+    )
 
 
 def flip_labels(labels: Tensor, share: float, *, num_classes: int, generator: torch.Generator) -> Tensor:

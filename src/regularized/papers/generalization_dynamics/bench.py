@@ -1,0 +1,60 @@
+"""Cost of the diagnostics: the report beside a plain pass over the data, theory beside solving one data set."""
+
+from functools import partial
+
+import torch
+
+from regularized.evidence.bench import StepFunction, Workload
+from regularized.evidence.models import mlp, seeded
+from regularized.understanding.frozen_subspace import frozen_subspace
+from regularized.understanding.generalization_dynamics import LinearDynamics
+from regularized.understanding.gradient_flow import GradientFlow
+
+
+def _report(sizes: tuple[int, ...], rows: int) -> tuple[StepFunction, StepFunction]:
+    model = seeded(0, mlp, sizes).eval()
+    batches = list(torch.rand(rows, sizes[0]).split(500))
+
+    def plain() -> None:
+        for x in batches:
+            model.zero_grad()
+            model(x).square().mean().backward()
+
+    def with_report() -> None:
+        plain()
+        frozen_subspace(model, batches)
+
+    return plain, with_report
+
+
+def _curves(parameters: int) -> tuple[StepFunction, StepFunction]:
+    x, y = torch.randn(parameters, parameters).double() / parameters**0.5, torch.randn(parameters).double()
+    t = torch.logspace(-2, 2, 400, dtype=torch.float64)
+    dynamics = LinearDynamics(1.0, noise=0.25)
+
+    def one_data_set() -> None:
+        GradientFlow(x, y).train_error(t)
+
+    def theory() -> None:
+        dynamics.test_error(t)
+
+    return one_data_set, theory
+
+
+def workloads() -> list[Workload]:
+    """The report after an epoch, and the curves."""
+    return [
+        Workload(
+            "MLP 64-256-10, 5,000 samples",
+            partial(_report, (64, 256, 10), 5000),
+            "an epoch of forward and backward passes, without and with one report at its end; the training step itself "
+            "costs nothing more",
+            floor=2.0,
+        ),
+        Workload(
+            "400 times, N = P = 400",
+            partial(_curves, 400),
+            "closed-form curve beside the exact solution of one data set",
+            floor=0.1,
+        ),
+    ]
