@@ -133,8 +133,7 @@ def idx_images(name: str) -> Split:
         )
 
     def read(path: Path) -> Tensor:
-        opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-        with opened as file:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             raw = np.frombuffer(file.read(), dtype=np.uint8)
         dimensions = int(raw[3]) if len(raw) > 4 and raw[2] == 8 else 0
         shape = [int(size) for size in raw[4 : 4 + 4 * dimensions].view(">u4")]
