@@ -39,10 +39,13 @@ def test_spectrum_is_that_of_all_rows():
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 def test_frozen_directions_stay(decay):
-    """Gradient descent leaves the frozen subspace alone; weight decay does not: fails when the basis is the wrong
-    one.""" torch.manual_seed(0) model = nn.Sequential(nn.Linear(10, 6), nn.ReLU(), nn.Linear(6, 1)) x = pixels(40)
-    report, before = frozen_subspace(model, [x]), copy.deepcopy(model.state_dict()) optimizer =
-    torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=decay) for _ in range(20):
+    """Gradient descent leaves the frozen subspace alone, weight decay does not: fails for a wrong basis."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 6), nn.ReLU(), nn.Linear(6, 1))
+    x = pixels(40)
+    report, before = frozen_subspace(model, [x]), copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, weight_decay=decay)
+    for _ in range(20):
         optimizer.zero_grad()
         (model(x) - x.sum(dim=1, keepdim=True)).square().mean().backward()
         optimizer.step()
