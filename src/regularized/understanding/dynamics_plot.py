@@ -1,7 +1,10 @@
-"""What theory predicts for a layer's features, as a picture: error over time, and the spectrum that it comes from."""
+"""What theory predicts for a layer's features, as a picture: error over time, and the spectrum that it comes from.
+
+Draws into axes of matplotlib that the caller made, so nothing but torch is imported here.
+"""
 
 import math
-from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,42 +16,38 @@ __all__ = ["plot_dynamics"]
 
 def plot_dynamics(
     dynamics: LinearDynamics,
-    path: str | Path,
+    curves: Any,
+    spectrum: Any | None = None,
     *,
     flow: GradientFlow | None = None,
     held_out: tuple[torch.Tensor, torch.Tensor] | None = None,
     earliest: float = 1e-2,
     latest: float = 1e5,
-) -> Path:
-    """Save predicted training and test error over time, the best time to stop, and the spectrum.
+) -> None:
+    """Draw predicted training and test error over time, the best time to stop, and the spectrum.
 
     Args:
         dynamics: the theory, for example from :meth:`LinearDynamics.from_features`.
-        path: the file; its ending decides the format (``.png``, ``.svg``, ``.pdf``).
+        curves: ``matplotlib.axes.Axes`` for the errors.
+        spectrum: axes for the histogram of eigenvalues; None draws none.
         flow: the exact course on the data at hand, drawn as dots beside the predicted training error.
         held_out: (features, targets) on which ``flow``'s error is drawn too.
         earliest: first time; default 0.01.
         latest: last time; default 100,000.
 
-    Returns:
-        The file.
-
     Raises:
         ValueError: ``held_out`` without ``flow``.
 
     Examples:
-        >>> import tempfile
-        >>> folder = tempfile.TemporaryDirectory()
-        >>> plot_dynamics(LinearDynamics(0.9, noise=0.25), Path(folder.name) / "curve.svg").name
-        'curve.svg'
+        >>> from matplotlib.figure import Figure
+        >>> left, right = Figure(figsize=(9, 4), layout="constrained").subplots(1, 2)
+        >>> plot_dynamics(LinearDynamics(0.9, noise=0.25), left, right)
+        >>> [line.get_label() for line in left.lines][-1], right.get_title()
+        ('best time 2.46', '10% of the directions never learn')
     """
     if held_out is not None and flow is None:
         raise ValueError("held_out needs flow=GradientFlow(...), whose error on it is to be drawn")
-    from matplotlib.figure import Figure
-
     t = torch.logspace(math.log10(earliest), math.log10(latest), 200, dtype=torch.float64)
-    figure = Figure(figsize=(9.0, 3.6), layout="constrained")
-    curves, spectrum = figure.subplots(1, 2, width_ratios=(3, 2))
     test, train = dynamics.test_error(t), dynamics.train_error(t)
     curves.plot(t, test, color="#dd6426", label="test error, theory")
     curves.plot(t, train, color="#2f82d9", label="training error, theory")
@@ -62,13 +61,11 @@ def plot_dynamics(
     if stop.at <= latest:
         curves.axvline(stop.at, color="#8a8f98", linestyle="--", linewidth=1, label=f"best time {stop.at:.3g}")
     curves.set(xscale="log", xlabel="time (learning rate x steps of the summed loss)", ylabel="mean squared error")
+    # Late errors may be a hundred times the first ones: what matters is below.
     curves.set_ylim(0.0, min(float(test.max()), 3.0 * float(test[0])) * 1.05)
     curves.legend(fontsize=8)
-    shown = dynamics.spectrum()
-    logs = shown.eigenvalues.log10()
-    spectrum.hist(logs.numpy(), bins=40, weights=shown.masses.numpy(), color="#16a07a")
-    spectrum.set(xlabel="log10 eigenvalue", ylabel="share of directions")
-    spectrum.set_title(f"{max(0.0, shown.zero):.0%} of the directions never learn", fontsize=9)
-    path = Path(path)
-    figure.savefig(path)
-    return path
+    if spectrum is not None:
+        shown = dynamics.spectrum()
+        spectrum.hist(shown.eigenvalues.log10().numpy(), bins=40, weights=shown.masses.numpy(), color="#16a07a")
+        spectrum.set(xlabel="log10 eigenvalue", ylabel="share of directions")
+        spectrum.set_title(f"{max(0.0, shown.zero):.0%} of the directions never learn", fontsize=9)
