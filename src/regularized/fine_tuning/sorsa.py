@@ -482,6 +482,9 @@ def inject_sorsa(
 def merge_sorsa(model: nn.Module) -> list[str]:
     """Replace each :class:`SorsaLinear` by an ordinary layer with the whole weight, in place.
 
+    Args:
+        model: after :func:`inject_sorsa`; one without such layers is left as it is.
+
     Returns:
         Names of the layers.
 
@@ -552,11 +555,13 @@ class Sorsa(Term):
         self.target_modules = None if target_modules is None else tuple(target_modules)
         self.alpha, self.dropout = alpha, dropout
         self._penalty: OrthonormalPenalty | None = None
+        self._injected = False
 
     def attach(self, model: nn.Module) -> None:
         """Inject, unless the model has its SORSA layers already."""
         if not any(isinstance(module, SingularFactors) for module in model.modules()):
             inject_sorsa(model, r=self.r, target_modules=self.target_modules, alpha=self.alpha, dropout=self.dropout)
+            self._injected = True
         self._penalty = OrthonormalPenalty(model, gamma=0.0, lr=self.lr)
 
     def before_step(self, step: Step) -> None:
@@ -566,8 +571,9 @@ class Sorsa(Term):
         self._penalty.add_gradient(gamma=as_schedule(self.gamma, name="gamma")(step.progress))
 
     def merge(self, model: nn.Module) -> None:
-        """Leave a plain model; layers of PEFT are left to ``merge_and_unload()``."""
-        merge_sorsa(model)
+        """Leave a plain model; layers that were there before :meth:`attach` stay."""
+        if self._injected:
+            merge_sorsa(model)
 
     def forward(self, step: Step) -> Tensor:
         """Nothing is added to the loss."""
