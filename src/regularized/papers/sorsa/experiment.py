@@ -197,7 +197,7 @@ def _digits(seed: int, s: Mapping[str, Any]) -> Measurements:
         losses.append(loss.detach())
 
     principal = _principal_parts(net)
-    defect = float(penalty.value()) if penalty else math.nan
+    defect = penalty.value().item() if penalty else math.nan
     merge_sorsa(net)
     with torch.no_grad():
         logits = net(new)
