@@ -22,14 +22,16 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _base() -> nn.Module:
-    return tiny_llama(0, vocab_size=512, width=256, layers=4).to(DEVICE)  # type: ignore[no-any-return, arg-type]
+    model: Any = tiny_llama(0, vocab_size=512, width=256, layers=4)
+    model.to(DEVICE)
+    return model  # type: ignore[no-any-return]
 
 
 def _lora(base: nn.Module, start: Any = True) -> nn.Module:
     import peft
 
     config = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=_PROJECTIONS, init_lora_weights=start)
-    return peft.get_peft_model(base, config)  # type: ignore[arg-type]
+    return peft.get_peft_model(base, config)
 
 
 def _trainer(model: nn.Module, penalty: OrthonormalPenalty | None = None) -> StepFunction:

@@ -36,7 +36,8 @@ def compute(case: Case) -> Outputs:
 def _layer(case: Case) -> dict[str, Tensor]:
     """At the start, and then with given factors where there are some."""
     given = {name: torch.as_tensor(array) for name, array in case.inputs.items()}
-    plain = nn.Linear(*reversed(given["weight"].shape), bias="bias" in given, dtype=given["weight"].dtype)
+    o, i = given["weight"].shape
+    plain = nn.Linear(i, o, bias="bias" in given, dtype=given["weight"].dtype)
     plain.load_state_dict({name: given[name] for name in ("weight", "bias") if name in given})
     r = int(case.number("r"))
     alpha = case.number("alpha", math.nan)

@@ -134,6 +134,10 @@ def _train_when_merged() -> None:
     F.relu(_merged()(torch.randn(2, 4)))
 
 
+def _other_reduction() -> None:
+    orthonormal_gradient([torch.eye(2)], reduction="max")  # type: ignore[arg-type]
+
+
 def bad_inputs() -> list[BadInput]:
     """Every line of the sheet's "bad input", and what a user meets besides."""
     integers = torch.zeros(4, 4, dtype=torch.int8)
@@ -179,12 +183,7 @@ def bad_inputs() -> list[BadInput]:
         BadInput("dropout >= 1", lambda: inject_sorsa(_model(), r=2, dropout=1.0), ValueError, ("dropout", "[0, 1)")),
         BadInput("no SORSA layers", lambda: OrthonormalPenalty(_model(), lr=LR), ValueError, ("no SORSA layers",)),
         BadInput("no factors", lambda: orthonormal_penalty([]), ValueError, ("no factors",)),
-        BadInput(
-            "reduction",
-            lambda: orthonormal_gradient([torch.eye(2)], reduction="max"),
-            ValueError,
-            ("'mean'", "'max'"),  # type: ignore[arg-type]
-        ),
+        BadInput("reduction", _other_reduction, ValueError, ("'mean'", "'max'")),
         BadInput(
             "weights of two shapes",
             lambda: spectral_drift(torch.eye(2), torch.eye(3)),

@@ -140,6 +140,8 @@ _HIDDEN = ("0", "2", "4")
 class LowRank(nn.Module):
     """LoRA and PiSSA for the digits, as a parametrization of the weight: ``W = rest + B A`` (B from 0, or split)."""
 
+    start: Tensor
+
     def __init__(self, weight: Tensor, r: int, adapter: str, generator: torch.Generator) -> None:
         super().__init__()
         if adapter == "pissa":
@@ -176,7 +178,7 @@ def _digits(seed: int, s: Mapping[str, Any]) -> Measurements:
         optimizer.step()
         optimizer.zero_grad()
 
-    before = {name: net.get_submodule(name).weight.detach().clone() for name in _HIDDEN}  # type: ignore[union-attr, operator]
+    before = {name: net.get_submodule(name).weight.detach().clone() for name in _HIDDEN}  # type: ignore[operator]
     net.requires_grad_(False)
     generator = torch.Generator().manual_seed(1000 + seed)
     if s["adapter"] == "sorsa":
@@ -202,7 +204,7 @@ def _digits(seed: int, s: Mapping[str, Any]) -> Measurements:
     with torch.no_grad():
         logits = net(new)
         right, right_old = (logits.argmax(1) == y)[test], (net(old).argmax(1) == y)[test]
-        drifts = [spectral_drift(before[name], net.get_submodule(name).weight) for name in _HIDDEN]  # type: ignore[union-attr, arg-type]
+        drifts = [spectral_drift(before[name], net.get_submodule(name).weight) for name in _HIDDEN]  # type: ignore[arg-type]
         spectra = [torch.linalg.svdvals(part)[: s["digits_r"]] for part in principal]
     curve = torch.stack(losses)
     early = curve[len(curve) // 10 : len(curve) // 5]  # steps 30 to 60 of 300
@@ -321,7 +323,9 @@ def _texts(model: str) -> tuple[list[str], list[str], Callable[[str], Any]]:
 
 
 def _base(seed: int, s: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
-    return tiny_llama(seed).to(dtype) if s["model"] == "tiny" else smollm2(dtype)  # type: ignore[arg-type]
+    model: Any = tiny_llama(seed) if s["model"] == "tiny" else smollm2(dtype)
+    model.to(dtype)
+    return model  # type: ignore[no-any-return]
 
 
 def _adapt(base: nn.Module, s: Mapping[str, Any]) -> tuple[nn.Module, list[nn.Parameter]]:
@@ -336,7 +340,7 @@ def _adapt(base: nn.Module, s: Mapping[str, Any]) -> tuple[nn.Module, list[nn.Pa
     else:
         import peft
 
-        model = peft.get_peft_model(base, _peft_config(s))  # type: ignore[arg-type]
+        model = peft.get_peft_model(base, _peft_config(s))
     trained = [p for p in model.parameters() if p.requires_grad]
     if s["adapter"] != "full":
         for p in model.parameters():
@@ -450,7 +454,8 @@ def _paper(seed: int, s: dict[str, Any] | Mapping[str, Any]) -> Measurements:
     draw = torch.Generator().manual_seed(seed)
     batches = _some(train, s["steps"] * s["batch"], draw).split(s["batch"])
     news = token_blocks(news_articles(), tokenize, s["length"])
-    base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16).cuda()
+    base: Any = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.bfloat16)
+    base.to("cuda")
     base.gradient_checkpointing_enable()
     if s["adapter"] in ("lora", "pissa"):
         s = {**s, "lr": 2e-5}
