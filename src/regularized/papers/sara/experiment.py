@@ -61,10 +61,10 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 TUNING = Tuning(
     metric="validation_balance",
     direction="higher",
-    grids=dict.fromkeys(
-        ("full_fine_tuning", "lora", "tune_largest", "tune_random", "smallest_only", "sara"),
-        [{"lr": lr} for lr in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)],
-    ),
+    grids={
+        arm: [{"lr": lr} for lr in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)]
+        for arm in ("full_fine_tuning", "lora", "tune_largest", "tune_random", "smallest_only", "sara")
+    },
 )
 
 
@@ -171,9 +171,7 @@ def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
                 curves["new_accuracy"].append((step + 1.0, _accuracy(trained, rotated, labels)))
                 curves["old_accuracy"].append((step + 1.0, _accuracy(trained, upright, labels)))
 
-        _fit(
-            trained, optimizer, *data.few, steps=s["steps"], batch=s["batch"], seed=10 * seed + 4, after_step=record
-        )
+        _fit(trained, optimizer, *data.few, steps=s["steps"], batch=s["batch"], seed=10 * seed + 4, after_step=record)
     metrics = _balance(trained, data)
     if trained is net:  # LoRA leaves these weights alone
         now = dict(net.named_parameters())
@@ -236,8 +234,8 @@ def _prepared(
 
     def chosen(parameter: Tensor) -> Tensor:
         if s["train"] == "largest":
-            return parameter.detach().abs() >= least
-        return torch.rand(parameter.shape, generator=draws) < s["fraction"]
+            return torch.ge(parameter.detach().abs(), least)
+        return torch.lt(torch.rand(parameter.shape, generator=draws), s["fraction"])
 
     entries = SparseEntries(named, chosen)
     return net, adamw(entries.parameters()), lambda step: entries.write()
