@@ -180,14 +180,13 @@ def _zero(unet: nn.Module, which: str, share: float, seed: int) -> None:
 @torch.no_grad()
 def _fidelity(pipe: Any, style: Tensor, prompts: list[str], root: Path) -> tuple[float, float]:
     """FID to the style's images, and 100 times the mean cosine of image and prompt in CLIP."""
-    from transformers import CLIPModel, CLIPProcessor
-
+    transformers: Any = import_module("transformers")
     fid = import_module("torchmetrics.image.fid").FrechetInceptionDistance(feature=2048).to(DEVICE)
     for part in style.split(16):
         fid.update(part.to(DEVICE), real=True)
     folder = str(root / "clip-vit-large-patch14")
-    clip, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
-    clip.to(DEVICE)  # type: ignore[arg-type]
+    clip = transformers.CLIPModel.from_pretrained(folder).to(DEVICE).eval()
+    processor = transformers.CLIPProcessor.from_pretrained(folder)
     scores = []
     for number, part in enumerate(_parts([prompt for prompt in prompts if prompt.strip()], 8)):
         noise = torch.Generator(DEVICE).manual_seed(number)  # the same for every arm
