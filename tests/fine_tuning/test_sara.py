@@ -243,20 +243,25 @@ def test_any_optimizer(build):
 
 def test_closures():
     """LBFGS evaluates several times a step: fails if the model is not told of the entries' moves in between."""
-    model = nn.Linear(3, 1, bias=False).double()
-    sara = SaRA(model, threshold=float("inf"), reselect_at=0, lambda_rank=0)
-    optimizer = sara.bind(torch.optim.LBFGS(sara.parameters(), lr=1.0, line_search_fn="strong_wolfe"))
+    ours, theirs = (seeded(0, nn.Linear, 3, 1, bias=False).double() for _ in range(2))
+    sara = SaRA(ours, threshold=float("inf"), reselect_at=0, lambda_rank=0)
     draws = torch.Generator().manual_seed(0)
     x, y = (torch.randn(20, n, dtype=torch.float64, generator=draws) for n in (3, 1))
+    for model, entries in ((ours, sara.parameters()), (theirs, theirs.parameters())):
+        optimizer = torch.optim.LBFGS(entries, lr=0.5, max_iter=5)
+        if model is ours:
+            sara.bind(optimizer)
 
-    def closure():
-        optimizer.zero_grad()
-        loss = F.mse_loss(model(x), y)
-        loss.backward()
-        return loss
+        def closure(model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = F.mse_loss(model(x), y)
+            loss.backward()
+            return loss
 
-    optimizer.step(closure)
-    torch.testing.assert_close(model.weight.T, torch.linalg.lstsq(x, y).solution, rtol=1e-5, atol=1e-6)
+        for _ in range(2):
+            optimizer.step(closure)
+    torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-12, atol=1e-14)
+    assert sara.steps == 2
 
 
 def test_accumulation_and_zeroing():
