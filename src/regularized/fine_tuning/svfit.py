@@ -24,6 +24,7 @@ Not SVFT (a sparse matrix between the vectors), SVDiff (clamped at zero), SVF (a
 learning) or PiSSA (trains the vectors).
 """
 
+from collections.abc import Iterator
 from typing import Literal, Self, TypeAlias, cast
 
 import torch
@@ -33,7 +34,15 @@ from regularized.fine_tuning.svfit_identity import relative_gap
 from regularized.fine_tuning.svfit_product import shifted_forward, shifted_weight
 from regularized.mechanisms.svd import SVD, thin_svd, weight_like, weight_matrix
 
-__all__ = ["Decay", "Rank", "SVFitLayer", "SingularValueShift", "check_svfit_settings", "svfit_rank"]
+__all__ = [
+    "Decay",
+    "Rank",
+    "SVFitLayer",
+    "SingularValueShift",
+    "SingularValues",
+    "check_svfit_settings",
+    "svfit_rank",
+]
 
 Rank: TypeAlias = int | Literal["full"]
 Decay: TypeAlias = Literal["shift", "sigma"]
@@ -115,7 +124,15 @@ def check_svfit_settings(
         raise ValueError(f"decay must be 'shift' or 'sigma', what weight decay pulls to 0; got {decay!r}")
 
 
-class SingularValueShift(nn.Module):
+class SingularValues:
+    """Marks modules that train singular values, so that an optimizer can be given settings for them."""
+
+    def trained_values(self) -> Iterator[tuple[nn.Parameter, Decay]]:
+        """The trained parameters, and what weight decay pulls to 0 in them."""
+        raise NotImplementedError
+
+
+class SingularValueShift(nn.Module, SingularValues):
     """The singular values of one weight, trained; its singular vectors, frozen. A parametrization of the weight.
 
     :class:`SVFitLayer` does the same with a forward pass that is cheaper for few directions; this form works wherever a
@@ -155,7 +172,7 @@ class SingularValueShift(nn.Module):
     def __init__(self, svd: SVD, *, decay: Decay = "shift", gap: float = 0.0, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         check_svfit_settings("full", decay=decay)
-        self.decay = decay
+        self.decay: Decay = decay
         self.gap = gap
         # Copies: slices would keep the whole decomposition alive.
         self.register_buffer("left", svd.left.to(dtype, copy=True).contiguous())
@@ -207,6 +224,10 @@ class SingularValueShift(nn.Module):
     def shift(self) -> Tensor:
         """(r,) what is added to the singular values."""
         return self.trained - self.values if self.decay == "sigma" else self.trained
+
+    def trained_values(self) -> Iterator[tuple[nn.Parameter, Decay]]:
+        """The one parameter."""
+        yield self.trained, self.decay
 
     @torch.no_grad()
     def set_shift(self, shift: Tensor) -> None:

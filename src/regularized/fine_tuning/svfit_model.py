@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from regularized.fine_tuning.svfit import (
     Decay,
     Rank,
+    SingularValues,
     SingularValueShift,
     SVFitLayer,
     check_adaptable,
@@ -125,7 +126,7 @@ def svfit_param_groups(model: nn.Module, *, lr: float | None = None, weight_deca
     """The trained singular values as one parameter group, with settings of their own.
 
     Args:
-        model: a model after :func:`inject_svfit`.
+        model: a model after :func:`inject_svfit`, or after ``inject`` of :mod:`regularized.fine_tuning.svfit_peft`.
         lr: their learning rate, much larger than that of other adapters (1e-2 to 3e-2 with Adam in our experiments),
             since it moves singular values; default that of the optimizer.
         weight_decay: default 0 (the sources mention none).
@@ -141,21 +142,21 @@ def svfit_param_groups(model: nn.Module, *, lr: float | None = None, weight_deca
         >>> _ = inject_svfit(model)
         >>> optimizer = torch.optim.AdamW(svfit_param_groups(model, lr=1e-2))
     """
-    layers = [layer.directions for _, layer in svfit_layers(model)]
-    if not layers:
+    trained = [pair for m in model.modules() if isinstance(m, SingularValues) for pair in m.trained_values()]
+    if not trained:
         return []
     if lr is not None and lr < _LEAST_RATE:
         warnings.warn(
             f"lr={lr:g}: a singular value barely moves at a learning rate below {_LEAST_RATE:g}; start at 1e-2",
             stacklevel=2,
         )
-    if weight_decay > 0 and any(d.decay == "sigma" for d in layers):
+    if weight_decay > 0 and any(decay == "sigma" for _, decay in trained):
         warnings.warn(
             f"weight_decay={weight_decay:g} with decay='sigma' pulls the pretrained singular values to 0; use "
             "decay='shift', where it pulls the change to 0, or no weight decay",
             stacklevel=2,
         )
-    group: dict[str, Any] = {"params": [d.trained for d in layers], "weight_decay": weight_decay}
+    group: dict[str, Any] = {"params": [p for p, _ in trained], "weight_decay": weight_decay}
     return [group if lr is None else {**group, "lr": lr}]
 
 
