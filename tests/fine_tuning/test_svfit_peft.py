@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from regularized.fine_tuning import svfit_peft
 from regularized.fine_tuning.peft_host import export_lora, factor_layers
+from regularized.fine_tuning.peft_host import inject as host_inject
 from regularized.fine_tuning.svfit_model import inject_svfit, svfit_layers, svfit_param_groups
 from regularized.fine_tuning.svfit_peft import SVFitConfig
 
@@ -223,6 +224,17 @@ def test_settings_are_checked():
 
     with pytest.raises(ValueError, match="forward pass of its own"):
         svfit_peft.inject(nn.Sequential(Padded(3, 4, 3)), ["0"], r=2)
+
+
+def test_settings_are_those_of_one_model():
+    """Fails when a config that is used twice lets the first model's file speak of the second one's weights."""
+    config = SVFitConfig(r=2, target_modules=["one"])
+    host_inject(net(), config)
+    host_inject(net(), config)
+    other = net()
+    nn.init.normal_(other.one.weight)
+    with pytest.raises(ValueError, match="used for another model"):
+        host_inject(other, config)
 
 
 def test_one_adapter_takes_the_cheaper_form(monkeypatch):

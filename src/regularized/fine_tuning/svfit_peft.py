@@ -51,6 +51,12 @@ class HostedSVFit(FactorLayer, SingularValues):
     trainable = ("svfit_trained",)
     frozen = _BASIS
 
+    svfit_trained: nn.ParameterDict
+    svfit_left: Any  # buffers by adapter
+    svfit_values: Any
+    svfit_right: Any
+    decays: dict[str, Decay]
+
     def choose_rank(self, values: Tensor, config: FactorConfig) -> int:
         """By number, by share of information, or all."""
         c = cast("SVFitConfig", config)
@@ -86,8 +92,14 @@ class HostedSVFit(FactorLayer, SingularValues):
         left, values, right = (getattr(self, key)[adapter] for key in _BASIS)
         if config.decay == "sigma":
             self.svfit_trained[adapter].data.copy_(values)
+        fingerprint = weight_fingerprint(weight_matrix(self.get_base_layer()))
+        if config.directions.get(name, {}).get("fingerprint", fingerprint) != fingerprint:
+            raise ValueError(
+                f"these settings have been used for another model, in which layer {name!r} has another weight, and are "
+                "what its file will say; make a new SVFitConfig"
+            )
         config.directions[name] = {
-            "fingerprint": weight_fingerprint(weight_matrix(self.get_base_layer())),
+            "fingerprint": fingerprint,
             "gap": min(self._gap, 1.0),
             "witness": basis_witness(left, right).tolist(),
         }
@@ -120,7 +132,7 @@ class HostedSVFit(FactorLayer, SingularValues):
         """The parameters of the active adapters."""
         for adapter in self.active_adapters:
             if adapter in self.r:
-                yield self.svfit_trained[adapter], self.decays[adapter]
+                yield cast(nn.Parameter, self.svfit_trained[adapter]), self.decays[adapter]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """One adapter alone takes the cheaper of the two forms of the product; else what the host does."""

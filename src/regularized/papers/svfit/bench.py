@@ -39,7 +39,7 @@ def _step(model: nn.Module, parameters: Sequence[Any], tokens: torch.Tensor) -> 
     return step
 
 
-def _lora(model: nn.Module, targets: Sequence[str], rank: int, initial: bool | str = True) -> nn.Module:
+def _lora(model: nn.Module, targets: Sequence[str], rank: int, initial: Any = True) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets), init_lora_weights=initial)
@@ -74,8 +74,7 @@ def _starts(width: int, layers: int, rank: int) -> tuple[StepFunction, StepFunct
 
         def one() -> None:
             model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in weights))
-            for layer, source in zip(model, weights, strict=True):
-                layer.weight.data.copy_(source.weight)
+            model.load_state_dict({f"{k}.weight": source.weight for k, source in enumerate(weights)})
             put(model, names, rank)
 
         return one

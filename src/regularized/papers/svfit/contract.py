@@ -95,8 +95,9 @@ def _other_weight() -> None:
 
 
 def _equal_values() -> None:
-    model = nn.Sequential(nn.Linear(4, 4))
-    nn.init.eye_(model[0].weight)
+    layer = nn.Linear(4, 4)
+    nn.init.eye_(layer.weight)
+    model = nn.Sequential(layer)
     inject_svfit(model, rank=2)
     svfit_state_dict(model)
 
