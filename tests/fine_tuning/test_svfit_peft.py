@@ -10,7 +10,7 @@ from torch import nn
 pytest.importorskip("peft", reason="the extra regularized[peft] is not installed")
 
 from peft import PeftModel
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
 from regularized.fine_tuning import svfit_peft
@@ -207,6 +207,26 @@ def test_language_model_in_bfloat16(tmp_path):
     model.save_pretrained(tmp_path)
     again = svfit_peft.load(copy.deepcopy(base), tmp_path)
     torch.testing.assert_close(again(tokens).logits, model.eval()(tokens).logits)
+
+
+def test_trainer_of_transformers(tmp_path):
+    """Trained by Trainer, checkpointed by it, and loaded from its checkpoint."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    base = LlamaForCausalLM(config)
+    model = svfit_peft.inject(copy.deepcopy(base), ["q_proj"], task_type="CAUSAL_LM")
+    data = [{"input_ids": row, "labels": row} for row in torch.randint(32, (8, 6))]
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=2, save_steps=2, per_device_train_batch_size=4, report_to=[], use_cpu=True
+    )
+    optimizer = torch.optim.AdamW(svfit_param_groups(model, lr=1e-2), weight_decay=0.0)
+    Trainer(model=model, args=arguments, train_dataset=data, optimizers=(optimizer, None)).train()
+    tokens = torch.arange(6)[None]
+    assert not torch.equal(model.eval()(tokens).logits, base.eval()(tokens).logits)
+    again = svfit_peft.load(base, tmp_path / "checkpoint-2").eval()
+    torch.testing.assert_close(again(tokens).logits, model(tokens).logits)
 
 
 def test_settings_are_checked():

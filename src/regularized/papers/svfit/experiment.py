@@ -6,8 +6,8 @@ rescaling of directions can express (``inverted_``). Its three hidden layers are
 forgotten is measured as the accuracy on upright test digits, at the end and where the new accuracy passes 85 %. The
 control ``random`` trains as many numbers, along random directions in place of the singular ones.
 
-*Vision* (``vision_``): EfficientNet-lite0, trained on ImageNet, learns digits at 48 pixels. Its first eight blocks are
-frozen, a new head is trained in all arms, and the 1 x 1 convolutions of the other eight are left alone, adapted, or
+*Vision* (``vision_``): EfficientNet-lite0, trained on ImageNet, learns digits at 48 pixels. Its first ten blocks are
+frozen, a new head is trained in all arms, and the 1 x 1 convolutions of the last six are left alone, adapted, or
 trained with everything beside them. What is forgotten is measured by the
 share of natural image crops on which the network, with its old head, still says what it said before. PEFT's PiSSA and
 AdaLoRA do not take convolutions. ``vision_lora_few`` adapts the last layers only, so that it has about as many
@@ -44,7 +44,7 @@ SCALES: dict[str, dict[str, Any]] = {
         "every": 10,
         "side": 48,
         "vision": "efficientnet-lite0",
-        "vision_steps": 80,
+        "vision_steps": 60,
     },
     # The abstract names the models and the kinds of tasks; targets and rank follow from its count of parameters; epochs
     # and rates could not be confirmed and are ours.

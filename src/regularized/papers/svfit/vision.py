@@ -13,11 +13,11 @@ from regularized.evidence.models import seeded
 
 __all__ = ["enlarged", "photo_crops", "split_network"]
 
-_FROZEN_BLOCKS = 8  # of 16; they see the larger images, and so make most of the arithmetic
+_FROZEN_BLOCKS = 10  # of 16; they see the larger images, and so make most of the arithmetic
 
 
 class _Tail(nn.Module):
-    """The second half of EfficientNet-lite0: blocks, last convolution, pooling, head."""
+    """What follows the trunk of EfficientNet-lite0: six blocks, last convolution, pooling, head."""
 
     def __init__(self, net: Any) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ def enlarged(images: Tensor, side: int) -> Tensor:
     return _normalised(big.expand(-1, 3, -1, -1))
 
 
-def photo_crops(side: int, count: int = 128) -> Tensor:
+def photo_crops(side: int, count: int = 64) -> Tensor:
     """Crops of scikit-learn's two photographs, 224 pixels wide and reduced, as the network's input."""
     from sklearn.datasets import load_sample_images
 
