@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from regularized.evidence.datasets import cifar, data_folder
 from regularized.evidence.experiment import Measurements, Unavailable, data_fingerprint
+from regularized.fine_tuning.svfit_model import inject_svfit, svfit_param_groups
 
 __all__ = ["run_published"]
 
@@ -86,11 +87,8 @@ def _adapted(model: nn.Module, s: Mapping[str, Any]) -> tuple[nn.Module, list[di
     """Query and value projections are adapted, the head is trained whole."""
     import peft
 
-    from regularized.fine_tuning.svfit_model import svfit_param_groups
-    from regularized.fine_tuning.svfit_peft import inject
-
     if s["method"] == "svfit":
-        model = inject(model, ["query", "value"], r=s["rank"], modules_to_save=["classifier"])
+        inject_svfit(model, rank=s["rank"], target_modules=["query", "value"], also_train=["classifier"])
         ours = svfit_param_groups(model, lr=s["lr"])
     elif s["method"] == "full":
         ours = [{"params": [p for n, p in model.named_parameters() if "classifier" not in n], "lr": s["lr"]}]
