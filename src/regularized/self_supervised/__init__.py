@@ -1,0 +1,1 @@
+"""I have no labels: techniques that learn from unlabelled data."""
