@@ -43,10 +43,6 @@ def _off() -> Mapping[str, nn.Module]:
     return {**_plain(), "match": MatchRandomTeacher(_teacher(), weight=0.0)}
 
 
-def _alone() -> Mapping[str, nn.Module]:
-    return {"match": MatchRandomTeacher(_teacher(), loss="mse")}
-
-
 def _wide_model() -> nn.Module:
     return EncoderWithHead(nn.Linear(FEATURES, 8), BottleneckHead(8, hidden=(8,), bottleneck=4, out_features=CLASSES))
 
@@ -66,11 +62,8 @@ def _part() -> tuple[Callable[..., Any], tuple[Any, ...]]:
 
 
 def subjects() -> list[Subject]:
-    """The term beside a supervised loss, as a control; and alone, as the label-free phase."""
-    return [
-        Subject("beside", model=_model, terms=_terms, off=_off, plain=_plain, data=_data, part=_part),
-        Subject("alone", model=_model, terms=_alone, plain=_plain, data=_data),
-    ]
+    """The term beside a supervised loss, as a control."""
+    return [Subject("term", model=_model, terms=_terms, off=_off, plain=_plain, data=_data, part=_part)]
 
 
 def _pair(**settings: Any) -> RandomTeacher:

@@ -1,0 +1,85 @@
+"""Cost of a step against a random teacher, beside a supervised step of the same network on the same batch."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from regularized.evidence.bench import StepFunction, Workload
+from regularized.evidence.models import ResNet, mlp, seeded
+from regularized.self_supervised.projection_head import BottleneckHead, EncoderWithHead
+from regularized.self_supervised.random_teacher import RandomTeacher
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _resnet(head: partial[BottleneckHead]) -> nn.Module:
+    encoder = ResNet((2, 2, 2, 2), 10, width=16)
+    encoder.head = nn.Identity()
+    return EncoderWithHead(encoder, head(128))
+
+
+def _perceptron(head: partial[BottleneckHead]) -> nn.Module:
+    return EncoderWithHead(mlp([784, 512, 512]), head(512))
+
+
+def _build(
+    network: Callable[[], nn.Module], shape: tuple[int, ...], *, remember: bool, chunk: int | None = None
+) -> tuple[StepFunction, StepFunction]:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    index = torch.arange(len(x), device=DEVICE)
+    plain, student, teacher = (seeded(seed, network).to(DEVICE) for seed in (0, 0, 1))
+    with torch.no_grad():
+        labels = torch.randint(plain(x).shape[1], (len(x),), generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    match = RandomTeacher(student, teacher, chunk=chunk)
+    if remember:
+        match.remember(x)
+    adamw = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0)
+
+    def stepper(model: nn.Module, loss: Callable[[], Tensor]) -> StepFunction:
+        optimizer = adamw(model.parameters())
+
+        def step() -> None:
+            loss().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+    return stepper(plain, lambda: F.cross_entropy(plain(x), labels)), stepper(student, lambda: match(x, index))
+
+
+SMALL = partial(BottleneckHead, hidden=(512, 512), bottleneck=128, out_features=4096)
+WIDE = BottleneckHead  # the paper's: 2048, 2048, 256, 65536
+
+
+def workloads() -> list[Workload]:
+    """A convolutional encoder with a small head, the teacher run and remembered; and the paper's head."""
+    image, flat = (64, 3, 32, 32), (64, 784)
+    return [
+        Workload(
+            "resnet18 w16, B64, head of 4096, teacher run",
+            partial(_build, partial(_resnet, SMALL), image, remember=False),
+            floor=4 / 3,
+        ),
+        Workload(
+            "resnet18 w16, B64, head of 4096, teacher remembered",
+            partial(_build, partial(_resnet, SMALL), image, remember=True),
+            note="the teacher's last matrix is still multiplied in each step",
+            floor=1.0,
+        ),
+        Workload(
+            "MLP 784-512-512, B64, head of 65536, teacher remembered",
+            partial(_build, partial(_perceptron, WIDE), flat, remember=True),
+            note="the head is nearly everything here; the teacher's last matrix is multiplied in each step",
+            floor=4 / 3,
+        ),
+        Workload(
+            "MLP 784-512-512, B64, head of 65536, teacher remembered, chunk 16",
+            partial(_build, partial(_perceptron, WIDE), flat, remember=True, chunk=16),
+            note="16 samples at a time",
+            floor=4 / 3,
+        ),
+    ]
