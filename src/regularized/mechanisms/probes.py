@@ -214,7 +214,7 @@ def knn_probe(
 def _batches(data: Labelled, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
     if isinstance(data, tuple):
         return zip(data[0].split(batch_size), data[1].split(batch_size), strict=True)
-    if isinstance(data, Dataset) and hasattr(data, "__len__"):
+    if isinstance(data, Dataset):
         return DataLoader(data, batch_size=batch_size)
     return data
 

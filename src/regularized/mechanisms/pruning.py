@@ -106,7 +106,7 @@ def pruned(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[nn.Module]
         parameter, where = parameters[name], mask.to(parameters[name].device)
         with torch.no_grad():
             parameter.mul_(where)
-        handles.append(parameter.register_hook(lambda gradient, where=where: gradient * where))  # type: ignore[no-untyped-call]
+        handles.append(parameter.register_hook(lambda gradient, where=where: gradient * where))
     try:
         yield model
     finally:

@@ -1,6 +1,7 @@
 """Where a student starts: at its teacher, far from it, or between; all drawn from generators that the caller seeds."""
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -12,9 +13,11 @@ from regularized.self_supervised.projection_head import BottleneckHead
 
 __all__ = ["draw_weights", "interpolate_init", "neighbourhood_init"]
 
+Network = TypeVar("Network", bound=nn.Module)
+
 
 @torch.no_grad()
-def draw_weights(model: nn.Module, *, generator: torch.Generator) -> nn.Module:
+def draw_weights(model: Network, *, generator: torch.Generator) -> Network:
     """Draw all weights of a model anew, from one generator.
 
     Matrices and convolutions are Kaiming normal for ReLU by the fan out, as the official encoders; biases zero;
@@ -61,9 +64,7 @@ def draw_weights(model: nn.Module, *, generator: torch.Generator) -> nn.Module:
     return model
 
 
-def interpolate_init(
-    teacher: nn.Module, fresh: nn.Module, alpha: float, *, variance_preserving: bool = False
-) -> nn.Module:
+def interpolate_init(teacher: nn.Module, fresh: Network, alpha: float, *, variance_preserving: bool = False) -> Network:
     """Start a student between its teacher and fresh weights, ``(1 - alpha) theta_T + alpha theta_fresh``.
 
     Every parameter is interpolated, those of normalisation and biases too; buffers stay those of the fresh network.
@@ -93,9 +94,7 @@ def interpolate_init(
     return _combine(teacher, fresh, 1.0 - alpha, alpha, factor)
 
 
-def neighbourhood_init(
-    teacher: nn.Module, fresh: nn.Module, eps: float, *, variance_preserving: bool = False
-) -> nn.Module:
+def neighbourhood_init(teacher: nn.Module, fresh: Network, eps: float, *, variance_preserving: bool = False) -> Network:
     """Start a student beside its teacher, ``theta_T + eps theta_fresh``.
 
     Args:
@@ -122,7 +121,7 @@ def neighbourhood_init(
 
 
 @torch.no_grad()
-def _combine(teacher: nn.Module, fresh: nn.Module, a: float, b: float, factor: float) -> nn.Module:
+def _combine(teacher: nn.Module, fresh: Network, a: float, b: float, factor: float) -> Network:
     """``(a theta_T + b theta_fresh) / factor``, written into the fresh network."""
     check_apart(teacher, fresh, names=("teacher", "fresh network"))
     theirs, ours = dict(teacher.named_parameters()), dict(fresh.named_parameters())

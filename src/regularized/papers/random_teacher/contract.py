@@ -79,10 +79,9 @@ def _same() -> None:
 
 
 def _shared(call: Callable[[nn.Module, nn.Module], Any]) -> None:
-    teacher = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    student = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    student[1].weight = nn.Parameter(teacher[1].weight.detach().view(4, 4))  # another object, the same memory
-    call(student, teacher)
+    ours, theirs = nn.Linear(4, 4), nn.Linear(4, 4)
+    ours.weight = nn.Parameter(theirs.weight.detach().view(4, 4))  # another object, the same memory
+    call(nn.Sequential(nn.Linear(4, 4), ours), nn.Sequential(nn.Linear(4, 4), theirs))
 
 
 def _shared_term() -> None:

@@ -104,8 +104,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "plain_far_start": {**_DEEP, "norm": False, "alpha": 1.0},
     "plain_near_start": {**_DEEP, "norm": False, "alpha": 0.2},
     # The learning rates were chosen by TUNING.
-    "supervised_from_init": {"supervised": True, "epochs": 0, "supervised_lr": 5e-3},
-    "supervised_from_student": {"supervised": True, "supervised_lr": 5e-3},
+    "supervised_from_init": {"supervised": True, "epochs": 0, "supervised_lr": 1e-2},
+    "supervised_from_student": {"supervised": True, "supervised_lr": 1e-2},
     "supervised_from_noise_student": {"supervised": True, "inputs": "noise", "supervised_lr": 5e-3},
 }
 
@@ -187,7 +187,7 @@ def _networks(s: dict[str, Any], seed: int, images: Tensor) -> tuple[EncoderWith
 def _encoder(s: dict[str, Any]) -> nn.Module:
     if s["encoder"] == "resnet18":
         net = ResNet((2, 2, 2, 2), 10)
-        net.head = nn.Identity()
+        net.head = nn.Identity()  # type: ignore[assignment]
         return net
     if s["encoder"] == "vgg11":
         layers: list[nn.Module] = []
@@ -254,6 +254,7 @@ def _supervised(
         model.train()
         for epoch in range(s["supervised_epochs"]):
             for batch in data.batches(epoch):
+                assert batch.targets is not None
                 F.cross_entropy(model(batch.inputs), batch.targets).backward()
                 optimizer.step()
                 optimizer.zero_grad()
