@@ -23,6 +23,11 @@ def test_running_statistics_are_evaluation():
     assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
 
 
+def test_no_graph_is_built_even_for_inputs_that_need_one():
+    """Fails when the network is only frozen, and its activations are kept for a gradient that nobody wants."""
+    assert not Frozen(network())(torch.randn(6, 3, requires_grad=True)).requires_grad
+
+
 def test_batch_statistics_without_touching_buffers():
     """Fails when the batch is not used, dropout is switched on with it, or num_batches_tracked counts."""
     model, x = network(), 5 + torch.randn(16, 3)
