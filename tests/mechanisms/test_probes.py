@@ -39,8 +39,8 @@ def test_separable_features_give_everything_and_the_encoder_is_left_alone(name):
 def test_random_labels_give_chance(name):
     """Fails when the probe is judged on the set it was trained on."""
     generator = torch.Generator().manual_seed(0)
-    train, test = ((torch.randn(200, 4, generator=generator), torch.arange(200) % 4) for _ in range(2))
-    assert PROBES[name](None, train, test) < 0.4
+    train, test = ((torch.randn(80, 60, generator=generator), torch.arange(80) % 4) for _ in range(2))
+    assert PROBES[name](None, train, test) < 0.45 < PROBES[name](None, train, train)
 
 
 def test_logistic_regression_is_scikit_learns():
