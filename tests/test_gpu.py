@@ -1,0 +1,144 @@
+"""What only a GPU can show: no wait for the device in a step, flags that arrive late, rows that meet, bf16 there.
+
+Everything here is skipped on a machine without one. The contract suite compares CPU and GPU results besides.
+"""
+
+import pytest
+import torch
+from torch import nn
+
+from regularized.evidence import contract
+from regularized.mechanisms.sample_history import store_rows
+from regularized.papers.catalogue import load_catalogue
+from regularized.training import (
+    Batch,
+    CrossEntropy,
+    NonFiniteLoss,
+    Objective,
+    Progress,
+    Step,
+    TensorData,
+    Term,
+    Trainer,
+)
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+SUBJECTS = [
+    (entry.slug, subject)
+    for entry in load_catalogue()
+    if entry.implemented
+    for subject in entry.contract().subjects()
+    if isinstance(subject, contract.Subject)
+]
+IDS = [f"{slug}-{subject.name}" for slug, subject in SUBJECTS]
+
+
+def trained_steps(subject, steps, *, watch):
+    """Train on the GPU; from the second step on, a wait for the device is an error where ``watch`` is set."""
+    torch.manual_seed(0)
+    model = subject.model()
+    objective = Objective(subject.terms())
+    for attach in objective.moments("attach"):
+        attach(model)
+    model.to("cuda")
+    objective.to("cuda")
+    optimizer = subject.optimizer(objective.parameter_groups(model))
+    batch = Batch.of({name: tensor.to("cuda") for name, tensor in subject.data(8, 0).items()})
+    for moment in objective.moments("epoch_start"):
+        moment(Progress(0, steps, 0, 1))
+    for number in range(steps):
+        torch.cuda.set_sync_debug_mode("error" if watch and number else "default")
+        try:
+            window = [batch]
+            for transform in objective.moments("transform"):
+                window = [transform(one) for one in window]
+            step = Step(model, window[0], Progress(number, steps, 0, 1))
+            loss = objective.loss(step, objective.counts(window, device=torch.device("cuda")))
+            loss.backward()
+            for moment in objective.moments("before_step"):
+                moment(step)
+            optimizer.step()
+            for moment in objective.moments("after_step"):
+                moment(step)
+            optimizer.zero_grad()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return model
+
+
+@pytest.mark.parametrize(("slug", "subject"), SUBJECTS, ids=IDS)
+def test_a_step_never_waits_for_the_device(slug, subject):
+    """Fails for an `.item()`, a host branch on a tensor, or boolean indexing in a step."""
+    trained_steps(subject, 4, watch=True)
+
+
+@pytest.mark.parametrize(("slug", "subject"), SUBJECTS, ids=IDS)
+def test_bf16_on_the_gpu(slug, subject):
+    exact, _, _ = contract._train(subject, subject.terms(), epochs=1, device="cuda")
+    low, _, _ = contract._train(subject, subject.terms(), epochs=1, device="cuda", autocast=True)
+    assert all(bool(tensor.isfinite().all()) for tensor in low.values())
+    assert contract._distance(exact, low) < 0.1
+
+
+class Poisoned(Term):
+    """Not a number in the third step."""
+
+    def forward(self, step):
+        return step.logits.sum() * (float("nan") if step.progress.step == 2 else 1e-3)
+
+
+def test_a_loss_that_is_not_finite_is_named(tmp_path):
+    """The flag travels asynchronously: it must be read before the next step, and before any checkpoint."""
+    x, y = torch.randn(32, 4, device="cuda"), torch.randint(3, (32,), device="cuda")
+    trainer = Trainer(
+        nn.Linear(4, 3),
+        terms={"task": CrossEntropy(), "poison": Poisoned()},
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1),
+        checkpoint_dir=tmp_path,
+        checkpoint_every=1,
+    )
+    with pytest.raises(NonFiniteLoss, match="step 2: term 'poison'"):
+        trainer.fit(TensorData(x, y, batch_size=8), epochs=2)
+    for file in tmp_path.rglob("*.safetensors"):
+        from safetensors.torch import load_file
+
+        assert all(bool(tensor.isfinite().all()) for tensor in load_file(file).values()), "a spoilt checkpoint"
+
+
+def test_resume_on_the_gpu(tmp_path):
+    """Interrupted in the middle of an epoch and resumed, training ends where the uninterrupted one ends."""
+    x, y = torch.randn(48, 6), torch.randint(3, (48,))
+
+    def trainer(folder):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3))
+        return model, Trainer(
+            model,
+            terms={"task": CrossEntropy()},
+            optimizer=lambda groups: torch.optim.AdamW(groups, lr=0.01),
+            checkpoint_dir=folder,
+            checkpoint_every=1 if folder else None,
+        )
+
+    data = TensorData(x, y, batch_size=8, seed=1)
+    whole, one = trainer(None)
+    one.fit(data, epochs=3)
+    assert next(whole.parameters()).is_cuda
+    trainer(tmp_path)[1].fit(data, epochs=3, max_steps=9)
+    resumed, other = trainer(tmp_path)
+    other.fit(data, epochs=3, resume=True)
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_repeated_rows_have_a_defined_result():
+    """A sample that is in a batch more than once: the last row wins, as on the CPU."""
+    index = torch.tensor([3, 1, 3, 0, 3])
+    rows = torch.arange(10.0).reshape(5, 2)
+    results = []
+    for device in ("cpu", "cuda"):
+        table = torch.zeros(5, 2, device=device)
+        store_rows(table, index.to(device), rows.to(device))
+        results.append(table.cpu())
+    torch.testing.assert_close(*results)
