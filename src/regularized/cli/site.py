@@ -67,6 +67,7 @@ def site(
     port = listener.getsockname()[1]
     shown = f"[{host}]" if family == socket.AF_INET6 else host
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     opened = _open(default_url=f"http://{shown}:{port}")
     if opened.settings.smtp is None:
         note(f"no mail server is set (REGULARIZED_SMTP_HOST): messages are written to {opened.settings.outbox}")
