@@ -3,6 +3,7 @@
 import datetime
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from urllib.parse import urljoin, urlsplit
 
 import pytest
@@ -45,7 +46,7 @@ PAGES = [
 class Page(HTMLParser):
     """What a page holds: text, elements, and mistakes in it."""
 
-    VOID = {"meta", "link", "input", "img", "br", "hr"}
+    VOID = frozenset({"meta", "link", "input", "img", "br", "hr"})
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -89,7 +90,7 @@ def drawn(monkeypatch):
 
 @pytest.mark.parametrize("address", PAGES)
 def test_page_is_sound(client, drawn, address):
-    """Fails when tags are not closed, ids occur twice, a control has no label, or something of another site is loaded."""
+    """Fails when tags are not closed, ids occur twice, a control has no label, or another site is asked."""
     response = client.get(address)
     assert response.status_code == (404 if address == "/nothing-here" else 200)
     page = Page(response.text)
@@ -114,7 +115,7 @@ def test_page_is_sound(client, drawn, address):
     assert "<style" not in response.text
     assert not re.search(r"<script(?![^>]*\bsrc=)", response.text)
     headings = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
-    assert all(after <= before + 1 for before, after in zip(headings, headings[1:])), headings
+    assert all(after <= before + 1 for before, after in pairwise(headings)), headings
 
 
 def test_links_lead_somewhere(client, drawn):

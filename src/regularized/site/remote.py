@@ -29,7 +29,10 @@ class Offline(RuntimeError):
     """A server does not answer; the message says which, and what works without it."""
 
 
-_ID = re.compile(r"(?:https?://(?:www\.)?arxiv\.org/(?:abs|pdf)/|arxiv:)?(\d{4}\.\d{4,5})(?:v\d+)?(?:\.pdf)?", re.I)
+_ID = re.compile(
+    r"(?:https?://(?:www\.)?arxiv\.org/(?:abs|pdf)/|arxiv:)?(\d{4}\.\d{4,5})(?:v\d+)?(?:\.pdf)?",
+    re.IGNORECASE | re.ASCII,
+)
 
 
 def arxiv_id(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Templates and what they need: everything is escaped unless a function here says that it is safe."""
+"""Templates and what they need: what goes into HTML is escaped unless a filter here says that it is safe."""
 
 import datetime
 import hashlib
@@ -31,7 +31,7 @@ def environment() -> Environment:
     """The templates."""
     found = Environment(
         loader=FileSystemLoader(_FOLDER / "templates"),
-        autoescape=True,
+        autoescape=lambda name: name is None or not name.endswith(".txt"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -42,7 +42,7 @@ Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-LARGEST_BODY = 64 * 1024
+LARGEST_BODY = 128 * 1024
 """Bytes of a request: the longest comment that is allowed, in any script, fits in."""
 
 CONTENT_POLICY = "; ".join(
