@@ -104,7 +104,7 @@ class Spectrum:
         """
         if features.ndim != 2 or not features.numel():
             raise ValueError(f"features must be (samples, parameters), got {tuple(features.shape)}")
-        values = torch.linalg.svdvals(features.double()).square()
+        values = torch.linalg.svdvals(features.double()).square().cpu()  # what follows is small, on any machine
         values = values[values > tolerance * values.max()]
         parameters = features.shape[1]
         masses = torch.full_like(values, 1.0 / parameters)
