@@ -330,3 +330,46 @@ def test_hugging_face_with_another_optimizer_says_so(tmp_path):
     """Fails when plain training is passed off as GLAD."""
     with pytest.raises(TypeError, match=r"needs a GLAD optimizer, got AdamW; .*optimizers=\(GLAD"):
         hugging(tmp_path, 12, 1, optimizer=torch.optim.AdamW(trained(tuned())))
+
+
+# -- Lightning --------------------------------------------------------------------------------------
+
+
+def test_lightning_passes_its_closure(tmp_path):
+    """Fails when automatic optimisation does not end where the plain loop does."""
+    lightning = pytest.importorskip("pytorch_lightning")
+    x, y = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
+
+    def optimizer_of(model):
+        return GLAD(SGD(model.parameters()), rho=0.5)
+
+    def build():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = build()
+
+        def training_step(self, batch, number):
+            return F.cross_entropy(self.model(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return optimizer_of(self.model)
+
+    module = Module()
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=12)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    lightning.Trainer(max_epochs=3, accelerator="cpu", default_root_dir=tmp_path, **quiet).fit(module, data)
+    model = build()
+    optimizer = optimizer_of(model)
+
+    def closure():
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        optimizer.step(closure)
+    torch.testing.assert_close(vector(module.model.parameters()), vector(model.parameters()))
