@@ -24,7 +24,7 @@ def _classifier(width: int, layers: int, side: int, classes: int) -> FewShotClas
         "intermediate_size": 4 * width,
     }
     config = transformers.CLIPConfig(
-        text_config=tower | {"vocab_size": 1000, "max_position_embeddings": 32, "eos_token_id": 999},
+        text_config=tower | {"vocab_size": 1000, "max_position_embeddings": 32, "bos_token_id": 0, "eos_token_id": 999},
         vision_config=tower | {"image_size": side, "patch_size": 8},
         projection_dim=width,
     )
