@@ -1,6 +1,7 @@
 """Golden vectors of the authors' code against our public API.
 
 A golden file ``<slug>.npz`` holds arrays named ``<case>/in/<name>``, ``<case>/hp/<name>`` and ``<case>/out/<name>``.
+Several computations on the same inputs are cases below one that holds no output: ``a/b`` has what ``a`` has, too.
 The adapter of a paper (``papers/<slug>/conformance.py``) computes the outputs of a case through the public API; every
 ``out`` that the file holds is compared. A second setting of the same case may stand beside it under a tag,
 ``<case>/<tag>_in_<name>``: the adapter sees it as ``in/<tag>/<name>``, together with the rest of the case. What kind
@@ -152,7 +153,13 @@ def load_cases(path: Path) -> list[Case]:
         raise GoldenError(f"{path}: the golden file holds no case")
     cases: dict[str, Case] = {}
     for name, group in groups.items():
-        cases[name] = Case(name, group["in"], group["hp"], group["out"], cases)
+        above = sorted(other for other in groups if name.startswith(f"{other}/"))  # the outermost first
+        inputs, hp = (
+            {key: array for other in [*above, name] for key, array in groups[other][kind].items()}
+            for kind in ("in", "hp")
+        )
+        if group["out"] or not any(other.startswith(f"{name}/") for other in groups):
+            cases[name] = Case(name, inputs, hp, group["out"], cases)
     return list(cases.values())
 
 
