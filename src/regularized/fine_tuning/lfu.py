@@ -55,14 +55,13 @@ IGNORED = -100
 _PUBLISHED = {OwnStep: 5.0, AuxiliaryLoRA: 5.0, Steering: 0.1}  # beta in the official scripts
 
 
-def _squared_distance(clean: Tensor, moved: Tensor, mask: Tensor | None) -> Tensor:
-    """Sum over valid positions and d of ``(sg[h] - h')^2``, in float32 at least."""
+def _difference(clean: Tensor, moved: Tensor, mask: Tensor | None) -> Tensor:
+    """``h' - sg[h]`` at valid positions, 0 elsewhere; in float32 at least."""
     dtype = torch.promote_types(moved.dtype, torch.float32)
     difference = moved.to(dtype) - clean.to(dtype)
     if mask is not None:  # not a product: what stands at padded positions may be anything, also nan
         difference = torch.where(mask.view(*mask.shape, *[1] * (difference.ndim - mask.ndim)), difference, 0.0)
-    distance: Tensor = difference.square().sum()
-    return distance
+    return difference
 
 
 def hidden_state_consistency(
@@ -97,7 +96,7 @@ def hidden_state_consistency(
     total: Tensor | float = 0.0
     for h, other in zip(before, after, strict=True):
         _check_states(h, other, mask)
-        distance = _squared_distance(h.detach(), other, mask)
+        distance = _difference(h.detach(), other, mask).square().sum()
         count = _positions(h, mask)
         total = total + distance / (_at_least_one(count) * (h.shape[-1] if reduction == "mean" else 1))
     assert isinstance(total, Tensor)
@@ -401,16 +400,26 @@ class LfU:
         moved: Mapping[str, Tensor],
     ) -> Tensor:
         """Back-propagate one pass's share of the penalty through the displaced model."""
-        shares = []
-        for (name, clean), count in zip(recorded.hidden.items(), counts, strict=True):
-            mask = _mask_of(recorded, clean)
-            _check_states(clean, moved[name], mask)
-            distance = _squared_distance(clean, moved[name], mask)
-            shares.append(distance / (count * (clean.shape[-1] if self.reduction == "mean" else 1)))
-        share = torch.stack(shares).sum() / len(shares)
-        loss = share * weight
-        (loss if scaler is None else scaler.scale(loss)).backward()
-        return share.detach()
+        shares, gradients = [], []
+        layers = len(recorded.hidden)
+        with torch.no_grad():
+            for (name, clean), count in zip(recorded.hidden.items(), counts, strict=True):
+                mask = _mask_of(recorded, clean)
+                _check_states(clean, moved[name], mask)
+                difference = _difference(clean, moved[name], mask)
+                divisor = count * (layers * (clean.shape[-1] if self.reduction == "mean" else 1))
+                shares.append(difference.square().sum() / divisor)
+                # d/dh' of weight |h' - h|^2 / divisor, without building a graph for it.
+                gradients.append(difference.mul_(2 * weight).div_(divisor))
+        if scaler is not None:
+            gradients = list(scaler.scale(gradients))
+        # Below the first tensor that is trained a state depends on none, and never moves.
+        reached = [(h, g.to(h.dtype)) for h, g in zip(moved.values(), gradients, strict=True) if h.requires_grad]
+        if not reached:
+            self._warn("no hidden state depends on what is trained: name later layers")
+        else:
+            torch.autograd.backward(*zip(*reached, strict=True))
+        return torch.stack(shares).sum()
 
     def _steps(self, trained: Mapping[str, nn.Parameter]) -> list[Tensor] | None:
         """``alpha g / |g|`` for each variable of the step, or None where there is no direction."""

@@ -264,9 +264,10 @@ class AuxiliaryLoRA(nn.Module):
             if self._now is None:
                 return None
             a, b = self._now[0][i], self._now[1][i]
-            x = args[0]
-            product = F.linear(F.linear(x.to(a.dtype), a), b)
-            return output + (self.scale * product).to(output.dtype)
+            x = args[0].to(a.dtype)
+            if self.starts_at_zero and b.requires_grad:
+                x = x.detach()  # nothing flows back to the input through B = 0: only the gradient of B is wanted
+            return output + F.linear(F.linear(x, a), self.scale * b).to(output.dtype)
 
         return hook
 
