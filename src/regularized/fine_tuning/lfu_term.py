@@ -132,6 +132,7 @@ class LfUTerm(Term):
         if coefficient == 0:
             lfu.reset()
         else:
+            lfu.take()  # passes that are not of a step: of another term, or of an optimizer that looks around
             self.consistency.copy_(lfu.backward(strength=coefficient))
 
     def _attached(self) -> LfU:

@@ -42,8 +42,7 @@ def _build(width: int, layers: int, settings: dict[str, Any]) -> tuple[StepFunct
     other_batch = bool(settings.get("other_batch"))
     lfu = LfU(regularized, **{k: v for k, v in settings.items() if k != "other_batch"})
     optimizers = [
-        torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-        for model in (plain, regularized)
+        torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4) for model in (plain, regularized)
     ]
 
     def loss(model: Any, batch: Tensor) -> Tensor:

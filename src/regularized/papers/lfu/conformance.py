@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regularized.evidence.conformance import Case, UnknownCase
-from regularized.fine_tuning.lfu import LfU, hidden_state_consistency, logit_consistency
+from regularized.fine_tuning.lfu import LfU, logit_consistency
 from regularized.fine_tuning.lfu_steps import AuxiliaryLoRA, steer
 
 TOLERANCE = 1e-9
@@ -121,7 +121,9 @@ def _step(lfu: LfU, net: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, 
         loss = _cross_entropy(net(x), labels)
     loss.backward()
     penalty = lfu.backward()
-    gradients = {n.split(".")[0]: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in net.named_parameters()}
+    gradients = {
+        n.split(".")[0]: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in net.named_parameters()
+    }
     return loss.detach() + lfu.strength * penalty, penalty, gradients
 
 
