@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regularized.evidence.conformance import Case, UnknownCase
-from regularized.fine_tuning.lfu import LfU, logit_consistency
+from regularized.fine_tuning.lfu import LfU, Reduction, logit_consistency
 from regularized.fine_tuning.lfu_steps import AuxiliaryLoRA, steer
 
 TOLERANCE = 1e-9
@@ -24,7 +24,7 @@ class _Net(nn.Module):
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.h0 = nn.Identity()
-        self.depth = len(weights) - 1
+        self.depth: int = len(weights) - 1
         for name, weight in weights.items():
             layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
             layer.weight = nn.Parameter(weight.clone())
@@ -34,11 +34,10 @@ class _Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, d) to logits (B, T, V)."""
-        h = self.h0(x)
-        for i in range(1, self.depth + 1):
-            h = getattr(self, f"h{i}")(getattr(self, f"W{i}")(h))
-        logits: Tensor = self.Wo(h)
-        return logits
+        parts = self._modules
+        for name in ["h0", *(f"{kind}{i}" for i in range(1, self.depth + 1) for kind in "Wh"), "Wo"]:
+            x = parts[name](x)  # type: ignore[misc]
+        return x
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -71,7 +70,8 @@ def _lora(case: Case, weights: Mapping[str, Tensor], tensors: Mapping[str, Tenso
     targets = [name.removeprefix("A_") for name in tensors if name.startswith("A_")]
     rank = tensors[f"A_{targets[0]}"].shape[0]
     x, labels = tensors["x"], tensors["labels"]
-    for reduction in ("sum", "mean"):
+    reductions: tuple[Reduction, ...] = ("sum", "mean")
+    for reduction in reductions:
         net = _Net(weights)
         layers = [f"h{i}" for i in range(1, net.depth + 1)]
         aux = AuxiliaryLoRA(rank=rank, scale=case.number("lora_scale"), targets=targets)
@@ -81,7 +81,7 @@ def _lora(case: Case, weights: Mapping[str, Tensor], tensors: Mapping[str, Tenso
             aux=aux,
             alpha=case.number("alpha"),
             strength=case.number("lam"),
-            reduction=reduction,  # type: ignore[arg-type]
+            reduction=reduction,
         )
         aux.load({t: tensors[f"A_{t}"] for t in targets}, {t: tensors[f"B_{t}"] for t in targets})
         ascent = lfu.ascend(lambda model: _cross_entropy(model(x), labels))
