@@ -12,11 +12,13 @@ fine-tuned on ten short blocks of the Python reference. Measured: loss on other 
 how much the loss on news articles rises (``language_forgetting``), how much five steps on shuffled tokens raise
 the loss (``language_harm``), and how the loss varies with the words that introduce a text (``prompt_wording``).
 
-Each arm has as many trials on validation data; strength and length of LfU's step are the published ones, 5 and 0.1.
-Refuted by an interval below the smallest effect of the card. About ten minutes for five seeds on two idle cores.
+On digits each arm has as many trials on validation data; on language both run at equal settings. Strength and length of
+LfU's step are the published ones, 5 and 0.1. Refuted by an interval below the smallest effect of the card. About five
+minutes for five seeds on two idle cores.
 *Paper* scale: Llama-3.1-8B on GSM8K, where they lie and a large GPU is.
 """
 
+import copy
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,7 +41,7 @@ from regularized.training.progress import Progress, cosine, warmup
 SCALES: dict[str, dict[str, Any]] = {
     "smoke": {"base_steps": 60, "steps": 4, "language": "tiny", "epochs": 1, "train_blocks": 4, "blocks": 2},
     # Ours: 300 steps on 50 images, as in the pilot; for the language model what five seeds can afford.
-    "laptop": {"base_steps": 1000, "steps": 300, "language": "smollm2", "epochs": 2, "train_blocks": 10, "blocks": 8},
+    "laptop": {"base_steps": 1000, "steps": 300, "language": "smollm2", "epochs": 3, "train_blocks": 10, "blocks": 8},
     # The official scripts: lr 1e-4, cosine with 10 % warm-up, 3 epochs, batches of 4 x 4, 2048 tokens, LoRA r 8.
     "paper": {"language": "llama", "epochs": 3, "batch": 4, "accumulate": 4, "length": 2048, "lr": 1e-4},
 }
@@ -57,21 +59,19 @@ ARMS: dict[str, dict[str, Any]] = {
     "lfu_lora": {**_LFU, "aux": "lora", "lr": 3e-3},
     "lfu_steering": {**_LFU, "aux": "steering", "lr": 3e-3},
     "lfu": {**_LFU, "lr": 3e-3},
-    "language_plain": {"problem": "language", "lr": 3e-3},
-    "language_lfu": {**_LFU, "problem": "language", "lr": 3e-3},
+    # Equal settings, not tuned (a trial of both takes a minute): lr is the better of 1e-3 and 3e-3 for plain LoRA.
+    "language_plain": {"problem": "language", "lr": 1e-3},
+    "language_lfu": {**_LFU, "problem": "language", "lr": 1e-3},
 }
 
 _RATES = [{"lr": lr} for lr in (1e-3, 3e-3, 1e-2)]
-_LANGUAGE_RATES = [{"lr": lr} for lr in (3e-4, 1e-3, 3e-3)]
 TUNING = Tuning(
-    metric="validation_score",  # accuracy in per cent of 200 rotated digits; minus the loss of blocks set aside
+    metric="validation_accuracy",  # of 200 rotated digits that are set aside
     direction="higher",
     grids={
         **dict.fromkeys(("plain", "lfu_random", "lfu_other_batch", "lfu_lora", "lfu_steering", "lfu"), _RATES),
         "noise": [{"noise": noise, "lr": 3e-3} for noise in (0.05, 0.1, 0.2)],
         "sam": [{"radius": radius, "lr": 3e-3} for radius in (0.05, 0.1, 0.2)],
-        "language_plain": _LANGUAGE_RATES,
-        "language_lfu": _LANGUAGE_RATES,
     },
 )
 
@@ -183,8 +183,17 @@ def _cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return F.cross_entropy(model(batch[0]), batch[1])
 
 
-def _base(seed: int, steps: int, x: Tensor, y: Tensor) -> nn.Sequential:
-    """The network before fine-tuning: AdamW with 1e-3 on upright digits, batches of 64."""
+@lru_cache(maxsize=4)
+def _base(seed: int, steps: int) -> tuple[nn.Sequential, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The network before fine-tuning, and its training and test digits: AdamW with 1e-3, batches of 64."""
+    from sklearn.datasets import load_digits
+
+    pixels, digit = load_digits(return_X_y=True)
+    images, labels = torch.from_numpy(pixels).float() / 16, torch.from_numpy(digit).long()
+    train, test = torch.randperm(len(images), generator=torch.Generator().manual_seed(10 * seed)).split(
+        [900, len(images) - 900]
+    )
+    x, y = images[train], labels[train]
     model = seeded(seed, _perceptron)
     assert isinstance(model, nn.Sequential)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -194,7 +203,7 @@ def _base(seed: int, steps: int, x: Tensor, y: Tensor) -> nn.Sequential:
         _cross_entropy(model, (x[rows], y[rows])).backward()
         optimizer.step()
         optimizer.zero_grad()
-    return model
+    return model, (x, y), (images[test], labels[test])
 
 
 @torch.no_grad()
@@ -206,16 +215,12 @@ def _accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 
 def _digits(seed: int, s: Mapping[str, Any]) -> Measurements:
-    from sklearn.datasets import load_digits
-
-    pixels, digit = load_digits(return_X_y=True)
-    images, labels = torch.from_numpy(pixels).float() / 16, torch.from_numpy(digit).long()
+    trained, (images, labels), (upright, test_y) = _base(seed, s["base_steps"])
+    base = copy.deepcopy(trained)
+    x, y = rotated(images[:50]), labels[:50]
+    held_x, held_y = rotated(images[50:250]), labels[50:250]
+    test_x = rotated(upright)
     draws = torch.Generator().manual_seed(10 * seed + 2)
-    train, test = torch.randperm(len(images), generator=draws).split([900, len(images) - 900])
-    base = _base(seed, s["base_steps"], images[train], labels[train])
-    few, held = train[:50], train[50:250]
-    x, y = rotated(images[few]), labels[few]
-    test_x, test_y = rotated(images[test]), labels[test]
 
     def drawn(number: int, draws: torch.Generator) -> list[tuple[Tensor, Tensor]]:
         rows = torch.randint(len(x), (number, 16), generator=draws)
@@ -235,8 +240,8 @@ def _digits(seed: int, s: Mapping[str, Any]) -> Measurements:
     accuracy = _accuracy(model, test_x, test_y)
     metrics = {
         "test_accuracy": accuracy,
-        "validation_score": _accuracy(model, rotated(images[held]), labels[held]),
-        "old_skill_accuracy": _accuracy(model, images[test], labels[test]),
+        "validation_accuracy": _accuracy(model, held_x, held_y),
+        "old_skill_accuracy": _accuracy(model, upright, test_y),
         "train_accuracy": _accuracy(model, x, y),
         "accuracy_before": before,
     }
@@ -257,7 +262,6 @@ def _digits(seed: int, s: Mapping[str, Any]) -> Measurements:
 LENGTH = 64
 HARM = 0.3  # length of a harmful step: five of them raise the loss of a plainly tuned model by some tenths of a nat
 PROMPTS = (
-    "",
     "Python reference.\n\n",
     "The following is a section of the documentation of the Python language:\n\n",
     "Read this text about programming and go on in the same style.\n\n",
@@ -316,11 +320,11 @@ def _language(seed: int, s: Mapping[str, Any]) -> Measurements:
     batches = [train[i : i + 1] for i in order.tolist()]
     fine_tune(model, batches, _language_loss, "all", s, schedule=warmup(cosine(), 0.1))
     domain_loss, general_loss = _mean_loss(model, test), _mean_loss(model, news)
-    by_prompt = torch.tensor([_mean_loss(model, test[: m // 2], tokenize(p)[None]) for p in PROMPTS if p])
+    by_prompt = torch.tensor([_mean_loss(model, test[: m // 2], tokenize(p)[None]) for p in PROMPTS])
     metrics = {
         "domain_loss": domain_loss,
         "domain_gain": before["domain"] - domain_loss,
-        "validation_score": -_mean_loss(model, held),
+        "validation_loss": _mean_loss(model, held),
         "general_loss": general_loss,
         "general_loss_rise": general_loss - before["general"],
         "prompt_std": float(by_prompt.std()),
