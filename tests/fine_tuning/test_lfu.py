@@ -11,7 +11,8 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from regularized.fine_tuning.lfu import LfU, hidden_state_consistency, logit_consistency
+from regularized.fine_tuning.lfu import LfU
+from regularized.fine_tuning.lfu_consistency import hidden_state_consistency, logit_consistency
 from regularized.fine_tuning.lfu_steps import AuxiliaryLoRA, Steering, steer
 from regularized.fine_tuning.lfu_term import LfUTerm
 from regularized.mechanisms.ascent import global_norm

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from regularized.evidence.pretrained import tiny_llama
-from regularized.fine_tuning.lfu import LfU, hidden_state_consistency
+from regularized.fine_tuning.lfu import LfU
+from regularized.fine_tuning.lfu_consistency import hidden_state_consistency
 from regularized.fine_tuning.lfu_term import LfUTerm
 from regularized.training import CrossEntropy
 

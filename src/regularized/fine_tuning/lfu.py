@@ -35,99 +35,30 @@ from typing import Any, Literal, TypeAlias
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from regularized.fine_tuning.lfu_consistency import (
+    Reduction,
+    at_least_one,
+    check_reduction,
+    check_states,
+    difference,
+    positions,
+)
 from regularized.fine_tuning.lfu_steps import AuxiliaryLoRA, OwnStep, Steering
 from regularized.mechanisms.ascent import ascent_direction, global_norm
-from regularized.mechanisms.distributed import world_size
+from regularized.mechanisms.distributed import sum_over_processes, world_size
 from regularized.mechanisms.replay import HIDDEN_STATES, ForwardRecorder, RecordedForward, find_layers
 
-__all__ = ["LfU", "hidden_state_consistency", "logit_consistency"]
+__all__ = ["LfU"]
 
 # Shapes: B samples, T positions, d width of the hidden states, K layers.
 
 Layers: TypeAlias = Sequence[int | str] | str
 Aux: TypeAlias = Literal["self", "lora", "steering"] | OwnStep | AuxiliaryLoRA | Steering
-Reduction: TypeAlias = Literal["mean", "sum"]
 
 IGNORED = -100
 _PUBLISHED = {OwnStep: 5.0, AuxiliaryLoRA: 5.0, Steering: 0.1}  # beta in the official scripts
-
-
-def _difference(clean: Tensor, moved: Tensor, mask: Tensor | None) -> Tensor:
-    """``h' - sg[h]`` at valid positions, 0 elsewhere; in float32 at least."""
-    dtype = torch.promote_types(moved.dtype, torch.float32)
-    difference = moved.to(dtype) - clean.to(dtype)
-    if mask is not None:  # not a product: what stands at padded positions may be anything, also nan
-        difference = torch.where(mask.view(*mask.shape, *[1] * (difference.ndim - mask.ndim)), difference, 0.0)
-    return difference
-
-
-def hidden_state_consistency(
-    clean: Sequence[Tensor] | Tensor,
-    moved: Sequence[Tensor] | Tensor,
-    mask: Tensor | None = None,
-    *,
-    reduction: Reduction = "mean",
-) -> Tensor:
-    """Squared distance of hidden states, averaged over valid positions and layers (the paper's consistency loss).
-
-    Args:
-        clean: hidden states (B, T, d), or (B, d), of each layer before the step; no gradient flows into them.
-        moved: the same after it.
-        mask: (B, T), or (B,), True where a position counts; default all. Without any valid one the result is 0.
-        reduction: over d: ``"mean"`` (official code; lambda = 5), ``"sum"`` (the paper's formula; lambda = 5 / d).
-
-    Returns:
-        Scalar, in float32 at least.
-
-    Raises:
-        ValueError: numbers of layers or shapes differ, the mask does not fit, or an unknown ``reduction``.
-
-    Examples:
-        >>> hidden_state_consistency(torch.zeros(1, 2, 4), torch.ones(1, 2, 4), torch.tensor([[True, False]]))
-        tensor(1.)
-    """
-    before, after = ([states] if isinstance(states, Tensor) else list(states) for states in (clean, moved))
-    _check_reduction(reduction)
-    if len(before) != len(after) or not before:
-        raise ValueError(f"need the same layers before and after the step, got {len(before)} and {len(after)}")
-    total: Tensor | float = 0.0
-    for h, other in zip(before, after, strict=True):
-        _check_states(h, other, mask)
-        distance = _difference(h.detach(), other, mask).square().sum()
-        count = _positions(h, mask)
-        total = total + distance / (_at_least_one(count) * (h.shape[-1] if reduction == "mean" else 1))
-    assert isinstance(total, Tensor)
-    return total / len(before)
-
-
-def logit_consistency(clean: Tensor, moved: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean over valid positions of KL(clean || moved): the paper's ablation on outputs instead of hidden states.
-
-    Args:
-        clean: (B, T, C) logits before the step, or (B, C); no gradient flows into them.
-        moved: the same after it.
-        mask: (B, T), or (B,), True where a position counts; default all.
-
-    Returns:
-        Scalar, in float32 at least.
-
-    Raises:
-        ValueError: shapes differ, or the mask does not fit.
-
-    Examples:
-        >>> logit_consistency(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2))
-        tensor(0.)
-    """
-    _check_states(clean, moved, mask)
-    dtype = torch.promote_types(moved.dtype, torch.float32)
-    p, q = (F.log_softmax(logits.to(dtype), dim=-1) for logits in (clean.detach(), moved))
-    divergence = (p.exp() * (p - q)).sum(-1)
-    if mask is not None:
-        divergence = torch.where(mask, divergence, 0.0)
-    return divergence.sum() / _at_least_one(_positions(clean, mask))
 
 
 class LfU:
@@ -157,7 +88,8 @@ class LfU:
         alpha: length of the step, in (0, 1]; default 0.1 (table 5: 0.01 is nearly as good, 0.5 destroys the model).
         strength: lambda; default 5 for ``"self"`` and ``"lora"``, 0.1 for ``"steering"`` (official scripts). 0 switches
             everything off, the further passes included.
-        reduction: over d, see :func:`hidden_state_consistency`; default ``"mean"``.
+        reduction: over d, ``"mean"`` (default) or ``"sum"``, see
+            :func:`~regularized.fine_tuning.lfu_consistency.hidden_state_consistency`.
         clip_norm: largest norm of the whole gradient after ``backward()``; default none. Use it instead of clipping
             before, which would bound the loss's gradient only.
 
@@ -286,7 +218,7 @@ class LfU:
             if not started:
                 self.aux.stop()
         gradients = [torch.zeros_like(v) if g is None else g for v, g in zip(variables, found, strict=True)]
-        gradients = _mean_over_processes(gradients)
+        gradients = sum_over_processes(gradients, average=True)
         self.norm = global_norm(gradients)
         if self.norm.device.type != "cpu":  # one bad batch must not reach the weights, and the host must not wait
             fine = torch.isfinite(self.norm)
@@ -335,7 +267,7 @@ class LfU:
         if scaler is not None and self.clip_norm is not None:
             raise ValueError("with a scaler the gradient is still scaled here; unscale and clip it yourself afterwards")
         self._window.extend(self._recorder.take())
-        device = self._parameters[0][1].device
+        device = next((p.device for _, p in self._parameters), None)
         try:
             if weight == 0:
                 return torch.zeros((), device=device)
@@ -382,10 +314,11 @@ class LfU:
             del recorded, then
         assert total is not None
         if together:
-            gradients, total = _sum_over_processes([leaf.grad for leaf in leaves.values()], total)
-            for parameter, gradient in zip(trained.values(), gradients, strict=True):
-                if gradient is not None:
-                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+            # Processes run the same layers, so the same leaves have a gradient everywhere.
+            used = [(p, leaf.grad) for p, leaf in zip(trained.values(), leaves.values()) if leaf.grad is not None]
+            *gradients, total = sum_over_processes([*(g for _, g in used), total])
+            for (parameter, _), gradient in zip(used, gradients, strict=True):
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         else:
             for leaf, parameter in zip(leaves.values(), trained.values(), strict=True):
                 parameter.grad = leaf.grad
@@ -405,12 +338,12 @@ class LfU:
         with torch.no_grad():
             for (name, clean), count in zip(recorded.hidden.items(), counts, strict=True):
                 mask = _mask_of(recorded, clean)
-                _check_states(clean, moved[name], mask)
-                difference = _difference(clean, moved[name], mask)
+                check_states(clean, moved[name], mask)
+                away = difference(clean, moved[name], mask)
                 divisor = count * (layers * (clean.shape[-1] if self.reduction == "mean" else 1))
-                shares.append(difference.square().sum() / divisor)
+                shares.append(away.square().sum() / divisor)
                 # d/dh' of weight |h' - h|^2 / divisor, without building a graph for it.
-                gradients.append(difference.mul_(2 * weight).div_(divisor))
+                gradients.append(away.mul_(2 * weight).div_(divisor))
         if scaler is not None:
             gradients = list(scaler.scale(gradients))
         # Below the first tensor that is trained a state depends on none, and never moves.
@@ -418,7 +351,7 @@ class LfU:
         if not reached:
             self._warn("no hidden state depends on what is trained: name later layers")
         else:
-            torch.autograd.backward(*zip(*reached, strict=True))
+            torch.autograd.backward([h for h, _ in reached], [g for _, g in reached])
         return torch.stack(shares).sum()
 
     def _steps(self, trained: Mapping[str, nn.Parameter]) -> list[Tensor] | None:
@@ -432,7 +365,7 @@ class LfU:
                 )
             gradients = [torch.zeros_like(v) if v.grad is None else v.grad for v in variables]
             if not isinstance(self.aux, OwnStep):  # parameters of the model have been synchronised by DDP
-                gradients = _mean_over_processes(gradients)
+                gradients = sum_over_processes(gradients, average=True)
             self.norm = global_norm(gradients)
         if self.norm is not None and self.norm.device.type == "cpu":
             norm = self.norm.item()
@@ -444,7 +377,7 @@ class LfU:
     def _counts(self) -> list[Tensor | float] | None:
         """Valid positions of each layer over the window and the processes; None where it is known to be 0."""
         counts: list[Any] = [
-            sum(_positions(h, _mask_of(recorded, h)) for recorded, h in ((r, r.hidden[name]) for r in self._window))
+            sum(positions(h, _mask_of(recorded, h)) for recorded, h in ((r, r.hidden[name]) for r in self._window))
             for name in self._window[0].hidden
         ]
         if world_size() > 1:
@@ -456,7 +389,7 @@ class LfU:
         if (not isinstance(first, Tensor) or first.device.type == "cpu") and first == 0:
             self._warn("no position is valid: every label is ignored")
             return None
-        return [_at_least_one(count) for count in counts]
+        return [at_least_one(count) for count in counts]
 
     def _trained(self) -> dict[str, nn.Parameter]:
         trained = {name: p for name, p in self._parameters if p.requires_grad}
@@ -491,11 +424,6 @@ def published_strength(aux: nn.Module) -> float:
     return next(value for kind, value in _PUBLISHED.items() if isinstance(aux, kind))
 
 
-def _check_reduction(reduction: str) -> None:
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction must be 'mean' or 'sum' (over the width d), got {reduction!r}")
-
-
 def check_settings(alpha: float, reduction: str, clip_norm: float | None) -> None:
     if not (math.isfinite(alpha) and alpha > 0):
         raise ValueError(
@@ -505,31 +433,7 @@ def check_settings(alpha: float, reduction: str, clip_norm: float | None) -> Non
         warnings.warn(f"alpha={alpha} is a long step: already 0.5 broke the paper's models. Try 0.1", stacklevel=3)
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm must be positive, or None for no clipping; got {clip_norm}")
-    _check_reduction(reduction)
-
-
-def _check_states(clean: Tensor, moved: Tensor, mask: Tensor | None) -> None:
-    if clean.shape != moved.shape:
-        raise ValueError(
-            f"hidden states before and after the step must be of the same batch, got shapes {tuple(clean.shape)} and "
-            f"{tuple(moved.shape)}"
-        )
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != clean.shape[: mask.ndim]):
-        raise ValueError(
-            f"mask must be boolean of shape {tuple(clean.shape[:-1])}, one value a position; got {mask.dtype} of shape "
-            f"{tuple(mask.shape)}"
-        )
-
-
-def _positions(hidden: Tensor, mask: Tensor | None) -> int | Tensor:
-    """How many vectors of width d count."""
-    if mask is None:
-        return hidden.numel() // hidden.shape[-1]
-    return mask.sum() * math.prod(hidden.shape[mask.ndim : -1])
-
-
-def _at_least_one(count: Any) -> Any:
-    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
+    check_reduction(reduction)
 
 
 def labels_mask(labels: Any, hidden: Tensor) -> Tensor | None:
@@ -547,22 +451,3 @@ def _mask_of(recorded: RecordedForward, hidden: Tensor) -> Tensor | None:
         return by_labels
     attention = recorded.kwargs.get("attention_mask")
     return attention.bool() if isinstance(attention, Tensor) and attention.shape == hidden.shape[:-1] else None
-
-
-def _mean_over_processes(gradients: list[Tensor]) -> list[Tensor]:
-    if world_size() == 1:
-        return gradients
-    flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
-    return [f.view_as(g) for f, g in zip((flat / world_size()).split([g.numel() for g in gradients]), gradients)]
-
-
-def _sum_over_processes(gradients: list[Tensor | None], total: Tensor) -> tuple[list[Tensor | None], Tensor]:
-    """Gradients and the value summed in one exchange; processes run the same layers, so the same ones are None."""
-    there = [g for g in gradients if g is not None]
-    dtype = functools.reduce(torch.promote_types, (g.dtype for g in there), total.dtype)
-    flat = torch.cat([*(g.flatten().to(dtype) for g in there), total.reshape(1).to(dtype)])
-    dist.all_reduce(flat)
-    parts = iter(flat.split([*(g.numel() for g in there), 1]))
-    summed = [None if g is None else next(parts).view_as(g).to(g.dtype) for g in gradients]
-    return summed, next(parts).squeeze(0)

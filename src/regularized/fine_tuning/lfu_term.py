@@ -10,12 +10,12 @@ from regularized.fine_tuning.lfu import (
     Aux,
     Layers,
     LfU,
-    Reduction,
     auxiliary,
     check_settings,
     labels_mask,
     published_strength,
 )
+from regularized.fine_tuning.lfu_consistency import Reduction
 from regularized.training.progress import Coefficient, as_schedule
 from regularized.training.step import Batch, Step
 from regularized.training.terms import Term

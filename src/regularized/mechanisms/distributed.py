@@ -3,13 +3,15 @@
 All functions are the identity where there is no process group, so that a technique calls them unconditionally.
 """
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["gather_rows", "gather_samples", "rank", "world_size"]
+__all__ = ["gather_rows", "gather_samples", "rank", "sum_over_processes", "world_size"]
 
 
 def world_size() -> int:
@@ -85,6 +87,31 @@ def gather_samples(samples: Tensor) -> Tensor:
         return samples
     gathered: Tensor = _GatherSamples.apply(samples)  # type: ignore[no-untyped-call]
     return gathered
+
+
+def sum_over_processes(tensors: Sequence[Tensor], *, average: bool = False) -> list[Tensor]:
+    """Tensors added up over the processes, all in one exchange. No gradient flows.
+
+    Args:
+        tensors: one or more, of the same shapes in every process, on one device.
+        average: divide by the number of processes; default False.
+
+    Returns:
+        New tensors of the same shapes and types; the tensors themselves without a process group.
+
+    Examples:
+        >>> sum_over_processes([torch.ones(2)], average=True)
+        [tensor([1., 1.])]
+    """
+    if world_size() == 1:
+        return list(tensors)
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors))
+    flat = torch.cat([t.detach().flatten().to(dtype) for t in tensors])
+    dist.all_reduce(flat)
+    if average:
+        flat /= world_size()
+    parts = flat.split([t.numel() for t in tensors])
+    return [part.view_as(t).to(t.dtype) for part, t in zip(parts, tensors, strict=True)]
 
 
 class _GatherSamples(torch.autograd.Function):

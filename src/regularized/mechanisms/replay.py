@@ -78,7 +78,7 @@ def find_layers(model: nn.Module, layers: Sequence[int | str] | str = "all") -> 
             and len({type(part) for part in module}) == 1
             and len(module) > len(blocks)
         ):
-            blocks = tuple(f"{name}.{i}".lstrip(".") for i in range(len(module)))  # type: ignore[arg-type]
+            blocks = tuple(f"{name}.{i}".lstrip(".") for i in range(len(module)))
     if not blocks and (isinstance(layers, str) or any(isinstance(layer, int) for layer in layers)):
         names = [name for name, _ in model.named_modules() if name]
         raise ValueError(

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regularized.evidence.contract import BadInput, Subject
-from regularized.fine_tuning.lfu import LfU, hidden_state_consistency
+from regularized.fine_tuning.lfu import LfU
+from regularized.fine_tuning.lfu_consistency import hidden_state_consistency
 from regularized.fine_tuning.lfu_steps import AuxiliaryLoRA
 from regularized.fine_tuning.lfu_term import LfUTerm
 from regularized.training.terms import CrossEntropy
