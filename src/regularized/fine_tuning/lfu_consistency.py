@@ -21,10 +21,10 @@ Reduction: TypeAlias = Literal["mean", "sum"]
 def difference(clean: Tensor, moved: Tensor, mask: Tensor | None) -> Tensor:
     """``h' - sg[h]`` at valid positions, 0 elsewhere; in float32 at least."""
     dtype = torch.promote_types(moved.dtype, torch.float32)
-    difference = moved.to(dtype) - clean.to(dtype)
+    away = moved.to(dtype) - clean.to(dtype)
     if mask is not None:  # not a product: what stands at padded positions may be anything, also nan
-        difference = torch.where(mask.view(*mask.shape, *[1] * (difference.ndim - mask.ndim)), difference, 0.0)
-    return difference
+        away = torch.where(mask.view(*mask.shape, *[1] * (away.ndim - mask.ndim)), away, 0.0)
+    return away
 
 
 def hidden_state_consistency(
