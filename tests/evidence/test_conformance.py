@@ -90,6 +90,17 @@ def test_tagged_settings_belong_to_their_case(tmp_path):
     assert case.has("hp/rate", "in/near/x", "out/near/y", "out/in_out_z")
 
 
+def test_cases_below_a_case_share_its_inputs(tmp_path):
+    """Fails when the inputs that `c` keeps for `c/a` and `c/b` are not theirs, or `c` itself must have an output."""
+    path = tmp_path / "g.npz"
+    np.savez(path, **{"c/in/x": 1.0, "c/hp/rate": 2.0, "c/a/out/y": 3.0, "c/b/in/z": 4.0, "c/b/out/y": 5.0})
+    cases = {case.name: case for case in load_cases(path)}
+    assert set(cases) == {"c/a", "c/b"}
+    assert cases["c/a"].has("in/x", "hp/rate", "out/y")
+    assert not cases["c/a"].has("in/z")
+    assert cases["c/b"].has("in/x", "in/z", "hp/rate", "out/y")
+
+
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "missing", "pickled", "empty", "keys"])
 def test_damaged_file_is_named(tmp_path, damage):
     """A golden file is hostile input: nothing is unpickled, and the error says which file."""
