@@ -50,26 +50,26 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
 
 # Of each arm lr and strength are the best of TUNING (regularized tune sae_regularization).
 ARMS: Mapping[str, Mapping[str, Any]] = {
-    "plain": {"lr": 0.01},
-    "l2": {"lr": 0.01, "l2": 0.01},
-    "dropout": {"lr": 0.01, "dropout": 0.1},
-    "focal_loss": {"lr": 0.01, "gamma": 1.0},
-    "label_smoothing": {"lr": 0.01, "smoothing": 0.1},
-    "cleaning_only": {"features": "judged", "clean": True, "lr": 0.01},
-    "penalty_only": {"features": "judged", "clean": False, "lr": 0.01, "strength": 1.0},
+    "plain": {"lr": 0.02},
+    "l2": {"lr": 0.03, "l2": 0.1},
+    "dropout": {"lr": 0.01, "dropout": 0.5},
+    "focal_loss": {"lr": 0.01, "gamma": 10.0},
+    "label_smoothing": {"lr": 0.01, "smoothing": 0.02},
+    "cleaning_only": {"features": "judged", "clean": True, "lr": 0.02},
+    "penalty_only": {"features": "judged", "lr": 0.03, "strength": 1.0},
     "self_regularized": {"features": "judged", "clean": True, "lr": 0.01, "strength": 1.0},
     # The same with |w . W_j| instead of the autoencoder's pre-activation of w.
     "self_regularized_dot": {
         "features": "judged",
         "clean": True,
-        "lr": 0.01,
-        "strength": 1.0,
+        "lr": 0.03,
+        "strength": 3.0,
         "similarity": "dot",
     },
     # The published strength for a two-class task.
-    "published_strength": {"features": "judged", "clean": True, "lr": 0.01, "strength": 31.0},
+    "published_strength": {"features": "judged", "clean": True, "lr": 0.1, "strength": 31.0},
     # Control: everything but the judgement. As many features, drawn from those that were not judged unintended.
-    "random_features": {"features": "random", "clean": True, "lr": 0.01, "strength": 1.0},
+    "random_features": {"features": "random", "clean": True, "lr": 0.03, "strength": 1.0},
     # Sentences: settings of the pilot on digits in every arm, nothing tuned.
     "text_plain": {"problem": "text", "lr": 0.01},
     "text_cleaning_only": {"problem": "text", "features": "judged", "clean": True, "lr": 0.01},
@@ -77,18 +77,24 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "text_random_features": {"problem": "text", "features": "random", "clean": True, "lr": 0.01, "strength": 1.0},
 }
 
-_RATES = [{"lr": lr} for lr in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)]
+_RATES = [{"lr": lr} for lr in (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)]
+
+
+def _with_rates(name: str, values: Sequence[float]) -> list[dict[str, float]]:
+    return [{"lr": lr, name: value} for lr in (0.01, 0.03) for value in values]
+
+
 # The three strengths that the authors publish; below lies cleaning alone.
-_STRENGTHS = [{"lr": lr, "strength": s} for lr in (0.002, 0.01) for s in (1.0, 3.0, 31.0)]
+_STRENGTHS = _with_rates("strength", (1.0, 3.0, 31.0))
 TUNING = Tuning(
     metric="validation_accuracy",
     direction="higher",
     grids={
         "plain": _RATES,
-        "l2": [{"lr": lr, "l2": s} for lr in (0.002, 0.01) for s in (0.001, 0.01, 0.1)],
-        "dropout": [{"lr": lr, "dropout": s} for lr in (0.002, 0.01) for s in (0.1, 0.2, 0.5)],
-        "focal_loss": [{"lr": lr, "gamma": s} for lr in (0.002, 0.01) for s in (1.0, 2.0, 5.0)],
-        "label_smoothing": [{"lr": lr, "smoothing": s} for lr in (0.002, 0.01) for s in (0.05, 0.1, 0.2)],
+        "l2": _with_rates("l2", (0.001, 0.01, 0.1)),
+        "dropout": _with_rates("dropout", (0.2, 0.5, 0.7)),
+        "focal_loss": _with_rates("gamma", (2.0, 5.0, 10.0)),
+        "label_smoothing": _with_rates("smoothing", (0.02, 0.05, 0.1)),
         "cleaning_only": _RATES,
         "penalty_only": _STRENGTHS,
         "self_regularized": _STRENGTHS,
