@@ -77,11 +77,10 @@ def _weights(training: SAETraining) -> Mapping[str, Tensor]:
 
 
 def subjects() -> list[Subject | ProcedureSubject]:
-    """The three similarities; pre-training and fine-tuning of the autoencoder."""
+    """The official penalty and the plain product; pre-training and fine-tuning of the autoencoder."""
     return [
         Subject("preactivation", _Classifier, _terms, _plain, _data, off=partial(_terms, weight=0.0), part=_part),
         Subject("dot", _Classifier, partial(_terms, "dot"), _plain, _data),
-        Subject("cosine", _Classifier, partial(_terms, "cosine"), _plain, _data),
         ProcedureSubject("pre-training", _training, _train, _weights),
         ProcedureSubject("fine-tuning", partial(_training, 0.1), _train, _weights),
     ]
