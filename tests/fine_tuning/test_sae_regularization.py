@@ -631,6 +631,17 @@ def test_low_precision():
 # -- experiment ----------------------------------------------------------------------------------
 
 
+def test_arms_of_a_seed_start_from_the_same_data():
+    """Fails when the fingerprint is that of cleaned embeddings, or data draws from an arm's own stream."""
+    arms = ("plain", "cleaning_only", "self_regularized", "random_features")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        seen = {experiment.run(arm, 0, "smoke").data for arm in arms}
+        other = experiment.run("plain", 1, "smoke").data
+    assert len(seen) == 1
+    assert other not in seen
+
+
 def test_paper_scale_runs_where_its_files_are(tmp_path, monkeypatch):
     """The published schedule on files of the promised form, here tiny ones; without them it says which are missing."""
     monkeypatch.setenv("REGULARIZED_DATA", str(tmp_path))
