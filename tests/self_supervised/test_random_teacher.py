@@ -335,3 +335,47 @@ def test_losses_of_the_module_are_those_of_the_function():
     torch.testing.assert_close(match(x), expected)
     by_hand = F.cross_entropy(student(x) / 0.1, (teacher(x) / 0.04).softmax(dim=1))
     torch.testing.assert_close(match(x), by_hand)
+
+
+def test_golden_vectors_of_other_shapes_and_kinds():
+    """Fails when the adapter counts layers, needs biases, or takes a case that it does not understand for a pass."""
+    import numpy as np
+
+    from regularized.evidence.conformance import Case, UnknownCase
+    from regularized.papers.random_teacher.conformance import compute
+
+    draw = np.random.default_rng(0).normal
+    weights = {
+        "param:mlp.layer0.lin.weight": draw(size=(7, 3)),
+        "param:last_layer.lin1.weight": draw(size=(2, 7)),
+        "param:last_layer.lin2.weight": draw(size=(4, 2)),
+    }
+    x = draw(size=(2, 5, 3))
+    hidden = F.gelu(torch.tensor(x @ weights["param:mlp.layer0.lin.weight"].T)).numpy()
+    feature = hidden @ weights["param:last_layer.lin1.weight"].T
+    last = weights["param:last_layer.lin2.weight"]
+    unit = feature / np.linalg.norm(feature, axis=-1, keepdims=True)
+    hp = {"cfg": np.array("-/l/fn/wn/l/-"), "temp": np.array(0.5), "weight_norm_effective": np.array(1)}
+    out = compute(Case("any", {"x": x, **weights}, hp))
+    np.testing.assert_allclose(out["projections"], unit @ (last / np.linalg.norm(last, axis=1, keepdims=True)).T)
+    np.testing.assert_allclose(out["logits"], 2 * out["projections"])
+    without = compute(Case("any", {"x": x, **weights}, hp | {"weight_norm_effective": np.array(0)}))
+    np.testing.assert_allclose(without["projections"], unit @ last.T)
+
+    a, b = draw(size=(6, 3)), draw(size=(6, 3))
+    mse = {"loss": np.array("MSE"), "s_temp": np.array(0.5), "t_temp": np.array(2.0)}
+    loss = compute(Case("any", {"student": a, "teacher": b}, mse))["loss"]
+    np.testing.assert_allclose(loss, np.square(2 * a - b / 2).mean())
+
+    init = {"teacher_w": a, "fresh_w": b}
+    student = compute(Case("any", init, {"mode": np.array("interpolated"), "alpha": np.array(0.25)}))["student_w"]
+    np.testing.assert_allclose(student, 0.75 * a + 0.25 * b)
+    for unknown in (
+        Case("case0", {"x": x}),
+        Case("case2", {"student": a, "teacher": b}, {"loss": np.array("H_pred")}),
+        Case("case6", init, {"mode": np.array("elsewhere")}),
+        Case("case1", {"x": x, **weights}, {"cfg": np.array("-/l/-/-/l/-")}),
+        Case("case1", {"x": x, **weights, "param:mlp.layer0.bn.weight": x}, {}),
+    ):
+        with pytest.raises(UnknownCase):
+            compute(unknown)
