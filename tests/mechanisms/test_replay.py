@@ -61,12 +61,12 @@ def test_a_layer_that_is_not_used():
 
 
 def test_the_longest_list_of_equal_blocks():
-    """A list of unequal parts, or a shorter one, is not taken for the blocks of a transformer."""
+    """A list of unequal parts, a shorter one, or one inside a block is not taken for the blocks of a transformer."""
     model = nn.ModuleDict(
         {
             "mixed": nn.ModuleList([nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.ReLU()]),
             "short": nn.ModuleList([nn.Linear(2, 2)]),
-            "blocks": nn.ModuleList(nn.Linear(2, 2) for _ in range(3)),
+            "blocks": nn.ModuleList(nn.ModuleList(nn.Linear(2, 2) for _ in range(5)) for _ in range(3)),
         }
     )
     assert find_layers(model) == ("blocks.0", "blocks.1", "blocks.2")

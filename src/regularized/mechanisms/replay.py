@@ -72,12 +72,14 @@ def find_layers(model: nn.Module, layers: Sequence[int | str] | str = "all") -> 
     if not isinstance(layers, str) and not layers:
         raise ValueError('layers is empty: name at least one submodule, or use layers="all"')
     blocks: tuple[str, ...] = ()
+    seen: tuple[str, ...] = ()
     for name, module in model.named_modules():
-        if (
-            isinstance(module, nn.ModuleList)
-            and len({type(part) for part in module}) == 1
-            and len(module) > len(blocks)
-        ):
+        if not isinstance(module, nn.ModuleList) or len({type(part) for part in module}) != 1:
+            continue
+        if name.startswith(seen):  # experts inside a block, say; outer lists come first
+            continue
+        seen = (*seen, f"{name}.".lstrip("."))
+        if len(module) > len(blocks):
             blocks = tuple(f"{name}.{i}".lstrip(".") for i in range(len(module)))
     if not blocks and (isinstance(layers, str) or any(isinstance(layer, int) for layer in layers)):
         names = [name for name, _ in model.named_modules() if name]
