@@ -473,6 +473,28 @@ def test_half_precision_keeps_small_steps():
         assert torch.equal(p[~chosen[name]], old[~chosen[name]])
 
 
+def test_half_precision_resumes_from_the_master_values():
+    """Fails if the state is read off the bfloat16 model, which has forgotten the small steps."""
+    ends = []
+    for interrupted in (False, True):
+        model = net().bfloat16()
+        sara = SaRA(model, fraction=0.5, total_steps=8, lambda_rank=0)
+        optimizer = sara.bind(torch.optim.SGD(sara.parameters(), lr=1e-3))
+        for step in range(8):
+            if interrupted and step == 6:
+                state = sara.state_dict()
+                model = net().bfloat16()
+                sara = SaRA(model, fraction=0.5, total_steps=8, lambda_rank=0)
+                sara.load_state_dict(state)
+                optimizer = sara.bind(torch.optim.SGD(sara.parameters(), lr=1e-3))
+            draws = torch.Generator().manual_seed(step)
+            F.cross_entropy(model(torch.randn(4, 8, generator=draws).bfloat16()), torch.arange(4)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append([*sara.parameters(), *model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
 def test_channels_last():
     """Fails if positions count in memory order where gradient and file count in row-major order."""
     plain = seeded(0, nn.Conv2d, 3, 5, 3)
