@@ -42,17 +42,17 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
 }
 
 # The rates of the arms with `lr` are the best of TUNING; the two ablations have those of the whole.
-_SARA = {"train": "sara", "lr": 3e-3, "lambda_rank": 5e-3, "reselect_at": 0.5}
+_SARA = {"train": "sara", "lr": 1e-2, "lambda_rank": 5e-3, "reselect_at": 0.5}
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "pretrained": {},
     "zero_random": {"zero": "random"},
     "zero_largest": {"zero": "largest"},
     "zero_smallest": {"zero": "smallest"},
-    "full_fine_tuning": {"train": "all", "lr": 1e-3},
-    "lora": {"train": "lora", "lr": 3e-3, "rank": 9},  # 14,490 weights of its own; SaRA trains 15,079
+    "full_fine_tuning": {"train": "all", "lr": 3e-4},
+    "lora": {"train": "lora", "lr": 1e-3, "rank": 9},  # 14,490 weights of its own; SaRA trains 15,079
     "tune_largest": {"train": "largest", "lr": 1e-3},
     "tune_random": {"train": "random", "lr": 1e-3},
-    "smallest_only": {**_SARA, "lambda_rank": 0.0, "reselect_at": 0.0},
+    "smallest_only": {**_SARA, "lr": 1e-3, "lambda_rank": 0.0, "reselect_at": 0.0},
     "sara_one_selection": {**_SARA, "reselect_at": 0.0},
     "sara_no_rank_term": {**_SARA, "lambda_rank": 0.0},
     "sara": {**_SARA},
