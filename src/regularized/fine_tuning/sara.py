@@ -33,6 +33,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
@@ -218,6 +219,11 @@ class SaRA(Term):
 
     @torch.no_grad()
     def _select(self, model: nn.Module) -> None:
+        if isinstance(model, DistributedDataParallel):
+            raise ValueError(
+                "SaRA must see the model before DistributedDataParallel does, which otherwise exchanges dense "
+                "gradients: SaRA(model, ...) first, DistributedDataParallel(model) then"
+            )
         parameters = trainable_parameters(model, include=self.include, exclude=self.exclude)
         if world_size() > 1:  # the selection must be the same everywhere
             for tensor in model.parameters():

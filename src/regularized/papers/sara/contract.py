@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from regularized.evidence.contract import BadInput, Subject
 from regularized.fine_tuning.nuclear_norm import polar_factor
@@ -117,6 +118,12 @@ def _quantized() -> None:
     SaRA(layer, fraction=0.1, total_steps=4)
 
 
+def _wrapped_already() -> None:
+    wrapper = DistributedDataParallel.__new__(DistributedDataParallel)  # a real one needs a process group
+    nn.Module.__init__(wrapper)
+    SaRA(wrapper, fraction=0.1, total_steps=4)
+
+
 def _no_room() -> None:
     """All trained weights leave the small zone before the second selection."""
     model = nn.Linear(3, 2)
@@ -191,6 +198,7 @@ def bad_inputs() -> list[BadInput]:
             ValueError,
             ("no parameter", "requires_grad"),
         ),
+        BadInput("wrapped in DDP before", _wrapped_already, ValueError, ("before DistributedDataParallel", "first")),
         BadInput("all have grown", _no_room, UserWarning, ("no trained weight", "first selection")),
         BadInput("convolution for PEFT", _convolution_for_peft, ValueError, ("0.weight", "nn.Linear", "save(folder)")),
         BadInput(

@@ -11,11 +11,10 @@ penalty, and whole, at equal settings.
 ``both_parts_help``): beside full fine-tuning and PEFT's LoRA, and beside training the *largest* or *random* weights,
 which is everything of SaRA's sparse training but its idea. All with a tenth of the weights (full: all), and learning
 rates from the same grid, judged by the mean of old and new accuracy on validation digits, the laptop's stand-in for the
-paper's balance of style and prompt fidelity. An earlier trial on digits had seen
-most of (c) not to hold: the paper warns of models far below 100M weights, and this one has 150,000.
+paper's balance of style and prompt fidelity. An earlier trial on digits had seen most of (c) not to hold: the paper
+warns of models far below 100M weights, and this one has 150,000.
 
-About a minute for five seeds on two cores. Paper scale: Stable Diffusion 1.5 and a style, see
-``stable_diffusion.py``.
+About a minute for five seeds on two cores. Paper scale: Stable Diffusion 1.5 and a style, ``stable_diffusion.py``.
 """
 
 from collections.abc import Callable, Mapping
