@@ -155,6 +155,10 @@ class SparseEntries(nn.Module):
         values: (k,) parameter, what the optimizer trains.
         segments: the parameters and their places.
 
+    Raises:
+        RuntimeError: in the backward pass, where ``values`` have moved since the last :meth:`write`; from
+            ``load_state_dict``, where the state is of other parameters, or of other weights in them.
+
     Examples:
         >>> layer = nn.Linear(3, 2)
         >>> entries = SparseEntries(dict(layer.named_parameters()), lambda p: p.abs() < 9)
