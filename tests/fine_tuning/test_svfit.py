@@ -476,6 +476,8 @@ def test_witness_sees_directions_that_turned_into_each_other():
     turn[7:9, 7:9] = torch.tensor([[c, -s], [s, c]])
     with pytest.raises(ValueError, match="other singular vectors"):
         check_basis(witness, d.left @ turn, turn.T @ d.right, gap=1.0, name="x")
+    turned = basis_witness(d.left @ turn, turn.T @ d.right)
+    assert (turned - witness)[:-1].abs().max() > 1e-3 * witness[-1]
     check_basis(witness, d.left.float(), d.right.float(), gap=1.0, name="x")
 
 

@@ -41,10 +41,10 @@ SCALES: dict[str, dict[str, Any]] = {
     "laptop": {
         "base_steps": 800,
         "steps": 400,
-        "every": 10,
+        "every": 20,
         "side": 48,
         "vision": "efficientnet-lite0",
-        "vision_steps": 60,
+        "vision_steps": 40,
     },
     # The abstract names the models and the kinds of tasks; targets and rank follow from its count of parameters; epochs
     # and rates could not be confirmed and are ours.
@@ -333,7 +333,7 @@ def _vision(seed: int, s: Mapping[str, Any]) -> Measurements:
     features, photos = _vision_inputs(s["vision"], s["side"])
     order = _order(seed)
     x, y, n = features[order], labels[order], s["vision_labels"]
-    train, validation, test = slice(0, n), slice(n, n + 200), slice(n + 200, n + 600)
+    train, validation, test = slice(0, n), slice(n, n + 200), slice(n + 200, n + 500)
     _, net = split_network(s["vision"])  # in evaluation mode: batch normalisation keeps its statistics in all arms
     with torch.no_grad():
         said_before = net(photos).argmax(1)
@@ -348,7 +348,7 @@ def _vision(seed: int, s: Mapping[str, Any]) -> Measurements:
     curve: list[tuple[float, float]] = []
 
     def record(step: int) -> None:
-        if step % max(steps // 2, 1) == 0:
+        if step % steps == 0:
             curve.append((step, _accuracy(model, x[test], y[test])))
 
     _fit(model, groups, _batches(x[train], y[train], s["vision_batch"], steps, seed + 1), after_step=record)
