@@ -40,13 +40,14 @@ _LAPTOP: dict[str, Any] = {
     "model": "smollm2",
     "steps": 20,
     "length": 128,
-    "evaluation": 8,  # blocks of held-out text, of each kind
+    "evaluation": 8,  # blocks of held-out text, of each kind; fewer of those that decide nothing
+    "validation": 2,
     "digits_steps": 300,  # as our sheet's trial
     "base_steps": 800,
 }
 SCALES: dict[str, dict[str, Any]] = {
-    "smoke": {"model": "tiny", "steps": 6, "length": 32, "evaluation": 4, "digits_steps": 12, "base_steps": 60},
-    "tuning": {**_LAPTOP, "steps": 10},
+    "smoke": {"model": "tiny", "steps": 6, "length": 32, "digits_steps": 12, "base_steps": 60},
+    "tuning": {**_LAPTOP, "steps": 10, "evaluation": 2, "validation": 8},
     "laptop": _LAPTOP,
     # scripts/train_sorsa.sh: r 128, batches of 2 x 64 sequences of up to 512 tokens, one epoch of the first 100,000 of
     # MetaMathQA; lr 3e-5 (2e-5 for LoRA and PiSSA), gamma 4e-4, decay 0, warm-up 3 %, cosine, clipping at 1.
@@ -54,7 +55,6 @@ SCALES: dict[str, dict[str, Any]] = {
         "model": "llama2",
         "steps": 781,
         "length": 512,
-        "evaluation": 64,
         "r": 128,
         "batch": 128,
         "warmup": 0.03,
@@ -64,6 +64,8 @@ SCALES: dict[str, dict[str, Any]] = {
 
 DEFAULTS: dict[str, Any] = {
     "gamma": 0.0,
+    "evaluation": 4,
+    "validation": 4,
     "batch": 2,  # sequences a step, and of those at a time
     "micro": 2,
     "r": 16,  # 1/36 of the width of SmolLM2; the authors take 128 of 4096
@@ -262,7 +264,8 @@ def _language(seed: int, s: Mapping[str, Any]) -> Measurements:
     cut = [0, round(0.6 * len(order)), round(0.8 * len(order)), len(order)]
     train, held, test = (token_blocks([domain[k] for k in order[a:b]], tokenize, s["length"]) for a, b in pairwise(cut))
     news = token_blocks(general, tokenize, s["length"])
-    held, test, news = (_some(blocks, s["evaluation"], draw) for blocks in (held, test, news))
+    held = _some(held, s["validation"], draw)
+    test, news = _some(test, s["evaluation"], draw), _some(news, s["evaluation"], draw)
     batches = _some(train, s["steps"] * s["batch"], draw).split(s["batch"])
     before = _loss_on(_base(seed, s, torch.bfloat16), news)
     base = _base(seed, s, torch.float32)
