@@ -191,7 +191,7 @@ def test_the_whole_state_loads():
     base, targets, x = llama()
     first = inject(copy.deepcopy(base), targets, r=3)
     perturb(first)
-    second = inject(copy.deepcopy(base), targets, r=3)
+    second = inject(tiny_llama(1), targets, r=3)  # what it took from its own weight is another matrix
     state = {name: -t if "_left" in name or "_right" in name else t for name, t in first.state_dict().items()}
     second.load_state_dict(state)
     close(outputs(second, x), outputs(first, x), 1e-6)

@@ -276,6 +276,7 @@ def test_gamma_zero_changes_nothing():
     OrthonormalPenalty(model, gamma=0.0, lr=0.1).add_gradient()
     assert before.keys() == grads(model).keys()
     assert all(torch.equal(before[name], g) for name, g in grads(model).items())
+    OrthonormalPenalty(injected(), gamma=0.0, lr=0.0).add_gradient()  # nor does it ask for gradients, or a rate
 
 
 def test_penalty_is_added_after_the_clip_and_divided_by_the_rate():

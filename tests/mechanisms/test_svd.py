@@ -52,9 +52,11 @@ def test_randomised_one_finds_a_falling_spectrum_and_leaves_the_random_state():
     u, v = torch.linalg.qr(torch.randn(60, 60)).Q, torch.linalg.qr(torch.randn(40, 40)).Q
     matrix = (u[:, :40] * 0.5 ** torch.arange(40)) @ v
     state = torch.get_rng_state()
-    near, exact = thin_svd(matrix, rank=5, niter=4), thin_svd(matrix, rank=5)
+    near = thin_svd(matrix, rank=5, niter=4)
     assert torch.equal(state, torch.get_rng_state())
-    torch.testing.assert_close((near.left * near.values) @ near.right, (exact.left * exact.values) @ exact.right)
+    error = torch.linalg.matrix_norm(matrix - (near.left * near.values) @ near.right)
+    assert error < 1.001 * torch.linalg.svdvals(matrix)[5:].norm()
+    torch.testing.assert_close(near.left.T @ near.left, torch.eye(5), atol=1e-5, rtol=0)
     assert torch.equal(near.right, thin_svd(matrix, rank=5, niter=4).right)
 
 

@@ -77,8 +77,8 @@ def thin_svd(matrix: Tensor, *, rank: int | None = None, niter: int | None = Non
         matrix: (o, i).
         rank: keep so many of the largest singular values; default all ``min(o, i)``.
         niter: None (default) decomposes exactly. A number >= 0 computes the leading ``rank`` alone by a randomised
-            range finder with so many power iterations (Halko et al. 2011; 4 is usually enough): faster for large
-            matrices, with errors where the singular values fall slowly. It is seeded: equal input, equal output.
+            range finder with so many power iterations and no more columns (Halko et al. 2011; 4 is usually enough):
+            faster for large matrices, with errors where the singular values fall slowly. It is seeded.
         name: what the matrix is, for errors.
 
     Returns:
@@ -105,12 +105,12 @@ def thin_svd(matrix: Tensor, *, rank: int | None = None, niter: int | None = Non
     if niter is not None and niter < 0:
         raise ValueError(f"niter must be None (exact) or >= 0, got {niter}")
     matrix = matrix.detach().to(torch.promote_types(matrix.dtype, torch.float32))
-    if not bool(torch.isfinite(matrix).all()):
+    if matrix.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(matrix))).all()):  # NaN passes through
         raise ValueError(f"{name} holds values that are NaN or infinite; check the checkpoint that it came from")
     if niter is None or rank is None:
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     else:
-        basis = _range(matrix, min(limit, rank + 8), niter)  # a few directions more than asked for, as they advise
+        basis = _range(matrix, rank, niter)
         left, values, right = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
         left = basis @ left
     return SVD(left[:, :rank].contiguous(), values[:rank].contiguous(), right[:rank].contiguous())
