@@ -122,7 +122,7 @@ def _range(matrix: Tensor, columns: int, niter: int) -> Tensor:
     draw = torch.randn(matrix.shape[1], columns, generator=generator, dtype=matrix.dtype).to(matrix.device)
     basis: Tensor = torch.linalg.qr(matrix @ draw).Q
     for _ in range(niter):
-        basis = torch.linalg.qr(matrix @ (matrix.T @ basis)).Q
+        basis = torch.linalg.qr(((basis.T @ matrix) @ matrix.T).T).Q
     return basis
 
 
