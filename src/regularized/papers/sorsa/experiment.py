@@ -90,8 +90,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "lm_pissa": {**_LM, "adapter": "pissa", "lr": 1e-3},
     "lm_adalora": {**_LM, "adapter": "adalora", "lr": 1e-2},
     "lm_full": {**_LM, "adapter": "full", "lr": 5e-5},
-    "lm_sorsa": {**_LM, "adapter": "sorsa", "gamma": 4e-4, "lr": 1e-3},
-    "lm_sorsa_no_penalty": {**_LM, "adapter": "sorsa", "lr": 1e-3},  # the same but for the penalty
+    "lm_sorsa": {**_LM, "adapter": "sorsa", "gamma": 4e-4, "lr": 3e-4},
+    "lm_sorsa_no_penalty": {**_LM, "adapter": "sorsa", "lr": 3e-4},  # the same but for the penalty
 }
 
 
@@ -112,7 +112,7 @@ TUNING = Tuning(
         "lm_pissa": _rates("lr", 3e-4, 1e-3, 3e-3),
         "lm_adalora": _rates("lr", 3e-3, 1e-2, 3e-2),
         "lm_full": _rates("lr", 2e-5, 5e-5, 1.5e-4),
-        "lm_sorsa": _rates("lr", 3e-4, 1e-3, 3e-3),
+        "lm_sorsa": _rates("lr", 1e-4, 3e-4, 1e-3),
     },
 )
 
