@@ -83,15 +83,15 @@ ARMS: dict[str, dict[str, Any]] = {
     "sorsa_no_penalty": {**_DIGITS, "adapter": "sorsa"},
     "sorsa": {**_DIGITS, "adapter": "sorsa", "gamma": 4e-4},
     # The best of TUNING.
-    "lora_tuned": {**_DIGITS, "adapter": "lora", "digits_lr": 1e-2},
-    "pissa_tuned": {**_DIGITS, "adapter": "pissa", "digits_lr": 1e-2},
-    "sorsa_tuned": {**_DIGITS, "adapter": "sorsa", "gamma": 4e-4, "digits_lr": 3e-3},
-    "lm_lora": {**_LM, "adapter": "lora", "lr": 3e-3},
-    "lm_pissa": {**_LM, "adapter": "pissa", "lr": 1e-3},
-    "lm_adalora": {**_LM, "adapter": "adalora", "lr": 1e-2},
-    "lm_full": {**_LM, "adapter": "full", "lr": 5e-5},
-    "lm_sorsa": {**_LM, "adapter": "sorsa", "gamma": 4e-4, "lr": 3e-4},
-    "lm_sorsa_no_penalty": {**_LM, "adapter": "sorsa", "lr": 3e-4},  # the same but for the penalty
+    "lora_tuned": {**_DIGITS, "adapter": "lora", "digits_lr": 0.03},
+    "pissa_tuned": {**_DIGITS, "adapter": "pissa", "digits_lr": 0.03},
+    "sorsa_tuned": {**_DIGITS, "adapter": "sorsa", "gamma": 4e-4, "digits_lr": 0.01},
+    "lm_lora": {**_LM, "adapter": "lora", "lr": 0.003},
+    "lm_pissa": {**_LM, "adapter": "pissa", "lr": 0.001},
+    "lm_adalora": {**_LM, "adapter": "adalora", "lr": 0.03},
+    "lm_full": {**_LM, "adapter": "full", "lr": 0.00015},
+    "lm_sorsa": {**_LM, "adapter": "sorsa", "gamma": 4e-4, "lr": 0.0003},
+    "lm_sorsa_no_penalty": {**_LM, "adapter": "sorsa", "lr": 0.0003},  # the same but for the penalty
 }
 
 
