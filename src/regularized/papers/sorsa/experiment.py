@@ -104,14 +104,15 @@ TUNING = Tuning(
     direction="lower",
     scale="tuning",
     seeds=(1000,),
+    # Moved up once where the best value of a first search lay at the end of the grid.
     grids={
-        "lora_tuned": _rates("digits_lr", 3e-3, 1e-2, 3e-2),
-        "pissa_tuned": _rates("digits_lr", 3e-3, 1e-2, 3e-2),
-        "sorsa_tuned": _rates("digits_lr", 1e-3, 3e-3, 1e-2),
+        "lora_tuned": _rates("digits_lr", 1e-2, 3e-2, 1e-1),
+        "pissa_tuned": _rates("digits_lr", 1e-2, 3e-2, 1e-1),
+        "sorsa_tuned": _rates("digits_lr", 3e-3, 1e-2, 3e-2),
         "lm_lora": _rates("lr", 1e-3, 3e-3, 1e-2),
         "lm_pissa": _rates("lr", 3e-4, 1e-3, 3e-3),
-        "lm_adalora": _rates("lr", 3e-3, 1e-2, 3e-2),
-        "lm_full": _rates("lr", 2e-5, 5e-5, 1.5e-4),
+        "lm_adalora": _rates("lr", 1e-2, 3e-2, 1e-1),
+        "lm_full": _rates("lr", 5e-5, 1.5e-4, 5e-4),
         "lm_sorsa": _rates("lr", 1e-4, 3e-4, 1e-3),
     },
 )
