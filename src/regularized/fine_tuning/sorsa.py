@@ -296,12 +296,27 @@ class SorsaLinear(nn.Linear, SingularFactors):
     is built where that is cheaper (more than ``o i / (o + i)`` rows), which gives bit for bit what the merged layer
     gives.
 
+    Args:
+        in_features: i.
+        out_features: o.
+        bias: whether there is one. The factors are set by :meth:`of`; the constructor alone makes none.
+
     Attributes:
         left: (o, r) parameter, float32 at least.
         values: (r,) parameter.
         right: (r, i) parameter.
         weight: (o, i) frozen residual, in the dtype of the original.
         scale: c.
+
+    Raises:
+        RuntimeError: called for training while merged.
+
+    Examples:
+        >>> layer = SorsaLinear.of(nn.Linear(6, 4), r=2)
+        >>> layer(torch.randn(3, 6)).shape, layer.left.shape, layer.values.shape, layer.right.shape
+        (torch.Size([3, 4]), torch.Size([4, 2]), torch.Size([2]), torch.Size([2, 6]))
+        >>> type(layer.plain()).__name__
+        'Linear'
     """
 
     left: nn.Parameter
