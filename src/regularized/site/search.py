@@ -241,6 +241,8 @@ class _Sqlite(_Words):
 
 
 class _Postgresql(_Words):
+    _table = table("search_text", column("paper_id"), column("vector"))
+
     def scores(self) -> dict[int, float]:
         self._total = self._session.scalar(text("SELECT count(*) FROM search_text")) or 1
         return rank(self._question, self._hits, self._phrase)
@@ -258,16 +260,14 @@ class _Postgresql(_Words):
 
     def _match(self, query: str, words: str) -> dict[int, float]:
         """Rank by the weights of the fields, times the rarity of the words, as BM25 has it."""
-        vector: ColumnElement[Any] = literal_column("search_text.vector")
         asked = text(query).bindparams(words=words)
-        rows = select(
-            literal_column("search_text.paper_id").label("id"),
-            func.ts_rank(literal_column("'{0.1,0.3,0.6,1.0}'::float4[]"), vector, asked).label("rank"),
-            literal_column("count(*) OVER ()").label("number"),
-        ).select_from(text("search_text"))
-        rows = rows.where(vector.op("@@")(asked))
+        rows: Select[Any] = select(
+            self._table.c.paper_id.label("id"),
+            func.ts_rank(literal_column("'{0.1,0.3,0.6,1.0}'::float4[]"), self._table.c.vector, asked).label("rank"),
+            func.count().over().label("number"),
+        ).where(self._table.c.vector.op("@@")(asked))
         if self._conditions:
-            rows = rows.where(literal_column("search_text.paper_id").in_(select(Paper.id).where(*self._conditions)))
+            rows = rows.where(self._table.c.paper_id.in_(select(Paper.id).where(*self._conditions)))
         found = self._session.execute(rows.order_by(text("rank DESC")).limit(COMMON)).all()
         return {row.id: row.rank * math.log(1.0 + self._total / row.number) for row in found}
 

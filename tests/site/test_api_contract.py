@@ -1,0 +1,48 @@
+"""The API against its own description: schemathesis sends what the description allows, and what it does not."""
+
+import shutil
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from tests.site.helpers import settings_in
+
+from regularized.site.app import create_app
+from regularized.site.database import open_database
+from regularized.site.mail import Mailer
+from regularized.site.rendering import environment
+from regularized.site.state import Site
+
+schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis")
+
+
+@pytest.fixture(scope="module")
+def description(filled, tmp_path_factory):
+    """The description of a running API."""
+    folder = tmp_path_factory.mktemp("contract")
+    shutil.copy(filled, folder / "site.sqlite")
+    found = settings_in(folder)
+    engine = open_database(found.database)
+    site = Site(found, engine, environment(), Mailer(found), None)
+    yield schemathesis.openapi.from_asgi("/api/openapi.json", create_app(site))
+    engine.dispose()
+
+
+PATHS = ["/api/v1/papers", "/api/v1/papers/{slug}", "/api/v1/families", "/api/v1/verdict-changes"]
+
+
+# Not by the plugin's own decorator: it needs an older pytest.
+@pytest.mark.parametrize("mode", list(schemathesis.GenerationMode), ids=lambda mode: mode.value)
+@pytest.mark.parametrize("path", PATHS)
+def test_answers_are_as_described(description, path, mode):
+    """Fails on a server error, an undocumented status, type or body, or a wrong request that passes."""
+    assert set(description.raw_schema["paths"]) == set(PATHS)
+    operation = description[path]["GET"]
+    if mode is schemathesis.GenerationMode.NEGATIVE and not list(operation.iter_parameters()):
+        pytest.skip("it has no parameter that could be wrong")
+
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(max_examples=40, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    def check(case):
+        case.call_and_validate()
+
+    check()
