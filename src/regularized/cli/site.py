@@ -60,6 +60,7 @@ def site(
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(128)  # who comes while the catalogue is being read waits, and is not refused
     except OSError as error:
         raise CommandError(
             f"cannot listen on {host}:{port}: {error.strerror}. Choose another --port", Exit.FAILED
