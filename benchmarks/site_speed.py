@@ -5,7 +5,7 @@
 The papers are made up, with words as frequent as words are (Zipf's law) and lengths of real abstracts, around the
 catalogue's own. Times are those of the whole answer inside the server: routing, queries, template, headers. The goal on
 two cores: a list in less than 50 ms and a search in less than 100 ms, both at the 95th percentile. Exits with 1 when
-it is missed.
+it is missed. On a machine with other work, the processor time beside it tells what is the site's own.
 """
 
 import argparse
@@ -61,35 +61,34 @@ def made_up(count: int, seed: int = 0) -> Iterator[dict[str, object]]:
     """Papers with titles and abstracts whose words follow Zipf's law."""
     generator = np.random.default_rng(seed)
     vocabulary = np.array(words_of(generator))
-    odds = 1.0 / np.arange(1, len(vocabulary) + 1)
-    odds /= odds.sum()
+    below = np.cumsum(1.0 / np.arange(1, len(vocabulary) + 1))
     first = datetime.date(2012, 1, 1)
     names = list(FAMILIES)
-    for start in range(0, count, 5000):
-        for number in range(start, min(count, start + 5000)):
-            text = vocabulary[generator.choice(len(vocabulary), generator.integers(120, 260), p=odds)]
-            title = " ".join(text[:9]).capitalize() + f" {number}"
-            day = first + datetime.timedelta(days=int(generator.integers(0, 5000)))
-            measured = generator.random() < 0.05
-            held = int(generator.integers(0, 6)) if measured else 0
-            yield {
-                "slug": f"made-{number}",
-                "title": title,
-                "title_key": title_key(title),
-                "arxiv": f"{day:%y%m}.{number:05}"[:20],
-                "date": day,
-                "listed_on": day,
-                "source": "daily",
-                "abstract": " ".join(text),
-                "authors_count": int(generator.integers(1, 12)),
-                "families": [names[i] for i in generator.choice(len(names), 2, replace=False)],
-                "tags": [f"tag {i}" for i in generator.choice(300, 4, replace=False)],
-                "held": held,
-                "undecided": 5 - held if measured else 0,
-                "runs": measured,
-                "standing": 2.0 + held / 5 if measured else 0.0,
-                "heat": float(generator.normal(2900, 5)) if generator.random() < 0.1 else None,
-            }
+    for number in range(count):
+        drawn = generator.random(generator.integers(120, 260)) * below[-1]
+        text = vocabulary[np.searchsorted(below, drawn, side="right")]
+        title = " ".join(text[:9]).capitalize() + f" {number}"
+        day = first + datetime.timedelta(days=int(generator.integers(0, 5000)))
+        measured = generator.random() < 0.05
+        held = int(generator.integers(0, 6)) if measured else 0
+        yield {
+            "slug": f"made-{number}",
+            "title": title,
+            "title_key": title_key(title),
+            "arxiv": f"{day:%y%m}.{number:05}"[:20],
+            "date": day,
+            "listed_on": day,
+            "source": "daily",
+            "abstract": " ".join(text),
+            "authors_count": int(generator.integers(1, 12)),
+            "families": [names[i] for i in generator.choice(len(names), 2, replace=False)],
+            "tags": [f"tag {i}" for i in generator.choice(300, 4, replace=False)],
+            "held": held,
+            "undecided": 5 - held if measured else 0,
+            "runs": False,
+            "standing": 2.0 + held / 5 if measured else 0.0,
+            "heat": float(generator.normal(2900, 5)) if generator.random() < 0.1 else None,
+        }
 
 
 def seed(site: Site, count: int) -> None:
@@ -145,17 +144,7 @@ def addresses(requests: int) -> dict[str, list[str]]:
     ]  # fmt: skip
     filters = ["", "", "", "&runs=1", "&year=2019", "&family=curriculum", "&verdict=holds", "&tag=tag+7"]
     days = [datetime.date(2012, 1, 1) + datetime.timedelta(days=int(d)) for d in generator.integers(0, 5000, requests)]
-    lists = [
-        "/",
-        "/new",
-        "/trending",
-        "/families/curriculum",
-        "/?page=2",
-        "/new?page=50",
-        "/search?runs=1",
-        "/compare?",
-    ]
-    lists.remove("/compare?")
+    lists = ["/", "/new", "/trending", "/families/curriculum", "/?page=2", "/new?page=50", "/search?runs=0"]
 
     def some(pool: list[str]) -> list[str]:
         return [pool[int(i)] for i in generator.integers(0, len(pool), requests)]
@@ -197,9 +186,9 @@ def main() -> int:
     if options.json:
         print(json.dumps(results, indent=2))
     else:
-        print("kind\trequests\tp50 ms\tp95 ms\tp99 ms\tmax ms\tgoal p95\tslowest")
+        print("kind\trequests\tp50 ms\tp95 ms\tp99 ms\tmax ms\tcpu p95\tgoal p95\tslowest")
         for row in results:
-            numbers = "\t".join(f"{row[name]:.1f}" for name in ("p50", "p95", "p99", "max"))
+            numbers = "\t".join(f"{row[name]:.1f}" for name in ("p50", "p95", "p99", "max", "cpu"))
             print(f"{row['kind']}\t{row['requests']}\t{numbers}\t{row['goal']:.0f}\t{row['slowest']}")
     return int(any(row["p95"] > row["goal"] for row in results))
 
@@ -211,15 +200,17 @@ def measure(site: Site, requests: int) -> list[dict[str, object]]:
         for kind, asked in addresses(requests).items():
             for address in asked[:5]:
                 client.get(address)
-            times = []
+            times, busy = [], []
             for address in asked:
-                start = time.perf_counter()
+                start, cpu = time.perf_counter(), time.process_time()
                 response = client.get(address)
                 times.append(1000 * (time.perf_counter() - start))
+                busy.append(1000 * (time.process_time() - cpu))
                 assert response.status_code == 200, (address, response.status_code)
             p50, p95, p99 = (float(value) for value in np.percentile(times, [50, 95, 99]))
             slowest = asked[int(np.argmax(times))]
             found = {"kind": kind, "requests": len(times), "p50": p50, "p95": p95, "p99": p99, "max": max(times)}
+            found["cpu"] = float(np.percentile(busy, 95))
             results.append({**found, "goal": GOALS[kind], "slowest": slowest})
     return results
 

@@ -245,9 +245,10 @@ def test_search_while_typing_and_copying(visit):
     field.press_sequentially("annotators disagree", delay=5)
     page.get_by_role("heading", name=re.compile("for “annotators disagree”")).wait_for()
     assert page.evaluate("document.activeElement.id") == "q"
-    assert page.url.split("?")[1].startswith("q=annotators+disagree")
+    page.wait_for_url(re.compile(r"\?q=annotators.disagree"))
     page.get_by_label("has code that runs").check()
     page.wait_for_url(re.compile("runs=1"))
+    assert field.input_value() == "annotators disagree"
     visited.goto(f"/papers/{PAPER.slug}")
     button = page.locator("button[data-copy=command]")
     button.click()
