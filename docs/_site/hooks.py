@@ -4,6 +4,7 @@ Markers in a page:
 
 - ``{{ evidence:SLUG }}``: claims with verdicts, what each arm measured, and the learning curves, from the ledger;
 - ``{{ bench:SLUG }}``: overhead per step, from the saved bench rows;
+- ``{{ compare:FAMILY }}``: the techniques of a problem side by side: claims with effects, cost, what they need;
 - ``{{ catalogue }}``: all papers by problem.
 
 A marker that names an unknown paper fails the build. One whose measurements do not exist yet says so.
@@ -28,7 +29,7 @@ from regularized.papers.catalogue import Entry, find, load_catalogue
 
 log = logging.getLogger("mkdocs.hooks.regularized")
 
-_MARKER = re.compile(r"\{\{ *(?P<kind>evidence|bench|catalogue)(?::(?P<slug>[a-z_0-9]+))? *\}\}")
+_MARKER = re.compile(r"\{\{ *(?P<kind>evidence|bench|compare|catalogue)(?::(?P<slug>[a-z_0-9]+))? *\}\}")
 _ROOT = Path(__file__).parents[2]
 _FIRST = ["index.md", "use", "evidence.md", "command_line.md", "papers.md"]
 _LAST = ["new_paper.md", "architecture.md", "contributing.md", "changelog.md"]
@@ -84,6 +85,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     def fill(match: re.Match[str]) -> str:
         if match["kind"] == "catalogue":
             return _catalogue(up)
+        if match["kind"] == "compare":
+            return _compare(match["slug"], up)
         return {"evidence": _evidence, "bench": _bench}[match["kind"]](find(match["slug"]), up)
 
     return _MARKER.sub(fill, markdown)
@@ -199,6 +202,43 @@ def _bench(entry: Entry, up: str) -> str:
         f"process, one thread, {environment['cpu']}, torch {environment['torch']}; memory as ratio of the peaks of "
         "fresh processes.*"
     )
+
+
+def _compare(family: str, up: str) -> str:
+    """One row a technique: nothing here is typed in."""
+    if family not in FAMILIES:
+        raise ValueError(f"{{{{ compare:{family} }}}}: there is no problem {family!r}; there are {sorted(FAMILIES)}")
+    rows = []
+    for entry in load_catalogue():
+        if not entry.implemented or family not in entry.card.families:
+            continue
+        measured = {
+            verdict: "<br>".join(
+                f"{outcome.claim.statement.rstrip('.')}: {effect_text(outcome.claim, outcome.effect)} "
+                f"({interval_text(outcome.claim, outcome)})"
+                for outcome in entry.outcomes
+                if outcome.verdict.value == verdict
+            )
+            for verdict in ("holds", "does not hold", "undecided")
+        }
+        saved = bench.load(entry.folder / "bench.json")
+        cost = [
+            f"{row.ratio:.2f} x step"
+            + ("" if row.peak_memory_ratio is None else f", {row.peak_memory_ratio:.2f} x memory")
+            + f": {row.size}"
+            + (f" ({row.note})" if row.note else "")
+            for row in (saved["rows"] if saved else ())
+        ]
+        card = entry.card
+        rows.append(
+            [
+                f"[{entry.slug}]({up}techniques/{entry.slug}.md)",
+                f"{entry.card.when_to_use} **Not:** {entry.card.when_not_to_use}",
+                *(text or "–" for text in measured.values()),
+                "<br>".join(cost) or "not measured yet",
+            ]
+        )
+    return _table(["technique", "use it for", "holds", "does not hold", "undecided", "cost of a step"], rows)
 
 
 def _catalogue(up: str) -> str:
