@@ -229,7 +229,6 @@ def _compare(family: str, up: str) -> str:
             + (f" ({row.note})" if row.note else "")
             for row in (saved["rows"] if saved else ())
         ]
-        card = entry.card
         rows.append(
             [
                 f"[{entry.slug}]({up}techniques/{entry.slug}.md)",
