@@ -405,6 +405,19 @@ def test_drift_of_known_changes():
     torch.testing.assert_close(lead.vectors.item(), 0.5 * (1 - math.cos(0.3)))
 
 
+def test_drift_by_a_slow_loop():
+    """Fails when changes of opposite sign cancel, of values or of inner products."""
+    for seed in range(3):
+        torch.manual_seed(seed)
+        before, after = torch.randn(2, 5, 4, dtype=torch.float64)
+        (u0, s0, v0), (u1, s1, v1) = (torch.linalg.svd(w, full_matrices=False) for w in (before, after))
+        values = sum(abs(float(s1[j] - s0[j])) for j in range(4)) / 4
+        turns = [abs(float(u1[:, j] @ u0[:, j])) + abs(float(v1[j] @ v0[j])) for j in range(4)]
+        drift = spectral_drift(before, after)
+        assert drift.values.item() == pytest.approx(values)
+        assert drift.vectors.item() == pytest.approx(1 - sum(turns) / 8)
+
+
 # -- conformance and experiment -----------------------------------------------------------------
 
 
