@@ -194,7 +194,7 @@ def test_training_does_what_it_is_for():
 
     def trained(loss):
         net = UnfoldedISTA(a, 0.3, layers=6)
-        IncrementalTraining(net, BernoulliGaussian(a, seed=1), loss=loss, steps_per_layer=40, lr=0.02).fit()
+        IncrementalTraining(net, BernoulliGaussian(a, seed=1), loss=loss, steps_per_layer=60, lr=0.05).fit()
         return net(y).detach()
 
     plain = UnfoldedISTA(a, 0.3, layers=1)
