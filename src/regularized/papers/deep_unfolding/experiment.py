@@ -49,13 +49,13 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "iht_unsupervised": {**_L0, "how": "unsupervised", "lr": 0.01},
 }
 
-_STEPS = [{"step": step} for step in (0.5, 1.0, 1.5, 1.9)]
-_RATES = [{"lr": lr} for lr in (0.003, 0.01, 0.03, 0.1)]
+_STEPS = [{"step": step} for step in (0.25, 0.5, 1.0, 1.5, 1.9, 1.99)]  # 2 is where gradient steps diverge
+_RATES = [{"lr": lr} for lr in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)]
 TUNING = Tuning(
     metric="validation_loss",
     direction="lower",
     grids={arm: _STEPS if "step" in settings else _RATES for arm, settings in ARMS.items()},
-    seeds=(1000,),
+    seeds=(1000, 1001),
 )
 
 
