@@ -37,16 +37,16 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
 # A penalty that visibly shrinks for l1, and one that keeps about the true support for l0.
 _L1, _L0 = {"norm": "l1", "penalty": 0.3}, {"norm": "l0", "penalty": 0.06}
 ARMS: Mapping[str, Mapping[str, Any]] = {
-    "ista": {**_L1, "how": "iterate", "step": 1.5},
+    "ista": {**_L1, "how": "iterate", "step": 1.99},
     "fista": {**_L1, "how": "fista", "step": 1.5},
-    "ista_converged": {**_L1, "how": "converge", "step": 1.5},
+    "ista_converged": {**_L1, "how": "converge", "step": 0.25},
     "ista_shuffled_steps": {**_L1, "how": "shuffled", "lr": 0.01},
-    "ista_supervised": {**_L1, "how": "supervised", "lr": 0.01},
-    "ista_unsupervised": {**_L1, "how": "unsupervised", "lr": 0.01},
-    "iht": {**_L0, "how": "iterate", "step": 1.5},
-    "iht_converged": {**_L0, "how": "converge", "step": 1.5},
+    "ista_supervised": {**_L1, "how": "supervised", "lr": 0.03},
+    "ista_unsupervised": {**_L1, "how": "unsupervised", "lr": 0.03},
+    "iht": {**_L0, "how": "iterate", "step": 1.99},
+    "iht_converged": {**_L0, "how": "converge", "step": 1.99},
     "iht_supervised": {**_L0, "how": "supervised", "lr": 0.01},
-    "iht_unsupervised": {**_L0, "how": "unsupervised", "lr": 0.01},
+    "iht_unsupervised": {**_L0, "how": "unsupervised", "lr": 0.003},
 }
 
 _STEPS = [{"step": step} for step in (0.25, 0.5, 1.0, 1.5, 1.9, 1.99)]  # 2 is where gradient steps diverge
