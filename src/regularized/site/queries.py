@@ -245,7 +245,10 @@ def comments_of(session: Session, paper: Paper) -> Sequence[Comment]:
 
 
 def related(session: Session, paper: Paper, limit: int = 5) -> list[Paper]:
-    """Papers that share most tags and families with a paper, the better proven first among equals."""
+    """Papers that share most tags and families with a paper, the better proven first among equals.
+
+    A family counts among papers with a card only: of others there may be tens of thousands.
+    """
     if not paper.tags and not paper.families:
         return []
     common = (
@@ -255,6 +258,7 @@ def related(session: Session, paper: Paper, limit: int = 5) -> list[Paper]:
         .union_all(
             select(PaperFamily.paper_id, func.count())
             .where(PaperFamily.family.in_(paper.families), PaperFamily.paper_id != paper.id)
+            .where(PaperFamily.paper_id.in_(select(Paper.id).where(Paper.has_card)))
             .group_by(PaperFamily.paper_id)
         )
         .subquery()
