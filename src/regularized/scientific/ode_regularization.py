@@ -91,8 +91,10 @@ def solver_penalty(statistics: SolverStatistics, *, kind: Kind = "error", reduct
     if kind in ("stiffness", "both"):
         stiffness = statistics.stiffness / cast(float, statistics.stability_size)
         values = stiffness if kind == "stiffness" else values + STIFFNESS_SHARE * stiffness
-    over_steps = {"mean": values.mean, "sum": values.sum, "max": values.amax}[reduction](dim=0)
-    penalty = over_steps.mean()
+    if reduction == "max":
+        penalty = values.amax(dim=0).mean()
+    else:
+        penalty = (values.mean(dim=0) if reduction == "mean" else values.sum(dim=0)).mean()
     if penalty.requires_grad:
         penalty.register_hook(lambda _gradient: setattr(statistics, "spent", True))
     return penalty
@@ -117,7 +119,8 @@ class _ExponentialDecay:
 
     def __call__(self, progress: Progress) -> float:
         share = progress.epoch / progress.total_epochs if progress.total_epochs else 0.0
-        return self.start * (self.end / self.start) ** min(share, 1.0)
+        value: float = self.start * (self.end / self.start) ** min(share, 1.0)
+        return value
 
 
 def exponential_decay(start: float, end: float) -> Schedule:

@@ -120,9 +120,11 @@ class Solution:
 def _rms(x: Tensor, norm: Norm) -> Tensor:
     """Root of the mean square over everything, or over each row; its gradient at 0 is 0."""
     if norm == "batch":
-        return torch.linalg.vector_norm(x) * (x.numel() ** -0.5)
+        whole: Tensor = torch.linalg.vector_norm(x) * (x.numel() ** -0.5)
+        return whole
     rows = x.reshape(len(x), -1)
-    return torch.linalg.vector_norm(rows, dim=1) * (rows.shape[1] ** -0.5)
+    each: Tensor = torch.linalg.vector_norm(rows, dim=1) * (rows.shape[1] ** -0.5)
+    return each
 
 
 def _stiffness(k_last: Tensor, k_before: Tensor, g_last: Tensor, g_before: Tensor, *, norm: Norm) -> Tensor:
@@ -170,13 +172,14 @@ class StepController:
 
     def accepted(self, h: float, error: float) -> float:
         """Next step size after a step of error <= 1."""
-        q = error**self._proportional / self._previous**self._integral / self._safety
+        q: float = error**self._proportional / self._previous**self._integral / self._safety
         self._previous = max(error, 1e-4)
         return h / min(max(q, 1.0 / self._largest), 1.0 / self._smallest)
 
     def rejected(self, h: float, error: float) -> float:
         """Step size of the next attempt, after one of error > 1."""
-        return h / min(1.0 / self._smallest, error**self._proportional / self._safety)
+        q: float = error**self._proportional / self._safety
+        return h / min(1.0 / self._smallest, q)
 
 
 class _Pair:
@@ -489,7 +492,7 @@ def check_tolerances(rtol: float, atol: float, state: Tensor) -> None:
     """
     if not state.is_floating_point():
         raise TypeError(f"the state must be of a floating point type, got {state.dtype}; convert it with .float()")
-    smallest = 10.0 * torch.finfo(state.dtype).eps
+    smallest = 4.0 * torch.finfo(state.dtype).eps
     if not (rtol >= 0.0 and atol >= 0.0 and math.isfinite(rtol) and math.isfinite(atol)):
         raise ValueError(f"rtol and atol must be >= 0 and finite, got rtol={rtol}, atol={atol}")
     if max(rtol, atol) < smallest:

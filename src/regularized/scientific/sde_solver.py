@@ -62,6 +62,9 @@ class BrownianPath:
         like: tensor of the shape, type and device of the noise.
         generator: source of randomness on that device; default torch's global one.
 
+    Raises:
+        TypeError: ``like`` is not of a floating type.
+
     Examples:
         >>> path = BrownianPath(torch.zeros(3), generator=torch.Generator().manual_seed(0))
         >>> whole = path.ahead(1.0)
@@ -73,6 +76,8 @@ class BrownianPath:
     """
 
     def __init__(self, like: Tensor, *, generator: torch.Generator | None = None) -> None:
+        if not like.is_floating_point():
+            raise TypeError(f"a Brownian path needs a floating point type, got {like.dtype}; convert it with .float()")
         self._like = like.detach()
         self._generator = generator
         self._pieces: list[Increment] = []

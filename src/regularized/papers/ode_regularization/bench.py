@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
@@ -47,8 +48,7 @@ def _rk4(field: _Field, u: Tensor, *, steps: int) -> tuple[Tensor, SolverStatist
 
 
 def _torchdiffeq(field: _Field, u: Tensor) -> tuple[Tensor, SolverStatistics | None]:
-    from torchdiffeq import odeint as theirs
-
+    theirs = import_module("torchdiffeq").odeint
     return theirs(field, u, torch.tensor([0.0, 1.0]), method="dopri5", rtol=TOLERANCE, atol=TOLERANCE)[-1], None
 
 

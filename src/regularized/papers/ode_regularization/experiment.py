@@ -126,6 +126,7 @@ def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
         evaluations = 0
         for batch in batches.batches(epoch):
             inputs = batch.inputs
+            assert batch.targets is not None
             loss = F.cross_entropy(model(inputs), batch.targets)
             if s["penalty"] == "error":
                 assert falling is not None
