@@ -51,27 +51,27 @@ DEFAULTS: dict[str, Any] = {"problem": "digits", "method": "plain", "direction":
 _LFU: dict[str, Any] = {"method": "lfu"}
 # lr (and the noise, and the radius) are the best of TUNING; alpha and lambda are the paper's.
 ARMS: dict[str, dict[str, Any]] = {
-    "plain": {"lr": 3e-3},
-    "noise": {"method": "noise", "noise": 0.1, "lr": 3e-3},
-    "sam": {"method": "sam", "radius": 0.1, "lr": 3e-3},
-    "lfu_random": {**_LFU, "direction": "random", "lr": 3e-3},
-    "lfu_other_batch": {**_LFU, "direction": "other", "lr": 3e-3},
-    "lfu_lora": {**_LFU, "aux": "lora", "lr": 3e-3},
-    "lfu_steering": {**_LFU, "aux": "steering", "lr": 3e-3},
-    "lfu": {**_LFU, "lr": 3e-3},
+    "plain": {"lr": 0.01},
+    "noise": {"method": "noise", "noise": 0.2, "lr": 0.003},
+    "sam": {"method": "sam", "radius": 0.2, "lr": 0.003},
+    "lfu_random": {**_LFU, "direction": "random", "lr": 0.01},
+    "lfu_other_batch": {**_LFU, "direction": "other", "lr": 0.01},
+    "lfu_lora": {**_LFU, "aux": "lora", "lr": 0.01},
+    "lfu_steering": {**_LFU, "aux": "steering", "lr": 0.01},
+    "lfu": {**_LFU, "lr": 0.01},
     # Equal settings, not tuned (a trial of both takes a minute): lr is the better of 1e-3 and 3e-3 for plain LoRA.
     "language_plain": {"problem": "language", "lr": 1e-3},
     "language_lfu": {**_LFU, "problem": "language", "lr": 1e-3},
 }
 
-_RATES = [{"lr": lr} for lr in (1e-3, 3e-3, 1e-2)]
+_RATES = [{"lr": lr} for lr in (3e-3, 1e-2, 2e-2, 3e-2, 5e-2, 1e-1)]
 TUNING = Tuning(
     metric="validation_accuracy",  # of 200 rotated digits that are set aside
     direction="higher",
     grids={
         **dict.fromkeys(("plain", "lfu_random", "lfu_other_batch", "lfu_lora", "lfu_steering", "lfu"), _RATES),
-        "noise": [{"noise": noise, "lr": 3e-3} for noise in (0.05, 0.1, 0.2)],
-        "sam": [{"radius": radius, "lr": 3e-3} for radius in (0.05, 0.1, 0.2)],
+        "noise": [{"noise": noise, "lr": lr} for noise in (0.1, 0.2, 0.4) for lr in (1e-2, 3e-2)],
+        "sam": [{"radius": radius, "lr": lr} for radius in (0.1, 0.2, 0.4) for lr in (1e-2, 3e-2)],
     },
 )
 
