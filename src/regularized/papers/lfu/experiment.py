@@ -52,8 +52,8 @@ _LFU: dict[str, Any] = {"method": "lfu"}
 # lr (and the noise, and the radius) are the best of TUNING; alpha and lambda are the paper's.
 ARMS: dict[str, dict[str, Any]] = {
     "plain": {"lr": 0.01},
-    "noise": {"method": "noise", "noise": 0.2, "lr": 0.003},
-    "sam": {"method": "sam", "radius": 0.2, "lr": 0.003},
+    "noise": {"method": "noise", "noise": 0.1, "lr": 0.01},
+    "sam": {"method": "sam", "radius": 0.2, "lr": 0.01},
     "lfu_random": {**_LFU, "direction": "random", "lr": 0.01},
     "lfu_other_batch": {**_LFU, "direction": "other", "lr": 0.01},
     "lfu_lora": {**_LFU, "aux": "lora", "lr": 0.01},
