@@ -111,7 +111,7 @@ class LfU:
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> x, y = torch.randn(16, 3), torch.randint(2, (16,))
         >>> with lfu.record():
-        ...     loss = F.cross_entropy(model(x), y)
+        ...     loss = nn.functional.cross_entropy(model(x), y)
         >>> loss.backward()
         >>> penalty = lfu.backward()
         >>> optimizer.step(); optimizer.zero_grad()
