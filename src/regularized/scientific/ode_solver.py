@@ -299,7 +299,7 @@ def odeint(
         >>> torch.allclose(solution.states[-1], u0 * torch.tensor(-1.0).exp(), rtol=1e-7)
         True
         >>> solution.statistics.evaluations, solution.statistics.rejected
-        (62, 0)
+        (134, 0)
     """
     pair = check_pair(method)
     t = check_times(times)
