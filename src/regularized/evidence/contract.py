@@ -177,6 +177,12 @@ def _train(
                 with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=autocast):
                     loss = objective.loss(step, counts, first=m == 0, scale=float(world))
                 loss.backward()
+            if world > 1:  # what a term trains itself is outside the wrapped model
+                own = {id(p) for p in model.parameters()}
+                for p in objective.parameters():
+                    if p.grad is not None and id(p) not in own:
+                        dist.all_reduce(p.grad)
+                        p.grad /= world
             for moment in objective.moments("before_step"):
                 moment(step)
             gradients = [p.grad.clone() for p in trained if p.grad is not None]

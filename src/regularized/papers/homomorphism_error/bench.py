@@ -1,0 +1,67 @@
+"""Cost of the term on pairs of the task's batch, and of the official second batch, beside a plain step."""
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from regularized.evidence.bench import StepFunction, Workload
+from regularized.evidence.models import seeded
+from regularized.mechanisms.taps import Taps
+from regularized.papers.homomorphism_error.experiment import Transformer, task_loss
+from regularized.training.progress import Progress
+from regularized.training.step import Batch, Step
+from regularized.understanding.command_language import MODIFIERS, VOCABULARY, WORDS, commands, encode
+from regularized.understanding.homomorphism_error import Compositionality, CompositionOperators, PairPool
+
+_WORDS = [VOCABULARY.index(word) for word in WORDS]
+_MODIFIERS = [VOCABULARY.index(word) for word in MODIFIERS]
+
+
+def _build(width: int, layers: int, pool_size: int) -> tuple[StepFunction, StepFunction]:
+    pairs = commands(2, noise=9, largest=64)
+    x, y = encode([command for command, _ in pairs]), encode([meaning for _, meaning in pairs])
+    plain, net = (seeded(0, Transformer, width, layers) for _ in range(2))
+    names = [f"blocks.{k}" for k in sorted({(layers - 1) // 2, layers - 1})]
+    operators = CompositionOperators(width, _MODIFIERS)
+    term = Compositionality(width, words=_WORDS, modifiers=_MODIFIERS, layers=names)
+    pool, draws = PairPool.mine(x, _WORDS, _MODIFIERS), torch.Generator().manual_seed(0)
+    adam = partial(torch.optim.Adam, lr=1e-4)
+    own: nn.Module = operators if pool_size else term
+    optimizers = adam(plain.parameters()), adam([*net.parameters(), *own.parameters()])
+
+    def plain_step() -> None:
+        optimizers[0].zero_grad()
+        task_loss(plain(x), y).backward()
+        optimizers[0].step()
+
+    def pool_step() -> None:
+        optimizers[1].zero_grad()
+        loss = task_loss(net(x), y) + 0.2 * pool.sample(pool_size, draws).loss(net, names, operators)
+        loss.backward()
+        optimizers[1].step()
+
+    def term_step() -> None:
+        optimizers[1].zero_grad()
+        batch = Batch.of({"inputs": x, "targets": y})
+        with Taps(net, names) as taps:
+            step = Step(net, batch, Progress(0, 1), taps.states)
+            loss = task_loss(step.logits, y) + 0.2 * term(step) / term.count(batch)
+        loss.backward()
+        optimizers[1].step()
+
+    return plain_step, pool_step if pool_size else term_step
+
+
+def workloads() -> list[Workload]:
+    """Pairs of the batch, and the official pool of 256."""
+    return [
+        Workload("d 64, L 2, B 64 x 15", partial(_build, 64, 2, 0), "pairs of the task's batch"),
+        Workload("d 128, L 4, B 64 x 15", partial(_build, 128, 4, 0), "pairs of the task's batch"),
+        Workload(
+            "d 128, L 4, B 64 x 15, pool 256",
+            partial(_build, 128, 4, 256),
+            "the official second batch, four times as many sequences",
+            floor=5.0,
+        ),
+    ]
