@@ -171,6 +171,9 @@ class PairPool:
         first: (P,) position of the word; the modifier stands behind it.
         which: (P,) the modifier, as a position in ``modifiers``.
 
+    Raises:
+        ValueError: (from :meth:`mine`) there is no pair in the data.
+
     Examples:
         >>> pool = PairPool.mine(torch.tensor([[5, 9, 3], [3, 5, 8]]), words=[5], modifiers=[8, 9])
         >>> pool.first.tolist(), pool.which.tolist()
