@@ -46,10 +46,10 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
 NOISE, BATCH, LONGEST = 9, 64, 50  # "Batch 64"; "max_len 50"
 
 ARMS: Mapping[str, Mapping[str, Any]] = {
-    "plain": {"lr": 1e-3},
-    "any_neighbours": {"lr": 1e-3, "term": "any", "weight": 0.2},
-    "homomorphism": {"lr": 1e-3, "term": "pool", "weight": 0.2},
-    "in_batch": {"lr": 1e-3, "term": "batch", "weight": 0.2},
+    "plain": {"lr": 0.0005},
+    "any_neighbours": {"lr": 0.001, "term": "any", "weight": 0.2},
+    "homomorphism": {"lr": 0.001, "term": "pool", "weight": 0.2},
+    "in_batch": {"lr": 0.001, "term": "batch", "weight": 0.2},
 }
 
 _WITH_WEIGHT = [{"lr": lr, "weight": weight} for lr in (1e-3, 3e-3) for weight in (0.2, 1.0)]
