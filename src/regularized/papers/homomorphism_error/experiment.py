@@ -52,12 +52,12 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "in_batch": {"lr": 0.001, "term": "batch", "weight": 0.2},
 }
 
-_WITH_WEIGHT = [{"lr": lr, "weight": weight} for lr in (1e-3, 3e-3) for weight in (0.2, 1.0)]
+_WITH_WEIGHT = [{"lr": lr, "weight": weight} for lr in (5e-4, 1e-3) for weight in (0.2, 1.0)]
 TUNING = Tuning(
     metric="validation_accuracy",
     direction="higher",
     grids={
-        "plain": [{"lr": lr} for lr in (5e-4, 1e-3, 2e-3, 3e-3)],
+        "plain": [{"lr": lr} for lr in (2.5e-4, 5e-4, 1e-3, 2e-3)],
         "any_neighbours": _WITH_WEIGHT,
         "homomorphism": _WITH_WEIGHT,
         "in_batch": _WITH_WEIGHT,
