@@ -46,9 +46,9 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
 NOISE, BATCH, LONGEST = 9, 64, 50  # "Batch 64"; "max_len 50"
 
 ARMS: Mapping[str, Mapping[str, Any]] = {
-    "plain": {"lr": 0.0005},
-    "any_neighbours": {"lr": 0.001, "term": "any", "weight": 0.2},
-    "homomorphism": {"lr": 0.001, "term": "pool", "weight": 0.2},
+    "plain": {"lr": 0.00025},
+    "any_neighbours": {"lr": 0.0005, "term": "any", "weight": 0.2},
+    "homomorphism": {"lr": 0.0005, "term": "pool", "weight": 1.0},
     "in_batch": {"lr": 0.001, "term": "batch", "weight": 0.2},
 }
 
