@@ -196,7 +196,7 @@ def homomorphism_error(
         with torch.no_grad():
             predicted = probe(held[:, 0], held[:, 1])
             mse[family], cosine[family] = (float(value) for value in probe_errors(predicted, held[:, 2]))
-    return HomomorphismError(mse, cosine, float(held[:, 2].var(dim=0, unbiased=False).mean()))
+    return HomomorphismError(mse, cosine, float(held[:, 2].var(dim=0, unbiased=False).mean()))  # type: ignore[arg-type]
 
 
 def _fit(probe: nn.Module, train: Tensor, epochs: int, lr: float, batch_size: int) -> None:

@@ -159,7 +159,7 @@ def composition_loss(
 
 def _squared_errors(operators: CompositionOperators, a: Tensor, m: Tensor, target: Tensor, which: Tensor) -> Tensor:
     """(n,) mean squared error of each pair."""
-    return (operators(torch.cat([a, m], dim=-1), which) - target).square().mean(dim=-1)
+    return (operators(torch.cat([a, m], dim=-1), which) - target).square().mean(dim=-1)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,7 @@ def _train(
                 if s["term"] == "batch":
                     loss = loss + s["weight"] * _of_batch(x[rows], states, operators)
             if s["term"] in ("pool", "any"):
-                loss = loss + s["weight"] * pool.sample(s["pool"], draws).loss(net, layers, operators)
+                loss = loss + s["weight"] * pool.sample(s["pool"], draws).loss(net, layers, operators)  # type: ignore[arg-type]
             torch.set_rng_state(state)
             optimizer.zero_grad()
             loss.backward()
