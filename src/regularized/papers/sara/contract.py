@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from regularized.evidence.contract import BadInput, Subject
-from regularized.fine_tuning.nuclear_norm import polar_factor
+from regularized.fine_tuning.nuclear_norm import Polar, polar_factor
 from regularized.fine_tuning.sara import SaRA, suggested_learning_rate
 from regularized.fine_tuning.sparse_adapter import SparseAdapter
 from regularized.training.terms import CrossEntropy
@@ -36,7 +36,9 @@ def _plain() -> Mapping[str, nn.Module]:
 
 
 def _sara() -> Mapping[str, nn.Module]:
-    return {"task": CrossEntropy(), "sara": SaRA(fraction=0.3)}
+    # On a GPU as its page advises: a singular value decomposition there makes the host wait.
+    polar: Polar = "newton_schulz" if torch.cuda.is_available() else "svd"
+    return {"task": CrossEntropy(), "sara": SaRA(fraction=0.3, polar=polar)}
 
 
 def _everything() -> Mapping[str, nn.Module]:
