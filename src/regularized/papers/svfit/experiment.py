@@ -96,7 +96,7 @@ def _rates(*rates: float) -> list[dict[str, float]]:
     return [{"lr": rate} for rate in rates]
 
 
-# As many trials for each arm, about its natural rate; a grid whose best lay at an end (of 1e-3 ... 3e-1) was moved once.
+# As many trials for each arm, about its natural rate; where the best lay at an end of (1e-3 ... 3e-1), moved once.
 _GRIDS = {
     "full": _rates(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
     "low_rank": _rates(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
