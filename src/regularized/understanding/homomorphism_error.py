@@ -82,13 +82,15 @@ class CompositionOperators(nn.Module):
         return every.gather(0, which.view(1, -1, 1).expand(1, -1, every.shape[-1]))[0]
 
 
-def find_pairs(tokens: Tensor, words: Sequence[int], modifiers: Sequence[int]) -> tuple[Tensor, Tensor]:
+def find_pairs(
+    tokens: Tensor, words: Sequence[int] | Tensor, modifiers: Sequence[int] | Tensor
+) -> tuple[Tensor, Tensor]:
     """Where a word is directly followed by a modifier.
 
     Args:
         tokens: (B, T) integers.
-        words: tokens that can be modified.
-        modifiers: tokens of the modifiers.
+        words: tokens that can be modified; as a tensor on the device, nothing is copied there.
+        modifiers: tokens of the modifiers, likewise.
 
     Returns:
         ``(found, which)``, both (B, T - 1): whether a pair begins at a position, and the modifier that follows as a
@@ -99,7 +101,7 @@ def find_pairs(tokens: Tensor, words: Sequence[int], modifiers: Sequence[int]) -
         >>> found.tolist(), which.tolist()
         ([[True, False, False, False]], [[1, 0, 0, 0]])
     """
-    word, modifier = (torch.tensor(list(those), device=tokens.device) for those in (words, modifiers))
+    word, modifier = (torch.as_tensor(those, device=tokens.device) for those in (words, modifiers))
     following = tokens[:, 1:, None] == modifier
     found = (tokens[:, :-1, None] == word).any(dim=-1) & following.any(dim=-1)
     return found, following.int().argmax(dim=-1) * found
@@ -268,6 +270,9 @@ class Compositionality(Term):
         (('blocks.1', 'blocks.3'), 4)
     """
 
+    words: Tensor
+    modifiers: Tensor
+
     def __init__(
         self,
         dim: int,
@@ -286,8 +291,11 @@ class Compositionality(Term):
             raise ValueError(
                 f"words must be one or more tokens that are no modifiers, got {list(words)} and {list(modifiers)}"
             )
-        self.words, self.detach_target = tuple(words), detach_target
+        self.detach_target = detach_target
         self.operators = CompositionOperators(dim, modifiers, hidden=hidden)
+        # On the device with the rest, so that no step copies them there; part of no state.
+        self.register_buffer("words", torch.tensor(list(words)), persistent=False)
+        self.register_buffer("modifiers", torch.tensor(list(modifiers)), persistent=False)
         self.taps = tuple(layers)
 
     def count(self, batch: Batch) -> int | Tensor:
@@ -315,4 +323,4 @@ class Compositionality(Term):
         if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.is_floating_point():
             shape = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
             raise ValueError(f"the model's input must be (B, T) integer tokens, got {shape}")
-        return find_pairs(tokens, self.words, self.operators.modifiers)
+        return find_pairs(tokens, self.words, self.modifiers)
