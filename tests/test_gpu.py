@@ -9,6 +9,7 @@ from torch import nn
 
 from regularized.evidence import contract
 from regularized.mechanisms.sample_history import store_rows
+from regularized.mechanisms.taps import Taps
 from regularized.papers.catalogue import load_catalogue
 from regularized.training import (
     Batch,
@@ -31,6 +32,7 @@ SUBJECTS = [
     for subject in entry.contract().subjects()
     if isinstance(subject, contract.Subject)
 ]
+LONG = 1000
 IDS = [f"{slug}-{subject.name}" for slug, subject in SUBJECTS]
 
 
@@ -45,15 +47,18 @@ def trained_steps(subject, steps, *, watch):
     objective.to("cuda")
     optimizer = subject.optimizer(objective.parameter_groups(model))
     batch = Batch.of({name: tensor.to("cuda") for name, tensor in subject.data(8, 0).items()})
+    taps = Taps(model, objective.taps)
+    # The first steps of a long training: what happens once in it, such as a new selection at half time, may wait.
     for moment in objective.moments("epoch_start"):
-        moment(Progress(0, steps, 0, 1))
+        moment(Progress(0, LONG, 0, 1))
     for number in range(steps):
         torch.cuda.set_sync_debug_mode("error" if watch and number else "default")
         try:
             window = [batch]
             for transform in objective.moments("transform"):
                 window = [transform(one) for one in window]
-            step = Step(model, window[0], Progress(number, steps, 0, 1))
+            taps.clear()
+            step = Step(model, window[0], Progress(number, LONG, 0, 1), taps.states)
             loss = objective.loss(step, objective.counts(window, device=torch.device("cuda")))
             loss.backward()
             for moment in objective.moments("before_step"):
@@ -64,6 +69,7 @@ def trained_steps(subject, steps, *, watch):
             optimizer.zero_grad()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+    taps.remove()
     return model
 
 
