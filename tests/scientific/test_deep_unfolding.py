@@ -135,7 +135,11 @@ def test_proximal_maps(values, theta):
     distance = 0.5 * (grid[:, None] - r).square()
     for x, cost, grid_cost in (
         (soft_threshold(r, theta), theta * soft_threshold(r, theta).abs(), theta * grid.abs()),
-        (hard_threshold(r, theta), theta**2 / 2 * (hard_threshold(r, theta) != 0), theta**2 / 2 * (grid != 0)),
+        (
+            hard_threshold(r, theta),
+            theta**2 / 2 * (hard_threshold(r, theta) != 0).double(),
+            theta**2 / 2 * (grid != 0).double(),
+        ),
     ):
         best = (distance + grid_cost[:, None]).min(dim=0).values
         assert bool((0.5 * (x - r).square() + cost <= best + 1e-9).all())

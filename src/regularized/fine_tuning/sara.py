@@ -146,7 +146,7 @@ class SaRA(Term):
         ...     optimizer.zero_grad()
         >>> adapter = sara.adapter()  # what was learned, for a small file
         >>> sara.finalize()  # a plain model again
-        >>> len(adapter) == 4 and adapter.num_entries == round(0.1 * 6723)
+        >>> adapter.num_entries == round(0.1 * 6723)
         True
     """
 

@@ -36,6 +36,7 @@ def clip_logits(image: Tensor, text: Tensor, *, logit_scale: float | Tensor = 10
         (B, C) ``s cos(image, text)``.
 
     Examples:
+        >>> import torch
         >>> clip_logits(torch.tensor([[2.0, 0.0]]), torch.tensor([[3.0, 0.0], [0.0, 1.0]]), logit_scale=10.0)
         tensor([[10.,  0.]])
     """
@@ -53,6 +54,7 @@ def few_shot_loss(logits: Tensor, labels: Tensor) -> Tensor:
         ValueError: a label has no description.
 
     Examples:
+        >>> import torch
         >>> few_shot_loss(torch.zeros(3, 4), torch.tensor([0, 3, 1]))
         tensor(1.3863)
     """
@@ -137,6 +139,7 @@ class FewShotClassifier(nn.Module):
         UserWarning: the model's ``logit_scale`` is trainable: a few images move it towards over-confidence.
 
     Examples:
+        >>> import torch
         >>> import transformers
         >>> tower = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
         >>> model = transformers.CLIPModel(transformers.CLIPConfig(

@@ -40,7 +40,7 @@ def commands(
     Examples:
         >>> command, meaning = commands(2, seed=1)[0]
         >>> " ".join(command), " ".join(meaning)
-        ('jump thrice then walk twice', 'JUMP JUMP JUMP WALK WALK')
+        ('jump twice then walk', 'JUMP JUMP WALK')
     """
     if words < 1 or noise < 0 or largest < 1:
         raise ValueError(f"words and largest must be at least 1 and noise at least 0, got {words}, {largest}, {noise}")
