@@ -74,7 +74,9 @@ def site(
         note(f"no mail server is set (REGULARIZED_SMTP_HOST): messages are written to {opened.settings.outbox}")
     if opened.meaning is None:
         note("no sentence encoder: search goes by words alone")
-    threading.Thread(target=draw_all, args=(opened,), name="plots", daemon=True).start()
+    closing = threading.Event()
+    plots = threading.Thread(target=draw_all, args=(opened, closing), name="plots", daemon=True)
+    plots.start()
     note(f"the catalogue is at {opened.settings.url} (stop with Ctrl-C)")
     # Who sent a request is told by the connection; a proxy in front is believed by the site itself, where it is set.
     config = uvicorn.Config(create_app(opened), log_level="warning", proxy_headers=False, server_header=False)
@@ -82,6 +84,9 @@ def site(
         uvicorn.Server(config).run(sockets=[listener])
     finally:
         listener.close()
+        # Python aborts when it ends while a thread is drawing: that one drawing is waited for.
+        closing.set()
+        plots.join()
 
 
 def import_file(

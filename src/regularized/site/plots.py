@@ -79,11 +79,13 @@ def plots_of(slug: str, fingerprint: str, *, package: str, folder: Path) -> Plot
     return _kept(entry, folder / f"{fingerprint[:40]}.json") if entry.ledger.is_file() else _NONE
 
 
-def draw_all(site: Site) -> None:
-    """Draw what is not drawn yet, so that no reader waits for it."""
+def draw_all(site: Site, closing: threading.Event) -> None:
+    """Draw what is not drawn yet, so that no reader waits for it; stops after the drawing at hand when closing."""
     with site.read() as session:
         wanted = session.execute(select(Paper.slug, Paper.fingerprint).where(Paper.standing >= 2.0)).all()
     for slug, fingerprint in wanted:
+        if closing.is_set():
+            return
         plots_of(slug, fingerprint, package=site.settings.package, folder=site.settings.folder / "plots")
 
 
