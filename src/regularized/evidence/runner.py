@@ -230,8 +230,8 @@ def _run_matrix(
                     keep(job, answer)
                 # The interrupt may have come after a run was stored and before it was noted: the store knows.
                 of_scale = store.find(slug, scale=jobs[0].scale, code_key=key, versions=current, dirty=dirty)
-                stored = {_identity(run) for run in of_scale}
-                finished = len(runs) if fresh else sum(_identity(job) in stored for job in jobs)
+                kept = {_identity(run) for run in of_scale}
+                finished = len(runs) if fresh else sum(_identity(job) in kept for job in jobs)
                 raise Interrupted(finished, len(jobs)) from None
     return [runs[_identity(job)] for job in jobs if _identity(job) in runs], failures, reused
 
