@@ -263,6 +263,7 @@ def _worker(rank: int, subject: Subject, folder: str) -> None:
         weights, gradients, objective = _train(subject, subject.terms(), rank=rank, world=2)
         saved = {"weights": weights, "gradients": gradients, "state": dict(objective.state_dict())}
         torch.save(saved, Path(folder) / f"{rank}.pt")
+        dist.barrier()  # who leaves first would take the connection from under the other one's last exchange
     finally:
         dist.destroy_process_group()
 
