@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from regularized.evidence.conformance import Case, UnknownCase
 from regularized.fine_tuning.glad import GLAD, steer
+from regularized.mechanisms.distributed import leave_process_group
 from regularized.papers.glad import conformance
 from regularized.training import CrossEntropy, TensorData, Trainer
 
@@ -461,10 +462,8 @@ def _two(rank, port, folder):
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
     dist.init_process_group("gloo")
-    try:
-        torch.save({"plain": _plain_loop(rank, 2), "trainer": _trainer()}, f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+    torch.save({"plain": _plain_loop(rank, 2), "trainer": _trainer()}, f"{folder}/{rank}.pt")
+    leave_process_group()
 
 
 def test_two_processes_end_where_one_does(tmp_path):

@@ -16,6 +16,7 @@ from regularized.fine_tuning.lfu_consistency import hidden_state_consistency, lo
 from regularized.fine_tuning.lfu_steps import AuxiliaryLoRA, Steering, steer
 from regularized.fine_tuning.lfu_term import LfUTerm
 from regularized.mechanisms.ascent import global_norm
+from regularized.mechanisms.distributed import leave_process_group
 from regularized.papers.lfu.contract import TinyLM
 from regularized.training import CrossEntropy, TensorData, Trainer
 
@@ -489,10 +490,8 @@ def _half(rank: int, world: int, folder: str) -> None:
 def _worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    try:
-        _half(rank, 2, folder)
-    finally:
-        dist.destroy_process_group()
+    _half(rank, 2, folder)
+    leave_process_group()
 
 
 def test_plain_loop_over_ddp(tmp_path):

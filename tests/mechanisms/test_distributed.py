@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from regularized.mechanisms.distributed import gather_rows, gather_samples, rank, world_size
+from regularized.mechanisms.distributed import gather_rows, gather_samples, leave_process_group, rank, world_size
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
@@ -50,7 +50,8 @@ ours.backward()
 torch.testing.assert_close(ours, loss)
 torch.testing.assert_close(model.module.weight.grad, whole.weight.grad)
 torch.testing.assert_close(model.module.bias.grad, whole.bias.grad)
-dist.destroy_process_group()
+del model, ours, loss
+leave_process_group()
 """
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from regularized.mechanisms.distributed import gather_rows
+from regularized.mechanisms.distributed import gather_rows, leave_process_group
 from regularized.training import Batch, CrossEntropy, Step, Term, Trainer, linear
 
 CLASSES, LENGTH, VOCABULARY, FEATURES = 3, 5, 20, 6
@@ -330,8 +330,8 @@ def main() -> None:
         losses = trainer.callback_metrics["loss"]
         final = state(module.model, module.objective)
     save_file({**final, "losses": losses}, out / f"{os.environ['RANK']}.safetensors")
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    del trainer
+    leave_process_group()
 
 
 if __name__ == "__main__":

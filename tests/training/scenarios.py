@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from regularized.mechanisms.distributed import leave_process_group
 from regularized.training import (
     Batch,
     CrossEntropy,
@@ -246,14 +247,15 @@ def main() -> None:
             log=arguments.folder,
         )
         save_file(state, arguments.out / f"{os.environ['RANK']}.safetensors")
-        torch.distributed.destroy_process_group()
+        leave_process_group()
         return
     if arguments.name == "resumable":
         model, trainer, data = resumable("tensors", arguments.folder, memory=False)
         data.drop_last = True  # batch normalisation wants more than one sample in each process
         trainer.fit(data, epochs=3, resume=True, max_steps=arguments.max_steps)
         save_file(final_state(model, trainer), arguments.out / f"{os.environ['RANK']}.safetensors")
-        torch.distributed.destroy_process_group()
+        del model, trainer, data
+        leave_process_group()
         return
     if arguments.kill_in_save:
         from regularized.training import checkpoint

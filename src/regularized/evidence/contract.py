@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
+from regularized.mechanisms.distributed import leave_process_group
 from regularized.mechanisms.taps import Taps
 from regularized.training.objective import Objective
 from regularized.training.progress import Progress
@@ -259,13 +260,11 @@ def check_two_processes(subject: Subject) -> None:
 def _worker(rank: int, subject: Subject, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    try:
-        weights, gradients, objective = _train(subject, subject.terms(), rank=rank, world=2)
-        saved = {"weights": weights, "gradients": gradients, "state": dict(objective.state_dict())}
-        torch.save(saved, Path(folder) / f"{rank}.pt")
-        dist.barrier()  # who leaves first would take the connection from under the other one's last exchange
-    finally:
-        dist.destroy_process_group()
+    weights, gradients, objective = _train(subject, subject.terms(), rank=rank, world=2)
+    saved = {"weights": weights, "gradients": gradients, "state": dict(objective.state_dict())}
+    torch.save(saved, Path(folder) / f"{rank}.pt")
+    del objective
+    leave_process_group()
 
 
 def check_state_survives(subject: Subject) -> None:
