@@ -148,3 +148,51 @@ def test_repeated_rows_have_a_defined_result():
         store_rows(table, index.to(device), rows.to(device))
         results.append(table.cpu())
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1e6], ids=["unclipped", "clipped"])
+def test_fp16_gradients_reach_terms_unscaled(max_grad_norm, tmp_path):
+    """Fails when `before_step` sees gradients times fp16's loss scale in transformers' loop (65536 at first)."""
+    transformers = pytest.importorskip("transformers")
+    from regularized.training.huggingface import TermsTrainer
+
+    class Watch(Term):
+        def __init__(self):
+            super().__init__()
+            self.norms = []
+
+        def forward(self, step):
+            return step.output.logits.sum() * 0.0
+
+        def before_step(self, step):
+            grads = [p.grad.detach().float() for p in step.model.parameters() if p.grad is not None]
+            self.norms.append(torch.stack([grad.norm() for grad in grads]).norm().item())
+
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, num_labels=2
+    )
+    data = [{"input_ids": torch.arange(i, i + 5) % 20, "labels": i % 2} for i in range(16)]
+    norms = {}
+    for fp16 in (False, True):
+        torch.manual_seed(0)
+        watch = Watch()
+        TermsTrainer(
+            transformers.BertForSequenceClassification(config),
+            transformers.TrainingArguments(
+                tmp_path,
+                max_steps=3,
+                per_device_train_batch_size=8,
+                report_to=[],
+                disable_tqdm=True,
+                fp16=fp16,
+                max_grad_norm=max_grad_norm,
+                save_strategy="no",
+                seed=0,
+                learning_rate=1e-5,
+            ),
+            terms={"task": CrossEntropy(), "watch": watch},
+            train_dataset=data,
+        ).train()
+        norms[fp16] = watch.norms
+    assert len(norms[True]) == 3
+    torch.testing.assert_close(torch.tensor(norms[True]), torch.tensor(norms[False]), rtol=0.05, atol=0.0)

@@ -3,15 +3,16 @@
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import regularized
-from regularized.evidence.claims import Verdict
+from regularized.evidence.claims import Outcome, Verdict
 from regularized.papers import catalogue as module
 from regularized.papers.card import CardError
-from regularized.papers.catalogue import PARTS, UnknownPaper, find, load_catalogue, public_names
+from regularized.papers.catalogue import PARTS, UnknownPaper, find, load_catalogue, margin, public_names
 
 from .test_card import GOOD
 
@@ -56,6 +57,18 @@ def test_reading_is_fast():
     """Fails when reading the cards loads more than it needs: three times what it takes on a slow machine."""
     best = min(_seconds() for _ in range(3))
     assert best < 0.01 * len(load_catalogue()), best
+
+
+def test_margin_orders_by_lower_ends():
+    """Fails when the order among equals goes by means, which wide intervals lift, or by a bound below zero."""
+    claim = replace(load_catalogue()[0].card.claims[0], smallest_effect=2.0)
+    wide = Outcome(claim, Verdict.HOLDS, 100.0, (2.0, 198.0))
+    narrow = Outcome(claim, Verdict.HOLDS, 5.0, (4.0, 6.0))
+    assert margin([wide]) == 1.0
+    assert margin([narrow]) == 2.0
+    assert margin([Outcome(claim, Verdict.HOLDS, 1e9, (1e8, 1e9))]) == 10.0
+    assert margin([Outcome(claim, Verdict.DOES_NOT_HOLD, -5.0, (-6.0, -4.0))]) == 0.0
+    assert margin([Outcome(replace(claim, smallest_effect=-1.0), Verdict.HOLDS, 5.0, (4.0, 6.0))]) == 0.0
 
 
 def _seconds() -> float:

@@ -53,6 +53,18 @@ def test_sign_in_from_the_outbox(client, outbox, site):
     assert all(file.stat().st_mode & 0o077 == 0 for file in site.settings.outbox.iterdir())
 
 
+def test_errors_know_who_asks(person):
+    """Fails when an error page tells somebody who has signed in to sign in: unknown address, refused form."""
+    missing = person.get("/nothing-here")
+    refused = person.post(f"{PAGE}/vote", data={"token": "forged"})
+    wrong = person.get("/search?family=x")
+    assert [page.status_code for page in (missing, refused, wrong)] == [404, 403, 400]
+    for page in (missing, refused, wrong):
+        assert "reader 1" in page.text
+        assert "Sign in" not in page.text
+        assert "no-store" in page.headers["cache-control"]
+
+
 def test_a_link_works_once_and_not_for_ever(client, outbox, clock, site):
     """Fails when a link that somebody finds later still signs in."""
     sign_in(client, outbox, "ada@example.org")

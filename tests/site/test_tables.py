@@ -1,7 +1,6 @@
 """Cards and ledgers in tables: complete, once, and nothing that people did is lost."""
 
 import datetime
-from dataclasses import replace
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -15,7 +14,7 @@ from regularized.site.database import migrate, open_database
 from regularized.site.models import Alias, Base, ClaimRow, Paper, Person, SearchText, VerdictChange, Vote
 from regularized.site.queries import Filters, Period
 from regularized.site.settings import Settings, SettingsError
-from regularized.site.sync import find_known, margin, sync_catalogue, title_key
+from regularized.site.sync import find_known, sync_catalogue, title_key
 
 ENTRIES = load_catalogue()
 MEASURED = [entry for entry in ENTRIES if entry.ledger.is_file()]
@@ -165,18 +164,6 @@ def test_known_papers_are_found_by_identifier_and_by_title(site):
         assert find_known(session, title="Another title altogether") is None
         assert find_known(session, title="…") is None
     assert title_key("…") == ""
-
-
-def test_margin_orders_by_lower_ends():
-    """Fails when the order among equals goes by means, which wide intervals lift, or by a bound below zero."""
-    claim = replace(MEASURED[0].outcomes[0].claim, smallest_effect=2.0)
-    wide = Outcome(claim, Verdict.HOLDS, 100.0, (2.0, 198.0))
-    narrow = Outcome(claim, Verdict.HOLDS, 5.0, (4.0, 6.0))
-    assert margin([wide]) == 1.0
-    assert margin([narrow]) == 2.0
-    assert margin([Outcome(claim, Verdict.HOLDS, 1e9, (1e8, 1e9))]) == 10.0
-    assert margin([Outcome(claim, Verdict.DOES_NOT_HOLD, -5.0, (-6.0, -4.0))]) == 0.0
-    assert margin([Outcome(replace(claim, smallest_effect=-1.0), Verdict.HOLDS, 5.0, (4.0, 6.0))]) == 0.0
 
 
 def test_filters(site):

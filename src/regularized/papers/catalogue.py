@@ -26,7 +26,7 @@ from regularized.papers.card import Card, CardError
 if TYPE_CHECKING:
     from regularized.evidence.ledger import Ledger
 
-__all__ = ["Entry", "UnknownPaper", "find", "load_catalogue", "public_names"]
+__all__ = ["Entry", "UnknownPaper", "find", "load_catalogue", "margin", "public_names"]
 
 PACKAGE = "regularized.papers"
 PARTS = ("experiment", "conformance", "bench", "contract")
@@ -183,8 +183,8 @@ class Entry:
 def load_catalogue(package: str = PACKAGE) -> tuple[Entry, ...]:
     """Read all cards of a package, best proven first.
 
-    First come papers with evidence, ordered by the share of their claims that hold; then those that are implemented but
-    unmeasured; then the rest; newest first among equals. Votes and comments have no say.
+    First come papers with evidence, ordered by the share of their claims that hold, then by :func:`margin`; then
+    those that are implemented but unmeasured; then the rest; newest first among equals. Votes and comments have no say.
 
     Args:
         package: package whose folders are the papers; default this library's.
@@ -270,10 +270,26 @@ def _folders(package: str) -> list[Path]:
     return sorted(path for root in spec.submodule_search_locations for path in Path(root).iterdir() if path.is_dir())
 
 
-def _best_first(entry: Entry) -> tuple[bool, float, bool, int, str]:
+def _best_first(entry: Entry) -> tuple[bool, float, bool, float, int, str]:
     measured = [outcome for outcome in entry.outcomes if outcome.verdict is not Verdict.NOT_RUN]
     held = sum(outcome.verdict is Verdict.HOLDS for outcome in measured) / max(1, len(entry.outcomes))
-    return not measured, -held, not entry.implemented, -entry.card.date.toordinal(), entry.slug
+    return not measured, -held, not entry.implemented, -margin(entry.outcomes), -entry.card.date.toordinal(), entry.slug
+
+
+def margin(outcomes: Iterable[Outcome]) -> float:
+    """By how much the claims of a paper hold: lower ends of intervals in units of the smallest effect that counts.
+
+    Averaged over the claims that hold and have such an effect above zero, each counted at most tenfold; 0 without any.
+    It orders papers of which the same share of claims holds.
+    """
+    ratios = [
+        min(10.0, outcome.interval[0] / smallest)
+        for outcome in outcomes
+        if outcome.verdict is Verdict.HOLDS
+        and outcome.interval
+        and (smallest := outcome.claim.smallest_effect or 0.0) > 0
+    ]
+    return sum(ratios) / len(ratios) if ratios else 0.0
 
 
 def _nearest(slug: str, catalogue: Iterable[Entry]) -> list[str]:

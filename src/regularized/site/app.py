@@ -26,7 +26,7 @@ from regularized.site.security import BodyLimit, Headers, PlainText, TooOften, s
 from regularized.site.settings import Settings
 from regularized.site.state import Site
 from regularized.site.sync import sync_catalogue
-from regularized.site.visitors import Forbidden, SignInNeeded
+from regularized.site.visitors import Forbidden, SignInNeeded, visitor_of
 
 __all__ = ["create_app", "open_site"]
 
@@ -126,10 +126,11 @@ def _error(
     if request.url.path.startswith("/api/"):
         body = {"type": "about:blank", "title": title, "status": status, "detail": message}
         return JSONResponse(body, status, headers, media_type="application/problem+json")
+    site = request.app.state.site
     response: Response = render(
-        request.app.state.site,
+        site,
         request,
-        None,
+        visitor_of(request, site) if status < 500 else None,  # where we have failed, the database may have, too
         "error.html",
         status=status,
         **{"title": title, "message": message, "suggestions": suggestions},

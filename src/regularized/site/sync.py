@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session, selectinload
 
 from regularized.evidence.claims import Outcome, Verdict
 from regularized.evidence.report import effect_text, interval_text
-from regularized.papers.catalogue import Entry
+from regularized.papers.catalogue import Entry, margin
 from regularized.papers.search import WEIGHTS, fields, with_joined
 from regularized.site.models import (
     Alias,
@@ -32,7 +32,7 @@ from regularized.site.models import (
     VerdictChange,
 )
 
-__all__ = ["Changes", "find_known", "index_paper", "margin", "sync_catalogue", "title_key"]
+__all__ = ["Changes", "find_known", "index_paper", "sync_catalogue", "title_key"]
 
 log = logging.getLogger(__name__)
 
@@ -175,22 +175,6 @@ def index_paper(session: Session, paper: Paper, texts: Mapping[str, str] | None 
     dialect = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
     if words:
         session.execute(dialect.insert(SearchWord).on_conflict_do_nothing(), [{"word": word} for word in sorted(words)])
-
-
-def margin(outcomes: Iterable[Outcome]) -> float:
-    """By how much the claims of a paper hold: lower ends of intervals in units of the smallest effect that counts.
-
-    Averaged over the claims that hold and have such an effect above zero, each counted at most tenfold; 0 without any.
-    It orders papers of which the same share of claims holds.
-    """
-    ratios = [
-        min(10.0, outcome.interval[0] / smallest)
-        for outcome in outcomes
-        if outcome.verdict is Verdict.HOLDS
-        and outcome.interval
-        and (smallest := outcome.claim.smallest_effect or 0.0) > 0
-    ]
-    return sum(ratios) / len(ratios) if ratios else 0.0
 
 
 def _record(entry: Entry) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -10,11 +10,12 @@ from urllib.parse import urlsplit
 
 from fastapi import Depends, Form, Request, Response
 from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
 
 from regularized.site import security
 from regularized.site.models import LoginSession, Person
 from regularized.site.settings import Settings
-from regularized.site.state import Read, SiteOf
+from regularized.site.state import Read, Site, SiteOf
 
 __all__ = [
     "CheckedForm",
@@ -25,6 +26,7 @@ __all__ = [
     "VisitorOf",
     "end_session",
     "start_session",
+    "visitor_of",
 ]
 
 SESSION_AGE = 30 * 24 * 3600
@@ -88,7 +90,26 @@ def _set_cookie(settings: Settings, response: Response, name: str, value: str, a
 
 
 def _visitor(request: Request, site: SiteOf, session: Read) -> Visitor:
-    settings = site.settings
+    visitor = _recognised(request, site.settings, session)
+    request.state.visitor = visitor
+    return visitor
+
+
+def visitor_of(request: Request, site: Site) -> Visitor:
+    """Who asks, where no handler could ask for it: an address that does not exist, a form that is refused.
+
+    Args:
+        request: the request.
+        site: the site.
+    """
+    known: Visitor | None = getattr(request.state, "visitor", None)
+    if known is not None:
+        return known
+    with site.read() as session:
+        return _recognised(request, site.settings, session)
+
+
+def _recognised(request: Request, settings: Settings, session: Session) -> Visitor:
     cookie = request.cookies.get(cookie_name(settings, "session"), "")
     if cookie:
         token = security.open_cookie(settings, cookie, salt="session", max_age=SESSION_AGE)
