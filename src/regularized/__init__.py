@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 from regularized._version import __version__
 
 if TYPE_CHECKING:
-    from regularized.training import CrossEntropy, Loss, Term, Trainer
+    from regularized.training import CrossEntropy, Loss, Ridge, Term, Trainer
 
 # Techniques are not listed here: the catalogue knows them.
 _LAZY = {
     "CrossEntropy": "regularized.training.terms",
     "Loss": "regularized.training.terms",
+    "Ridge": "regularized.training.terms",
     "Term": "regularized.training.terms",
     "Trainer": "regularized.training.trainer",
 }
 
-__all__ = ["CrossEntropy", "Loss", "Term", "Trainer", "__version__"]
+__all__ = ["CrossEntropy", "Loss", "Ridge", "Term", "Trainer", "__version__"]
 
 
 def _techniques() -> dict[str, str]:

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from regularized.training import Batch, CrossEntropy, Loss, Objective, Progress, Step, Term, linear
+from regularized.training import Batch, CrossEntropy, Loss, Objective, Progress, Ridge, Step, Term, Trainer, linear
+from regularized.training.objective import coefficients, reweigh, term_means
 
 NOW = Progress(0, 10)
 
@@ -182,3 +183,45 @@ def test_a_vector_is_not_a_loss():
 
     with pytest.raises(ValueError, match=r"'v' must return a scalar.*\(8,\)"):
         gradient({"v": Vector()}, [Batch.of(batch())])
+
+
+def test_means_and_coefficients_make_the_loss():
+    """The loss is the sum of coefficient times mean, whatever is counted: fails if the two definitions drift apart."""
+    torch.manual_seed(0)
+    model, (x, y) = nn.Linear(3, 4), batch()
+    y = y.clone()
+    y[0] = -100
+    objective = Objective({"task": CrossEntropy(weight=0.5), "ridge": Ridge(weight=0.1), "off": Penalty(weight=0.0)})
+    whole = Batch.of((x, y))
+    counts, step = objective.counts([whole]), Step(model, whole, NOW)
+    means, weights = term_means(objective, step, counts), coefficients(objective)
+    assert weights == {"task": 0.5, "ridge": 0.1, "off": 0.0}
+    total = sum(weights[name] * means[name] for name in means)
+    torch.testing.assert_close(total, objective.loss(step, counts))
+
+
+def test_coefficients_tell_schedules_from_numbers():
+    """Fails if the last value of a schedule is taken for a constant."""
+    schedule = linear(0.0, 1.0)
+    found = coefficients(Objective({"task": CrossEntropy(), "late": Penalty(weight=schedule)}))
+    assert found == {"task": 1.0, "late": schedule}
+
+
+def test_reweighed_terms_train_with_the_new_coefficients():
+    """In the objective that exists and in a trainer built afterwards: fails if only one of them knows."""
+    model, (x, y) = nn.Linear(3, 4), batch()
+    terms = {"task": CrossEntropy(), "ridge": Ridge(weight=0.1)}
+    objective = Objective(terms)
+    reweigh(objective, {"ridge": 3.0})
+    assert coefficients(objective) == {"task": 1.0, "ridge": 3.0}
+    step = Step(model, Batch.of((x, y)), NOW)
+    counts = objective.counts([step.batch])
+    expected = F.cross_entropy(model(x), y) + 1.5 * sum(p.square().sum() for p in model.parameters())
+    torch.testing.assert_close(objective.loss(step, counts), expected)
+    trainer = Trainer(model, terms=terms, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1), device="cpu")
+    assert coefficients(trainer.objective)["ridge"] == 3.0
+    with pytest.raises(ValueError, match=r"no term \['rigde'\]"):
+        reweigh(objective, {"rigde": 1.0})
+    with pytest.raises(ValueError, match="must be finite"):
+        reweigh(objective, {"task": 2.0, "ridge": float("nan")})
+    assert coefficients(objective) == {"task": 1.0, "ridge": 3.0}  # all or nothing

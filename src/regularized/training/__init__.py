@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from regularized.training.progress import Progress, cosine, gaussian_ramp, linear, piecewise, warmup
     from regularized.training.step import Batch, Step
     from regularized.training.stopping import EarlyStopping
-    from regularized.training.terms import CrossEntropy, Loss, Term
+    from regularized.training.terms import CrossEntropy, Loss, Ridge, Term
     from regularized.training.trainer import Trainer
 
 _LAZY = {
@@ -26,6 +26,7 @@ _LAZY = {
     "NonFiniteLoss": "finite",
     "Objective": "objective",
     "Progress": "progress",
+    "Ridge": "terms",
     "Step": "step",
     "TensorData": "data",
     "Term": "terms",
@@ -47,6 +48,7 @@ __all__ = [
     "NonFiniteLoss",
     "Objective",
     "Progress",
+    "Ridge",
     "Step",
     "TensorData",
     "Term",

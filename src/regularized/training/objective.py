@@ -10,16 +10,16 @@ back-propagated by itself. A ``per_step`` term enters once, with the first micro
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from regularized.training.progress import as_schedule
+from regularized.training.progress import Coefficient, as_schedule, is_always
 from regularized.training.step import Batch, Step
 
-__all__ = ["Objective"]
+__all__ = ["Objective", "coefficients", "reweigh", "term_means"]
 
 
 class Objective(nn.Module):
@@ -198,3 +198,77 @@ class Objective(nn.Module):
             if not torch.isfinite(value).item():
                 return f"term {name!r}"
         return "no single term: their sum, its gradient, or the parameters"
+
+
+# The loss as a function of its coefficients, for who differentiates by them.
+
+
+def term_means(objective: Objective, step: Step, counts: Mapping[str, float | Tensor]) -> dict[str, Tensor]:
+    """Value of each term that contributes, divided by its count: with their coefficients they sum to the loss.
+
+    Args:
+        objective: the objective; nothing is recorded in it.
+        step: the whole batch of an optimizer step.
+        counts: from :meth:`Objective.counts`.
+
+    Returns:
+        Scalars by name, with their graph.
+
+    Raises:
+        ValueError: a term did not return a scalar tensor.
+    """
+    means = {}
+    for name, term, _, per_step, _ in objective._entries:
+        value = term(step)
+        if not isinstance(value, Tensor) or value.ndim != 0:
+            raise ValueError(f"term {name!r} must return a scalar tensor, the sum over its items; got {value!r:.80}")
+        if not per_step:
+            count = counts[name]
+            value = value / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
+        means[name] = value
+    return means
+
+
+def coefficients(objective: Objective) -> dict[str, Coefficient]:
+    """The coefficient of each term that contributes: a number where it is constant, otherwise its schedule.
+
+    Examples:
+        >>> from regularized.training.terms import CrossEntropy
+        >>> coefficients(Objective({"task": CrossEntropy(weight=0.5)}))
+        {'task': 0.5}
+    """
+    found: dict[str, Coefficient] = {}
+    for name, _, schedule, _, _ in objective._entries:
+        value = getattr(schedule, "value", None)
+        constant = isinstance(value, float) and is_always(schedule, value)
+        found[name] = value if constant and value is not None else schedule
+    return found
+
+
+def reweigh(objective: Objective, weights: Mapping[str, Coefficient]) -> None:
+    """Give terms other coefficients, in place: in this objective and, as ``weight``, in the terms themselves.
+
+    A trainer that is built of the terms afterwards uses them, too.
+
+    Args:
+        objective: the objective.
+        weights: new coefficients by the names of terms that contribute.
+
+    Raises:
+        ValueError: there is no such term.
+
+    Examples:
+        >>> from regularized.training.terms import CrossEntropy
+        >>> objective = Objective({"task": CrossEntropy()})
+        >>> reweigh(objective, {"task": 0.25})
+        >>> coefficients(objective), objective.terms["task"].weight
+        ({'task': 0.25}, 0.25)
+    """
+    known = [entry[0] for entry in objective._entries]
+    if unknown := [name for name in weights if name not in known]:
+        raise ValueError(f"the objective has no term {unknown} that contributes; it has {known}")
+    schedules = {name: as_schedule(value, name=f"weight of term {name!r}") for name, value in weights.items()}
+    for place, (name, term, _, per_step, count) in enumerate(objective._entries):
+        if name in schedules:
+            cast(Any, term).weight = weights[name]
+            objective._entries[place] = (name, term, schedules[name], per_step, count)

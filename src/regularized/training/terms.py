@@ -12,6 +12,7 @@ Optional attributes:
   itself; it is computed once an optimizer step, whatever the accumulation.
 - ``contributes``: False for a term that only operates on the model or the batch; its ``forward`` is not called.
 - ``taps``: names of submodules whose outputs the term reads by ``step.hidden(name)``.
+- ``strong_convexity(model) -> dict``: modulus that the term adds in each parameter with the coefficient 1, by name.
 
 Optional moments, found by name and called in the order of the terms:
 
@@ -24,7 +25,7 @@ Optional moments, found by name and called in the order of the terms:
 - ``merge(model)``: leave a plain model behind.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ from torch.nn import functional as F
 from regularized.training.progress import Coefficient, as_schedule
 from regularized.training.step import Batch, Step
 
-__all__ = ["CrossEntropy", "Loss", "Term"]
+__all__ = ["CrossEntropy", "Loss", "Ridge", "Term"]
 
 
 class Term(nn.Module):
@@ -174,3 +175,88 @@ class Loss(Term):
                 "yourself"
             )
         return torch.sum(values)
+
+
+class Ridge(Term):
+    """Half the squared norm of parameters, ``1/2 ||w||^2``: weight decay as a term (L2, Tikhonov).
+
+    As a term, rather than the optimizer's ``weight_decay``, its coefficient can be scheduled, logged and learnt, and it
+    means the same under every optimizer. With the coefficient ``a``, a loss that is convex in these parameters becomes
+    ``a``-strongly convex.
+
+    Args:
+        parameters: dotted names of the parameters as in ``model.named_parameters()``; default all that are trained.
+        weight: coefficient, a number >= 0 or a schedule; as SGD with that ``weight_decay`` and without the term.
+
+    Raises:
+        ValueError: a coefficient below 0, or no name; at the call: the model has no such parameter, or none is trained.
+
+    Examples:
+        >>> from regularized.training.progress import Progress
+        >>> model = nn.Linear(1, 2)
+        >>> _ = nn.init.constant_(model.weight, 3.0), nn.init.zeros_(model.bias)
+        >>> Ridge(weight=0.1)(Step(model, Batch.of(torch.zeros(1, 1)), Progress(0, 1)))
+        tensor(9., grad_fn=<MulBackward0>)
+    """
+
+    per_step = True
+
+    def __init__(self, parameters: Iterable[str] | None = None, *, weight: Coefficient) -> None:
+        super().__init__(weight=weight)
+        if not callable(weight) and weight < 0:
+            raise ValueError(f"weight of Ridge must be >= 0, got {weight}; 0 switches it off")
+        if isinstance(parameters, str):
+            raise ValueError(f"parameters must be several names, for example [{parameters!r}], got one string")
+        self.parameter_names = None if parameters is None else tuple(dict.fromkeys(parameters))
+        if self.parameter_names == ():
+            raise ValueError("parameters holds no name; leave it out for all parameters that are trained")
+
+    @classmethod
+    def per_tensor(cls, model: nn.Module, *, weight: Coefficient) -> "dict[str, Ridge]":
+        """A term for each parameter that is trained, so that each has a coefficient of its own.
+
+        Args:
+            model: the model.
+            weight: the coefficient of each.
+
+        Returns:
+            Terms by name: ``ridge_`` and the parameter's name with ``_`` for each dot.
+
+        Examples:
+            >>> list(Ridge.per_tensor(nn.Linear(3, 2), weight=1e-3))
+            ['ridge_weight', 'ridge_bias']
+        """
+        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        terms = {"ridge_" + name.replace(".", "_"): cls([name], weight=weight) for name in names}
+        if len(terms) < len(names):
+            raise ValueError(f"two of the parameters {names} would share a term's name; name the terms yourself")
+        return terms
+
+    def covered(self, model: nn.Module) -> dict[str, Tensor]:
+        """The penalised parameters by name.
+
+        Args:
+            model: the model; tensors that ``torch.func.functional_call`` put in place of its parameters count, too.
+        """
+        named = dict(model.named_parameters())
+        if self.parameter_names is not None:
+            if missing := [name for name in self.parameter_names if name not in named]:
+                raise ValueError(f"Ridge: the model has no parameter {missing}; it has {list(named)}")
+            return {name: named[name] for name in self.parameter_names}
+        return {name: p for name, p in named.items() if p.requires_grad or not isinstance(p, nn.Parameter)}
+
+    def strong_convexity(self, model: nn.Module) -> dict[str, float]:
+        """Modulus of strong convexity in each parameter that the term adds with the coefficient 1."""
+        return dict.fromkeys(self.covered(model), 1.0)
+
+    def forward(self, step: Step) -> Tensor:
+        """Half the sum of squares; in float32 at least."""
+        squares = [
+            p.square().sum(dtype=torch.promote_types(p.dtype, torch.float32)) for p in self.covered(step.model).values()
+        ]
+        if not squares:
+            raise ValueError("Ridge: the model has no parameter that is trained")
+        total = squares[0]
+        for square in squares[1:]:
+            total = total + square.to(total.device)
+        return 0.5 * total
