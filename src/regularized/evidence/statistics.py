@@ -97,7 +97,7 @@ def judge(
     effect = math.fsum(effects) / len(effects)
     if len(effects) == 1:
         return Outcome(claim, Verdict.UNDECIDED, effect, None, effects, tuple(seeds))
-    low, high = interval_of_mean(effects, generator=generator or np.random.default_rng(0))
+    low, high = interval_of_mean(effects, generator=generator)
     verdict = Verdict.UNDECIDED
     if len(effects) >= MINIMUM_SEEDS and claim.smallest_effect is not None:
         if low >= claim.smallest_effect:
@@ -118,11 +118,11 @@ def interval_of_mean(
     Args:
         values: at least two finite numbers.
         confidence: in (0, 1); default 0.95.
-        generator: draws 10,000 resamples when there are more than seven values; unused for fewer.
+        generator: draws 10,000 resamples when there are more than seven values; unused for fewer; default one seeded
+            with 0.
 
     Raises:
-        ValueError: fewer than two values, one that is not finite, a confidence out of range, or more than seven values
-            without a generator.
+        ValueError: fewer than two values, one that is not finite, or a confidence out of range.
 
     Examples:
         >>> interval_of_mean([1.0, 2.0, 3.0, 4.0, 5.0])
@@ -188,7 +188,7 @@ def band(curves: Sequence[Sequence[tuple[float, float]]], *, generator: np.rando
     low, high = (np.full(len(common), np.nan) for _ in range(2))
     finite = np.isfinite(values).all(axis=0)
     if finite.any():
-        low[finite], high[finite] = _intervals(values[:, finite], 0.95, generator or np.random.default_rng(0))
+        low[finite], high[finite] = _intervals(values[:, finite], 0.95, generator)
     return common, mean, low.tolist(), high.tolist()
 
 
@@ -202,13 +202,8 @@ def _intervals(
     level = expanded_level(count, confidence)
     if count <= EXACT_UP_TO:
         resamples, weights = _all_resamples(count)
-    elif generator is None:
-        raise ValueError(
-            f"{count} seeds have too many resamples to enumerate (limit {EXACT_UP_TO}): pass "
-            "generator=numpy.random.default_rng(seed)"
-        )
     else:
-        resamples = generator.multinomial(count, np.full(count, 1.0 / count), size=_RESAMPLES).astype(np.float64)
+        resamples = _default_resamples(count) if generator is None else _drawn_resamples(count, generator)
         weights = np.full(_RESAMPLES, 1.0 / _RESAMPLES)
     # Centred, so that equal values give an interval of width exactly 0 and large offsets cost no digits.
     centre = values.min(axis=0)
@@ -239,3 +234,13 @@ def _all_resamples(count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]
     table = np.asarray(counts)
     ways = [math.factorial(count) / math.prod(map(math.factorial, row)) for row in table.tolist()]
     return table.astype(np.float64), np.array(ways) / count**count
+
+
+def _drawn_resamples(count: int, generator: np.random.Generator) -> NDArray[np.float64]:
+    return generator.multinomial(count, np.full(count, 1.0 / count), size=_RESAMPLES).astype(np.float64)
+
+
+@lru_cache
+def _default_resamples(count: int) -> NDArray[np.float64]:
+    # Drawn once: a catalogue judges hundreds of claims.
+    return _drawn_resamples(count, np.random.default_rng(0))
