@@ -27,18 +27,10 @@ from typing import Any, Literal, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from regularized.scientific.ode_solver import (
-    Field,
-    Norm,
-    Solution,
-    SolverStatistics,
-    check_pair,
-    check_times,
-    odeint,
-    odeint_on_grid,
-)
+from regularized.scientific.ode_solver import Field, check_pair, check_times, odeint, odeint_on_grid
 from regularized.scientific.sde_solver import sdeint, sdeint_on_grid
 from regularized.scientific.sde_tableaus import STOCHASTIC
+from regularized.scientific.solver_statistics import Norm, Solution, SolverStatistics
 from regularized.training.progress import Coefficient, Progress, Schedule
 from regularized.training.step import Step
 from regularized.training.terms import Term

@@ -13,129 +13,36 @@ eigen_est_j    ``stiffness[j]``      rms(k_7 - k_6) / rms(g_7 - g_6), of the las
 R_E, R_S       ``solver_penalty``    sums or means over the steps
 =============  ====================  ==========================================================================
 
-The estimate of stiffness: Hairer & Wanner, "Solving Ordinary Differential Equations II", IV.2; the first step: Hairer,
-Norsett & Wanner I, II.4. The step size follows the PI controller of the Julia solvers that the paper used.
+The first step: Hairer, Norsett & Wanner, "Solving Ordinary Differential Equations I", II.4; those that follow: see
+:mod:`regularized.scientific.step_control`.
+
+With a graph, sums over the stages are chains of additions, which are faster than a stack and a product and no slower
+than a function of our own; without one the stages share a buffer, and each sum is one product with it.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from regularized.scientific.ode_tableaus import PAIRS, EmbeddedPair
+from regularized.scientific.solver_statistics import Norm, Solution, SolverStatistics, rms, scaled_error
+from regularized.scientific.step_control import (
+    Controller,
+    check_controller,
+    check_progress,
+    not_finite,
+    read_error,
+)
 
-__all__ = ["Solution", "SolverStatistics", "StepController", "odeint", "odeint_on_grid"]
+__all__ = ["Solution", "SolverStatistics", "odeint", "odeint_on_grid"]
 
 Field: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-Norm: TypeAlias = Literal["batch", "sample"]
-# Shapes: B samples, N accepted steps, T times that were asked for; the state is (B, ...) or anything else.
-
-
-class SolverStatistics:
-    """What a solve knows about its accepted steps.
-
-    Attributes:
-        step_sizes: N lengths of the steps, positive.
-        evaluations: calls of f, those of rejected attempts and of the first step size included.
-        rejected: attempts that were not accepted.
-        recorded: whether errors and stiffness carry the graph of the solve.
-        stability_size: what stiffness is divided by in the penalty; None where the method has no estimate.
-
-    Examples:
-        >>> solution = odeint(lambda t, u: -3.0 * u, torch.ones(2, 1), [0.0, 1.0])
-        >>> statistics = solution.statistics
-        >>> len(statistics.step_sizes) == len(statistics.errors) == len(statistics.stiffness)
-        True
-        >>> round(float(statistics.stiffness[0]), 3)
-        3.0
-    """
-
-    def __init__(self, *, method: str, stability_size: float | None, norm: Norm, recorded: bool) -> None:
-        self.step_sizes: list[float] = []
-        self.evaluations = 0
-        self.rejected = 0
-        self.recorded = recorded
-        self.stability_size = stability_size
-        self.spent = False
-        self._method = method
-        self._norm: Norm = norm
-        self._errors: list[Tensor] = []
-        self._last_stages: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        self._stiffness: Tensor | None = None
-
-    def accept(self, size: float, error: Tensor, last_stages: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-        """Note an accepted step; ``last_stages`` are k and k before it, g and g before it, of the last two stages."""
-        self.step_sizes.append(size)
-        self._errors.append(error)
-        if self.recorded:
-            self._last_stages.append(last_stages)
-
-    @property
-    def errors(self) -> Tensor:
-        """(N,) scaled local errors EEst; (N, B) with ``norm="sample"``."""
-        return torch.stack(self._errors)
-
-    @property
-    def errors_times_steps(self) -> Tensor:
-        """(N,) or (N, B) products of scaled error and length of the step, what the error regulariser is made of."""
-        return torch.stack([error * size for error, size in zip(self._errors, self.step_sizes, strict=True)])
-
-    @property
-    def stiffness(self) -> Tensor:
-        """(N,) or (N, B) estimates of the largest eigenvalue's magnitude; 0 where two stages coincide.
-
-        Raises:
-            ValueError: the method has no such estimate.
-        """
-        if self.stability_size is None:
-            raise ValueError(
-                f"{self._method} gives no estimate of stiffness, which needs two stages at the end of the step; use "
-                "tsit5 or dopri5, or sosri2 for stochastic equations"
-            )
-        if not self.recorded:
-            raise ValueError("stiffness needs the stages of a solve with record=True and gradients switched on")
-        if self._stiffness is None:
-            self._stiffness = torch.stack([_stiffness(*stages, norm=self._norm) for stages in self._last_stages])
-        return self._stiffness
-
-
-@dataclass(frozen=True, slots=True)
-class Solution:
-    """What a solve returns.
-
-    Args:
-        states: (T, ...) states at the times that were asked for, the start included.
-        statistics: of the accepted steps.
-    """
-
-    states: Tensor
-    statistics: SolverStatistics
-
-
-def _rms(x: Tensor, norm: Norm) -> Tensor:
-    """Root of the mean square over everything, or over each row; its gradient at 0 is 0."""
-    if norm == "batch":
-        whole: Tensor = torch.linalg.vector_norm(x) * (x.numel() ** -0.5)
-        return whole
-    rows = x.reshape(len(x), -1)
-    each: Tensor = torch.linalg.vector_norm(rows, dim=1) * (rows.shape[1] ** -0.5)
-    return each
-
-
-def _stiffness(k_last: Tensor, k_before: Tensor, g_last: Tensor, g_before: Tensor, *, norm: Norm) -> Tensor:
-    difference = _rms(g_last - g_before, norm)
-    # Where the states coincide so do their derivatives: 0 / 1, with gradient 0, and never 0 / 0.
-    return _rms(k_last - k_before, norm) / torch.where(difference > 0, difference, 1.0)
-
-
-def scaled_error(error: Tensor, size: Tensor, next_size: Tensor, *, rtol: float, atol: float, norm: Norm) -> Tensor:
-    """EEst: rms of ``error / (atol + rtol max(size, next_size))``, for sizes ``abs u`` and ``abs u'``."""
-    return _rms(error / torch.maximum(size, next_size).mul(rtol).add(atol), norm)
 
 
 def combine(u: Tensor, weights: Sequence[float], h: float, stages: Sequence[Tensor]) -> Tensor:
@@ -148,40 +55,6 @@ def combine(u: Tensor, weights: Sequence[float], h: float, stages: Sequence[Tens
     return u if total is None else total
 
 
-class StepController:
-    """PI control of the step size: ``h / clamp(EEst^b1 / previous^b2 / safety)``, with b1 = 0.7 / p and b2 = 0.4 / p.
-
-    For order p = 5 these are 7/50 and 2/25, as in the Julia solvers of the paper.
-
-    Args:
-        order: p.
-        largest: largest growth in one step; default 10, that of the Julia solvers.
-        smallest: smallest factor; default 0.2.
-        safety: default 0.9.
-
-    Examples:
-        >>> control = StepController(5)
-        >>> control.accepted(0.1, 1.0) < 0.1 < control.accepted(0.1, 1e-6)
-        True
-    """
-
-    def __init__(self, order: float, *, largest: float = 10.0, smallest: float = 0.2, safety: float = 0.9) -> None:
-        self._proportional, self._integral = 0.7 / order, 0.4 / order
-        self._largest, self._smallest, self._safety = largest, smallest, safety
-        self._previous = 1e-4
-
-    def accepted(self, h: float, error: float) -> float:
-        """Next step size after a step of error <= 1."""
-        q: float = error**self._proportional / self._previous**self._integral / self._safety
-        self._previous = max(error, 1e-4)
-        return h / min(max(q, 1.0 / self._largest), 1.0 / self._smallest)
-
-    def rejected(self, h: float, error: float) -> float:
-        """Step size of the next attempt, after one of error > 1."""
-        q: float = error**self._proportional / self._safety
-        return h / min(1.0 / self._smallest, q)
-
-
 class _Pair:
     """One attempt of a step: stages, next state, scaled error."""
 
@@ -189,6 +62,7 @@ class _Pair:
         self,
         f: Field,
         pair: EmbeddedPair,
+        u: Tensor,
         *,
         rtol: float,
         atol: float,
@@ -197,9 +71,12 @@ class _Pair:
         statistics: SolverStatistics,
     ) -> None:
         self.f, self.pair = f, pair
-        self.rtol, self.atol, self.norm = rtol, atol, norm
+        self.rtol, self.norm = rtol, norm
+        self.atol = torch.full((), atol, dtype=u.dtype, device=u.device)
         self.recompute = recompute
         self.statistics = statistics
+        self.nodes, self.weights = _coefficients(pair.name, u.dtype, u.device)
+        self.buffer: _Buffer | None = None
 
     def derivative(self, t: float, u: Tensor) -> Tensor:
         self.statistics.evaluations += 1
@@ -208,7 +85,9 @@ class _Pair:
     def attempt(self, t: float, h: float, u: Tensor, k: Tensor) -> list[Tensor]:
         """``[error, next state, g of the last stage but one, k_2, ..., k_s]``."""
         self.statistics.evaluations += self.pair.evaluations
-        if self.recompute and torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            return self._in_buffer(t, h, u, k)
+        if self.recompute:
             out = checkpoint(self._stages, t, h, u, k, use_reentrant=False, preserve_rng_state=False)
         else:
             out = self._stages(t, h, u, k)
@@ -217,17 +96,37 @@ class _Pair:
 
     def _stages(self, t: float, h: float, u: Tensor, k: Tensor) -> list[Tensor]:
         ks, g, before = [k], u, u
-        for row, c in zip(self.pair.a, self.pair.c, strict=True):
+        for row, time in zip(self.pair.a, self._times(t, h), strict=True):
             before, g = g, combine(u, row, h, ks)
-            ks.append(evaluate(self.f, t + c * h, g))
+            ks.append(evaluate(self.f, time, g))
         new = g if self.pair.solution is None else combine(u, self.pair.solution, h, ks)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.statistics.recorded):
-            error = self._error(h, u, new, ks)
+        with torch.set_grad_enabled(self.statistics.recorded):
+            first, *rest = self.pair.error
+            local = combine(ks[0].mul(h * first), rest, h, ks[1:])
+            error = self._error(local, u, new)
         return [error, new, before, *ks[1:]]
 
-    def _error(self, h: float, u: Tensor, new: Tensor, ks: list[Tensor]) -> Tensor:
-        first, *rest = self.pair.error
-        local = combine(ks[0].mul(h * first), rest, h, ks[1:])
+    def _in_buffer(self, t: float, h: float, u: Tensor, k: Tensor) -> list[Tensor]:
+        """The same; k_2, ... but for the last lie in the buffer, where the next attempt overwrites them."""
+        if self.buffer is None:
+            self.buffer = _Buffer(self.pair, self.weights, u)
+        stages, sums, weights = self.buffer.stages, self.buffer.sums, self.buffer.weights
+        torch.mul(self.weights, h, out=self.buffer.scaled)
+        flat, shape = u.reshape(-1), u.shape
+        stages[0].copy_(k)
+        g = before = u
+        for number, time in enumerate(self._times(t, h)):
+            before, g = g, torch.addmv(flat, sums[number], weights[number]).view(shape)
+            k = evaluate(self.f, time, g)
+            stages[number + 1].copy_(k)
+        new = g if self.pair.solution is None else torch.addmv(flat, sums[-1], weights[-1]).view(shape)
+        error = self._error(torch.mv(sums[-1], weights[len(self.pair.a)]).view(shape), u, new)
+        return [error, new, before, *stages[1:-1], k]
+
+    def _times(self, t: float, h: float) -> tuple[Tensor, ...]:
+        return self.nodes.mul(h).add_(t).unbind()
+
+    def _error(self, local: Tensor, u: Tensor, new: Tensor) -> Tensor:
         return scaled_error(local, u.abs(), new.abs(), rtol=self.rtol, atol=self.atol, norm=self.norm)
 
     def accept(self, h: float, out: list[Tensor]) -> None:
@@ -240,13 +139,38 @@ class _Pair:
         return combine(u, weights, h, [k, *out[3:]])
 
 
-def evaluate(f: Field, t: float, u: Tensor) -> Tensor:
+def _sums(pair: EmbeddedPair) -> list[tuple[float, ...]]:
+    """Weights of all sums over the stages: their states, the error, and the solution where it is none of them."""
+    return [*pair.a, pair.error, *([pair.solution] if pair.solution is not None else [])]
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _coefficients(method: str, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of a pair, one after the other; kept, so that only the first solve copies them to a device."""
+    weights = [weight for row in _sums(PAIRS[method]) for weight in row]
+    return torch.tensor(PAIRS[method].c, dtype=dtype, device=device), torch.tensor(weights, dtype=dtype, device=device)
+
+
+class _Buffer:
+    """Memory of the stages of one step, and views of it: a sum is a product of the first so many with their weights."""
+
+    def __init__(self, pair: EmbeddedPair, weights: Tensor, like: Tensor) -> None:
+        rows = _sums(pair)
+        memory = like.new_empty(len(pair.a) + 1, like.numel())
+        self.stages = memory.view(-1, *like.shape).unbind()
+        self.sums = [memory[: len(row)].T for row in rows]
+        self.scaled = torch.empty_like(weights)
+        self.weights = self.scaled.split([len(row) for row in rows])
+
+
+def evaluate(f: Field, t: float | Tensor, u: Tensor) -> Tensor:
     """``f(t, u)``, with t as a tensor without dimensions on the device of u.
 
     Raises:
         ValueError: f returned another shape.
     """
-    k = f(torch.full((), t, dtype=u.dtype, device=u.device), u)
+    k = f(t if isinstance(t, Tensor) else torch.full((), t, dtype=u.dtype, device=u.device), u)
     if k.shape != u.shape:
         raise ValueError(f"f(t, u) must return the shape of u, {tuple(u.shape)}; it returned {tuple(k.shape)}")
     return k
@@ -261,6 +185,7 @@ def odeint(
     rtol: float = 1e-6,
     atol: float = 1e-6,
     norm: Norm = "batch",
+    controller: Controller = "pi",
     first_step: float | None = None,
     max_steps: int = 10_000,
     recompute: bool = False,
@@ -280,6 +205,8 @@ def odeint(
         atol: absolute tolerance; default 1e-6.
         norm: ``"batch"`` (default, as in the paper's code): one error for the whole batch, its root mean square;
             ``"sample"``: one for each row, of which the largest decides about the step.
+        controller: of the step size: ``"pi"`` (default, that of the paper's solver), or ``"integral"``, torchdiffeq's:
+            fewer evaluations at equal tolerance, more at equal error.
         first_step: length of the first step; default by the rule of Hairer, Norsett & Wanner.
         max_steps: attempts after which to give up; default 10,000.
         recompute: keep states only, and compute the stages of a step again in the backward pass; default False. f must
@@ -305,15 +232,15 @@ def odeint(
     t = check_times(times)
     check_tolerances(rtol, atol, u0)
     check_norm(norm, u0)
+    control = check_controller(controller)(pair.order)
     statistics = SolverStatistics(
         method=method, stability_size=pair.stability_size, norm=norm, recorded=record and torch.is_grad_enabled()
     )
-    solver = _Pair(f, pair, rtol=rtol, atol=atol, norm=norm, recompute=recompute, statistics=statistics)
+    solver = _Pair(f, pair, u0, rtol=rtol, atol=atol, norm=norm, recompute=recompute, statistics=statistics)
     end, direction = t[-1], 1.0 if t[-1] > t[0] else -1.0
     now, u = t[0], u0
     k = solver.derivative(now, u)
     h = direction * (first_step if first_step is not None else _first_step(solver, now, end, u, k))
-    control = StepController(pair.order)
     states, wanted = [u0], 1
     attempts = 0
     while wanted < len(t):
@@ -381,7 +308,7 @@ def odeint_on_grid(
     statistics = SolverStatistics(
         method=method, stability_size=pair.stability_size, norm=norm, recorded=record and torch.is_grad_enabled()
     )
-    solver = _Pair(f, pair, rtol=rtol, atol=atol, norm=norm, recompute=recompute, statistics=statistics)
+    solver = _Pair(f, pair, u0, rtol=rtol, atol=atol, norm=norm, recompute=recompute, statistics=statistics)
     u, k = u0, solver.derivative(t[0], u0)
     states = [u0]
     for now, reached in pairwise(t):
@@ -394,65 +321,24 @@ def odeint_on_grid(
 
 @torch.no_grad()
 def _first_step(solver: _Pair, now: float, end: float, u: Tensor, k: Tensor) -> float:
-    """Hairer, Norsett & Wanner I, II.4: one explicit Euler step tells how fast f changes; one number is read."""
-    scale = u.abs() * solver.rtol + solver.atol
+    """Hairer, Norsett & Wanner I, II.4: one explicit Euler step tells how fast f changes; one read."""
     order, span = solver.pair.order, abs(end - now)
-    d0, d1 = _rms(u / scale, "batch"), _rms(k / scale, "batch")
-    small = torch.minimum(d0, d1) < 1e-5
-    h0 = torch.where(small, 1e-6, 0.01 * d0 / torch.where(small, 1.0, d1)).clamp(max=span)
+    scale = torch.add(solver.atol, u.abs(), alpha=solver.rtol)
+    d0, d1 = rms(u / scale, "batch"), rms(k / scale, "batch")
+    h0 = torch.where(torch.minimum(d0, d1) < 1e-5, 1e-6, d0 / d1 * 0.01).clamp_(max=span)
     signed = h0 if end > now else -h0
     solver.statistics.evaluations += 1
-    changed = solver.f(signed + now, u + signed * k)
-    steepest = torch.maximum(d1, _rms((changed - k) / scale, "batch") / h0)
-    h1 = torch.where(
-        steepest <= 1e-15, (1e-3 * h0).clamp(min=1e-6), (0.01 / steepest.clamp(min=1e-15)) ** (1 / (order + 1))
-    )
-    h = float(torch.minimum(100.0 * h0, h1))
-    if not math.isfinite(h):
-        raise RuntimeError(_not_finite(now, 0.0, u))
-    return min(h, span)
+    changed = evaluate(solver.f, signed + now, torch.addcmul(u, k, signed))
+    d2 = rms((changed - k) / scale, "batch")
+    euler, slope, difference = torch.stack((h0, d1, d2)).tolist()
+    steepest = max(slope, difference / euler) if euler else math.nan
+    if not math.isfinite(steepest):
+        raise RuntimeError(not_finite(now, 0.0, u))
+    h: float = max(1e-6, 1e-3 * euler) if steepest <= 1e-15 else (0.01 / steepest) ** (1 / (order + 1))
+    return float(min(100.0 * euler, h, span))
 
 
 # -- shared checks ------------------------------------------------------------------------------
-
-
-def read_error(error: Tensor, *, time: float, h: float, state: Tensor) -> float:
-    """The one read of an attempt: the largest scaled error.
-
-    Raises:
-        RuntimeError: it is not finite.
-    """
-    value = float(error.detach() if error.ndim == 0 else error.detach().amax())
-    if not math.isfinite(value):
-        raise RuntimeError(_not_finite(time, h, state))
-    return value
-
-
-def _not_finite(time: float, h: float, state: Tensor) -> str:
-    return (
-        f"the derivatives are not finite in a step of {h:.3g} from t = {time:.6g}, where the state has norm "
-        f"{float(torch.linalg.vector_norm(state.detach())):.3g}: the dynamics blew up, or the inputs are not finite. "
-        "Bound the dynamics (tanh), lower the learning rate, or give a smaller first_step"
-    )
-
-
-def check_progress(attempts: int, max_steps: int, *, time: float, h: float, error: float) -> None:
-    """Refuse to go on for ever.
-
-    Raises:
-        RuntimeError: with time, step and error.
-    """
-    where = f"at t = {time:.6g} with step {h:.3g} and scaled error {error:.3g}"
-    if attempts >= max_steps:
-        raise RuntimeError(
-            f"the solver took max_steps={max_steps} attempts and stopped {where}: the dynamics blew up or became "
-            "stiff. Loosen rtol and atol, regularise the solver, or raise max_steps"
-        )
-    if abs(h) <= 1e-14 * max(abs(time), 1e-3):
-        raise RuntimeError(
-            f"the step became too small to move the time, {where}: the dynamics blew up or have a jump. Loosen rtol "
-            "and atol, or bound the dynamics (tanh)"
-        )
 
 
 def check_pair(method: str) -> EmbeddedPair:

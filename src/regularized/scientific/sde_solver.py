@@ -21,22 +21,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from regularized.scientific.ode_solver import (
-    Field,
-    Norm,
-    Solution,
-    SolverStatistics,
-    StepController,
-    check_norm,
-    check_progress,
-    check_times,
-    check_tolerances,
-    combine,
-    evaluate,
-    read_error,
-    scaled_error,
-)
+from regularized.scientific.ode_solver import Field, check_norm, check_times, check_tolerances, combine, evaluate
 from regularized.scientific.sde_tableaus import STOCHASTIC, StochasticTableau
+from regularized.scientific.solver_statistics import Norm, Solution, SolverStatistics, scaled_error
+from regularized.scientific.step_control import StepController, check_progress, read_error
 
 __all__ = ["BrownianPath", "Increment", "sdeint", "sdeint_on_grid"]
 
@@ -150,6 +138,7 @@ class _Method:
         drift: Field,
         diffusion: Field,
         table: StochasticTableau,
+        u: Tensor,
         *,
         rtol: float,
         atol: float,
@@ -157,7 +146,8 @@ class _Method:
         statistics: SolverStatistics,
     ) -> None:
         self.drift, self.diffusion, self.table = drift, diffusion, table
-        self.rtol, self.atol, self.norm = rtol, atol, norm
+        self.rtol, self.norm = rtol, norm
+        self.atol = torch.full((), atol, dtype=u.dtype, device=u.device)
         self.statistics = statistics
 
     def noise(self, t: float, u: Tensor) -> Tensor:
@@ -219,7 +209,7 @@ def _method(
     table = STOCHASTIC[method]
     recorded = record and torch.is_grad_enabled()
     statistics = SolverStatistics(method=method, stability_size=table.stability_size, norm=norm, recorded=recorded)
-    return _Method(drift, diffusion, table, rtol=rtol, atol=atol, norm=norm, statistics=statistics)
+    return _Method(drift, diffusion, table, u0, rtol=rtol, atol=atol, norm=norm, statistics=statistics)
 
 
 def _rising(times: Sequence[float] | Tensor) -> list[float]:

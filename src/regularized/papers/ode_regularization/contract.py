@@ -155,6 +155,7 @@ def bad_inputs() -> list[BadInput]:
         BadInput("one time", lambda: _solve(times=(0.0,)), ValueError, ("at least two",)),
         BadInput("times not in order", lambda: _solve(times=(0.0, 1.0, 0.5)), ValueError, ("rising", "0.5")),
         BadInput("unknown norm", lambda: _solve(norm="max"), ValueError, ("batch", "sample", "max")),
+        BadInput("unknown controller", lambda: _solve(controller="pid"), ValueError, ("pi, integral", "'pid'")),
         BadInput("rows of a vector", lambda: _solve(u0=_U[0], norm="sample"), ValueError, ("(B, ...)", "(3,)")),
         BadInput(
             "diffusion not diagonal",
