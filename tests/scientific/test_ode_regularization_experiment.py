@@ -1,0 +1,104 @@
+"""The comparison behind the card: what its arms share, how they differ, and that the penalties reach the dynamics.
+
+Each test names the fault that makes it fail.
+"""
+
+import pytest
+import torch
+
+from regularized.evidence.experiment import Unavailable
+from regularized.papers.ode_regularization import experiment
+from regularized.papers.ode_regularization.experiment import ARMS, SCALES, TUNING, Classifier, run
+
+MECHANISM = {"train": 120, "batch": 40, "hidden": 16, "epochs": 8, "tight": 1e-8}
+
+
+def settings(arm, **overrides):
+    return {**SCALES["smoke"], **ARMS[arm], **overrides}
+
+
+def test_controls_that_follow_from_tuned_arms():
+    """Fails when an arm is tuned and the control derived from it keeps the old setting, or has trials of its own."""
+    assert ARMS["error_tenfold"] == {**ARMS["error_regularized"], "weight": 10 * ARMS["error_regularized"]["weight"]}
+    assert ARMS["sde_plain_sosri2"] == {**ARMS["sde_plain"], "method": "sosri2"}
+    assert set(ARMS) - set(TUNING.grids) == {"error_tenfold", "sde_plain_sosri2"}
+
+
+@pytest.mark.parametrize("arm", TUNING.grids)
+def test_every_chosen_setting_was_a_trial(arm):
+    """Fails when a setting was typed in that was never tried."""
+    assert any(all(ARMS[arm][name] == value for name, value in trial.items()) for trial in TUNING.grids[arm])
+
+
+@pytest.mark.parametrize("arm", [arm for arm in ARMS if ARMS[arm]["penalty"] and ARMS[arm]["family"] == "ode"])
+def test_arms_differ_in_their_penalty_alone(arm):
+    """Fails when a method has other data, weights, order or rate than the baseline: without penalty they are one."""
+    kept = run(arm, 1003, "smoke", penalty=None, lr=0.1)
+    assert kept.metrics == run("plain", 1003, "smoke", lr=0.1).metrics
+
+
+@pytest.mark.parametrize("arm", ["random_end", "sde_error"])
+def test_runs_repeat_and_leave_the_global_generator_alone(arm):
+    """Fails when random ends or noise come from a stream that the seed does not decide."""
+    state = torch.get_rng_state()
+    first = run(arm, 1003, "smoke")
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(3)
+    assert run(arm, 1003, "smoke") == first
+
+
+def test_a_doubling_costs_two_points():
+    """Fails for the natural logarithm, or a sign."""
+    assert experiment._score(90.0, 128) == pytest.approx(experiment._score(90.0, 64) - 2.0)
+
+
+def test_kinetic_energy_of_constant_speed():
+    """A field that is 0.5 everywhere has the mean square 0.25; fails for a sum, or one end alone."""
+    s = settings("kinetic_energy")
+    net = Classifier(3, s)
+    for parameter in net.equation.parameters():
+        torch.nn.init.zeros_(parameter)
+    torch.nn.init.constant_(net.equation.f.outer.bias, 0.5493061443340549)  # atanh(0.5)
+    start = torch.zeros(2, 3)
+    assert float(experiment._penalty(net.equation, start, net.equation(start), s).detach()) == pytest.approx(0.25)
+    torch.nn.init.constant_(net.equation.f.outer.weight[:, -1].detach(), 10.0)  # the last column is the time
+    later = float(experiment._penalty(net.equation, start, net.equation(start), s).detach())
+    assert later == pytest.approx((0.25 + 1.0) / 2, abs=1e-4)
+
+
+def test_random_ends_are_for_training_only():
+    """Fails when evaluations are measured on the span of the last training step."""
+    s = settings("random_end", spread=0.9)
+    net = Classifier(4, s).double()
+    x, y = torch.rand(20, 4, dtype=torch.float64), torch.zeros(20, dtype=torch.long)
+    experiment._train(net, (x, y), (x, y), s, 0)
+    assert net.equation.span == (0.0, 1.0)
+
+
+def test_ten_paths_of_a_noiseless_equation_are_one():
+    """Fails when paths and rows are mixed up in the average."""
+    net = Classifier(5, settings("sde_plain"))
+    for parameter in net.equation.diffusion.parameters():
+        torch.nn.init.zeros_(parameter)
+    x = torch.randn(6, 5)
+    net.eval()
+    with torch.no_grad():
+        y = net(x).argmax(dim=1)
+    assert experiment._measure(net, x, y)[0] == 100.0
+    assert experiment._measure(net, x, (y + 1) % 10)[0] == 0.0
+
+
+def test_penalty_lowers_the_evaluations_on_small_data():
+    """Fails when the penalty has the wrong sign, or its gradient does not reach the field."""
+    plain = run("plain", 1003, "smoke", **MECHANISM, lr=0.1)
+    regularized = run("error_regularized", 1003, "smoke", **MECHANISM, weight=100.0)
+    assert regularized.metrics["evaluations"] < 0.85 * plain.metrics["evaluations"]
+    assert regularized.metrics["training_evaluations"] < plain.metrics["training_evaluations"]
+
+
+def test_paper_scale_says_what_is_missing(monkeypatch, tmp_path):
+    """Fails when the original set-up dies with a traceback, or silently runs on other data."""
+    monkeypatch.setenv("REGULARIZED_DATA", str(tmp_path))
+    for arm in ("plain", "sde_error"):
+        with pytest.raises(Unavailable, match="mnist"):
+            run(arm, 0, "paper")
