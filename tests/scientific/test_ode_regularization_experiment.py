@@ -3,6 +3,7 @@
 Each test names the fault that makes it fail.
 """
 
+import numpy as np
 import pytest
 import torch
 
@@ -102,3 +103,21 @@ def test_paper_scale_says_what_is_missing(monkeypatch, tmp_path):
     for arm in ("plain", "sde_error"):
         with pytest.raises(Unavailable, match="mnist"):
             run(arm, 0, "paper")
+
+
+@pytest.mark.parametrize("arm", ["error_regularized", "sde_error"])
+def test_paper_scale_runs_where_the_files_are(arm, monkeypatch, tmp_path):
+    """Fails when the original set-up, which no machine of ours has run, does not fit its images or its settings."""
+    folder = tmp_path / "mnist"
+    folder.mkdir()
+    draws = np.random.default_rng(0)
+    for part, count in (("train", 60), ("t10k", 10)):
+        for kind, shape, largest in (("images-idx3", (count, 28, 28), 256), ("labels-idx1", (count,), 10)):
+            header = bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4, "big") for size in shape)
+            body = draws.integers(0, largest, shape, dtype=np.uint8).tobytes()
+            (folder / f"{part}-{kind}-ubyte").write_bytes(header + body)
+    monkeypatch.setenv("REGULARIZED_DATA", str(tmp_path))
+    small = {"train": 40, "validation": 20, "batch": 20, "epochs": 1, "tight": 1e-4}
+    measured = run(arm, 1003, "paper", **small)
+    assert measured.metrics["evaluations"] > 0
+    assert len(next(iter(measured.curves.values()))) == 1

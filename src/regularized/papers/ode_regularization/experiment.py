@@ -89,7 +89,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "error_loose": {**_LOOSE, **_ERROR, "weight": 30.0},
     "sde_plain": {**_SDE, "lr": 0.01},
     "sde_plain_sosri2": {**_SDE, "lr": 0.01, "method": "sosri2"},
-    "sde_stiffness": {**_SDE, **_STIFFNESS, "weight": 100.0, "reduction": "mean", "method": "sosri2"},
+    "sde_stiffness": {**_SDE, **_STIFFNESS, "weight": 300.0, "reduction": "mean", "method": "sosri2"},
     "sde_error": {**_SDE, **_ERROR, "weight": 300.0, "last": 1.0},
 }
 
@@ -120,14 +120,14 @@ TUNING = Tuning(
         "plain": _trials("lr", 0.03, 0.05, 0.1, 0.2),
         "weight_decay": _trials("weight_decay", 0.001, 0.01, 0.03, 0.1),
         "random_end": _trials("spread", 0.05, 0.1, 0.25, 0.5),
-        "kinetic_energy": _trials("weight", 10.0, 100.0, 300.0, 1000.0),
+        "kinetic_energy": _trials("weight", 10.0, 30.0, 100.0, 200.0),
         "stiffness_regularized": _trials("weight", 0.03, 0.1, 0.3, 1.0),
         "combined": _trials("weight", 3.0, 10.0, 30.0, 100.0),
         "error_regularized": _trials("weight", 10.0, 30.0, 100.0, 300.0),
         "plain_loose": _trials("lr", 0.03, 0.05, 0.1, 0.2),
         "error_loose": _trials("weight", 10.0, 30.0, 100.0, 300.0),
         "sde_plain": _trials("lr", 0.003, 0.01, 0.02, 0.05),
-        "sde_stiffness": _trials("weight", 1.0, 10.0, 100.0, 300.0),
+        "sde_stiffness": _trials("weight", 10.0, 100.0, 300.0, 1000.0),
         "sde_error": _trials("weight", 10.0, 100.0, 300.0, 1000.0),
     },
 )
@@ -264,7 +264,7 @@ def _train(
                 group["lr"] = s["lr"] / (1.0 + 1e-5 * updates)  # "inverse decay 1e-5 per step"
             optimizer.step()
             updates += 1
-            total += equation.statistics.evaluations
+            total += equation.statistics.evaluations + 2 * (s["penalty"] == "kinetic")
         equation.span = (0.0, 1.0)
         curves["evaluations"].append((epoch + 1.0, (total - before) / len(batches)))
         curves["accuracy"].append((epoch + 1.0, _measure(net, *held)[0]))
