@@ -98,7 +98,8 @@ def test_products_of_the_linearisation():
     torch.testing.assert_close(graph.cross(p), B @ p)
     torch.testing.assert_close(graph.hessian(p), X.T @ (X @ p) + theta.exp() * p)
     torch.testing.assert_close(graph.gradient, problem.inner_gradient(w, theta))
-    assert (problem.inner_gradients, problem.hessian_products) == (2, 1)
+    assert (problem.inner_gradients, problem.products) == (2, 4)
+    torch.testing.assert_close(graph.both(q), (X.T @ (X @ q) + theta.exp() * q, B.T @ q))
 
 
 @pytest.mark.parametrize("solver", [fista, gradient_descent])
@@ -191,6 +192,9 @@ def test_errors():
         call(t=1.0)
     with pytest.raises(ValueError, match="one dtype and device"):
         call(t=(torch.ones(1), torch.ones(1).double()))
+    held = torch.ones(3, requires_grad=True)
+    with pytest.raises(ValueError, match=r"write it as upper\(x, theta\)"):
+        call(up=lambda x: (x * held).sum(), t=held)
     with pytest.raises(ValueError, match=r"upper must be upper\(x\), or upper\(x, theta\)"):
         call(up=lambda x, t, other: x.sum())
 

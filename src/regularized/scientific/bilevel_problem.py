@@ -93,7 +93,7 @@ class Linearised:
 
     def hessian(self, v: Tensor) -> Tensor:
         """A v, (n,)."""
-        self._problem.hessian_products += 1
+        self._problem.products += 1
         if not self._graph.requires_grad:  # h is linear in x: no curvature at all
             return torch.zeros_like(v)
         (product,) = torch.autograd.grad(self._graph, self._x, v, retain_graph=True, allow_unused=True)
@@ -105,6 +105,7 @@ class Linearised:
         Raises:
             ValueError: the lower gradient does not depend on theta.
         """
+        self._problem.products += 1
         product = None
         if self._graph.requires_grad:
             (product,) = torch.autograd.grad(self._graph, self._theta, q, retain_graph=True, allow_unused=True)
@@ -112,8 +113,25 @@ class Linearised:
             raise ValueError(_DISCONNECTED)
         return product
 
+    def both(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """A q and B^T q in one backward pass.
+
+        Raises:
+            ValueError: the lower gradient does not depend on theta.
+        """
+        if not self._graph.requires_grad:
+            raise ValueError(_DISCONNECTED)
+        self._problem.products += 1
+        product, transposed = torch.autograd.grad(
+            self._graph, (self._x, self._theta), q, retain_graph=True, allow_unused=True
+        )
+        if transposed is None:
+            raise ValueError(_DISCONNECTED)
+        return torch.zeros_like(q) if product is None else product, transposed
+
     def cross(self, v: Tensor) -> Tensor:
         """B v, (n,): the derivative of B^T w by w, taken at a vector v."""
+        self._problem.products += 2
         dummy = torch.zeros_like(self._graph).requires_grad_()
         with torch.enable_grad():
             (product,) = torch.autograd.grad(self._graph, self._theta, dummy, create_graph=True, allow_unused=True)
@@ -141,7 +159,7 @@ class BilevelProblem:
 
     Attributes:
         inner_gradients: gradients of ``lower`` by x that were taken.
-        hessian_products: products with its Hessian.
+        products: backward passes through their graphs, for products with A, B and B^T.
 
     Raises:
         ValueError: x or theta is no pytree of floating tensors, or ``upper`` takes other arguments.
@@ -157,8 +175,9 @@ class BilevelProblem:
         self.x_shape, self.theta_shape = FlatTree(x, "x"), FlatTree(theta, "theta")
         self._lower, self._upper = lower, upper
         self.upper_takes_theta = _takes_theta(upper)
+        self._given_theta = [leaf for leaf in pytree.tree_leaves(theta) if leaf.requires_grad]
         self.inner_gradients = 0
-        self.hessian_products = 0
+        self.products = 0
 
     def lower_value(self, x: Tensor, theta: Tensor) -> Tensor:
         """h, a scalar."""
@@ -185,16 +204,35 @@ class BilevelProblem:
         """g, its gradient (n,) by x, and by theta directly (d,), None where theta does not enter.
 
         Raises:
-            ValueError: ``upper`` does not depend on x.
+            ValueError: ``upper`` does not depend on x, or depends on theta past its arguments.
         """
         x, theta = x.detach().requires_grad_(), theta.detach().requires_grad_(self.upper_takes_theta)
         with torch.enable_grad():
             value = self.upper_value(x, theta)
+        if self._given_theta and value.requires_grad:
+            closed_over = torch.autograd.grad(value, self._given_theta, retain_graph=True, allow_unused=True)
+            if any(gradient is not None for gradient in closed_over):
+                raise ValueError(
+                    "the upper loss uses theta from outside its arguments, so that part of the gradient would be lost: "
+                    "write it as upper(x, theta)"
+                )
+            self._given_theta = []  # looked at once
         wanted = (x, theta) if self.upper_takes_theta else (x,)
         found = torch.autograd.grad(value, wanted, allow_unused=True) if value.requires_grad else (None,)
         if found[0] is None:
             raise ValueError("upper(x) does not depend on x, so there is nothing to learn through the lower problem")
         return value.detach(), found[0], found[1] if len(found) > 1 else None
+
+    def upper_hessian(self, x: Tensor, theta: Tensor, v: Tensor) -> Tensor:
+        """Product of the Hessian of g by x with a vector (n,)."""
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            value = self.upper_value(x, theta.detach())
+            (gradient,) = torch.autograd.grad(value, x, create_graph=True)
+        if not gradient.requires_grad:
+            return torch.zeros_like(v)
+        (product,) = torch.autograd.grad(gradient, x, v, allow_unused=True)
+        return torch.zeros_like(v) if product is None else product
 
     def differentiate(self, value: Tensor, x: Tensor, *, create_graph: bool = False) -> Tensor:
         """Gradient of the lower objective's value by x.

@@ -28,10 +28,11 @@ class InnerToleranceNotReached(RuntimeError):
         tol: what it had to be: ``mu eps``.
         iterations: gradients taken.
         stagnated: whether it had stopped falling, so that more iterations would not have helped.
-        dtype: of x, for the advice.
+        x: the last point, a flat vector.
     """
 
-    def __init__(self, norm: float, tol: float, iterations: int, *, stagnated: bool, dtype: torch.dtype) -> None:
+    def __init__(self, norm: float, tol: float, iterations: int, *, stagnated: bool, x: Tensor) -> None:
+        dtype = x.dtype
         if not math.isfinite(norm):
             advice = "Its values are not finite: L may be too small for this objective, or it holds 0 / 0 or log 0"
         elif stagnated and dtype != torch.float64:
@@ -46,7 +47,7 @@ class InnerToleranceNotReached(RuntimeError):
             f"the inner solver reached ||grad_x h|| = {norm:.3g} after {iterations} iterations, not the tolerance mu "
             f"eps = {tol:.3g}. {advice}"
         )
-        self.norm, self.tol, self.iterations, self.stagnated = norm, tol, iterations, stagnated
+        self.norm, self.tol, self.iterations, self.stagnated, self.x = norm, tol, iterations, stagnated, x
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +246,7 @@ class _Test:
     ) -> None:
         self.norm = math.inf
         self._tol = mu * eps
-        self._dtype = x.dtype
+        self._x = x
         self._last = max_iterations
         self._every = check_every or (1 if x.device.type == "cpu" else 10)
         # No new best norm for this long is rounding: meanwhile gradient descent would have contracted it by e.
@@ -257,7 +258,7 @@ class _Test:
     def passed(self, gradient: Tensor, new: Tensor, iteration: int) -> bool:
         if iteration % self._every and iteration != self._last and iteration != 1:
             return False
-        self.norm = float(torch.linalg.vector_norm(gradient))
+        self.norm, self._x = float(torch.linalg.vector_norm(gradient)), new
         if self.norm <= self._tol:
             return True
         if not math.isfinite(self.norm):
@@ -273,4 +274,4 @@ class _Test:
         return False
 
     def failure(self, iterations: int, *, stagnated: bool = False) -> InnerToleranceNotReached:
-        return InnerToleranceNotReached(self.norm, self._tol, iterations, stagnated=stagnated, dtype=self._dtype)
+        return InnerToleranceNotReached(self.norm, self._tol, iterations, stagnated=stagnated, x=self._x)

@@ -1,0 +1,1 @@
+"""Adaptive accuracies against exact ones: limits, rigorous bounds, decrease that is real, counting, state."""
