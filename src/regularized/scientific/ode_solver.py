@@ -159,7 +159,8 @@ class _Buffer:
         rows = _sums(pair)
         memory = like.new_empty(len(pair.a) + 1, like.numel())
         self.stages = memory.view(-1, *like.shape).unbind()
-        self.sums = [memory[: len(row)].T for row in rows]
+        columns = memory.T
+        self.sums = [columns.narrow(1, 0, len(row)) for row in rows]
         self.scaled = torch.empty_like(weights)
         self.weights = self.scaled.split([len(row) for row in rows])
 
