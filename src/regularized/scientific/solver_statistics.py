@@ -55,6 +55,15 @@ class SolverStatistics:
         if self.recorded:
             self._last_stages.append(last_stages)
 
+    def only(self, number: int) -> "SolverStatistics":
+        """One of the steps, with its graph and no evaluations."""
+        one = SolverStatistics(
+            method=self._method, stability_size=self.stability_size, norm=self._norm, recorded=self.recorded
+        )
+        one.step_sizes, one._errors = [self.step_sizes[number]], [self._errors[number]]
+        one._last_stages = self._last_stages[number:][:1]
+        return one
+
     @property
     def errors(self) -> Tensor:
         """(N,) scaled local errors EEst; (N, B) with ``norm="sample"``."""

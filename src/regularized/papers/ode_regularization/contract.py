@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from regularized.evidence.contract import BadInput, Subject
+from regularized.scientific.ode_local import LocalNeuralODE, RandomEndTime
 from regularized.scientific.ode_regularization import (
     NeuralODE,
     NeuralSDE,
@@ -180,6 +181,31 @@ def bad_inputs() -> list[BadInput]:
             lambda: SolverRegularization(reduction=cast(Any, "min")),
             ValueError,
             ("mean", "'min'"),
+        ),
+        BadInput(
+            "unknown sampling",
+            lambda: LocalNeuralODE(_decay, sampling=cast(Any, "fair")),
+            ValueError,
+            ("unbiased", "biased", "'fair'"),
+        ),
+        BadInput("local, fixed steps", lambda: LocalNeuralODE(_decay, steps=3), ValueError, ("adaptive", "3")),
+        BadInput(
+            "biased from a constant",
+            lambda: LocalNeuralODE(_decay, sampling="biased", detach=True),
+            ValueError,
+            ("unbiased", "detach"),
+        ),
+        BadInput(
+            "random end before the start",
+            lambda: RandomEndTime(NeuralODE(_decay), spread=1.0),
+            ValueError,
+            ("between 0", "length 1", "1.0"),
+        ),
+        BadInput(
+            "random end of another layer",
+            lambda: RandomEndTime(cast(Any, nn.Linear(2, 2))),
+            TypeError,
+            ("NeuralODE", "Linear"),
         ),
         BadInput("model without layer", _no_layer, ValueError, ("NeuralODE", "Linear")),
         BadInput("decay to zero", lambda: exponential_decay(1.0, 0.0), ValueError, ("> 0", "0.0")),
