@@ -52,6 +52,8 @@ __all__ = [
 
 Maps: TypeAlias = tuple[Tensor, Tensor]
 
+_TENTHS = tuple(k / 10 for k in range(10))
+
 
 def spectrum(rows: Tensor, *, dim: int = -1) -> Tensor:
     """Amplitudes ``|rfft|`` along an axis of length p: ``p // 2 + 1`` of them, the mean's among them.
@@ -68,7 +70,8 @@ def spectrum(rows: Tensor, *, dim: int = -1) -> Tensor:
         tensor([4., 0., 0.])
     """
     wide = rows.to(torch.promote_types(rows.dtype, torch.float32))  # no transform in half precision
-    return torch.fft.rfft(wide.movedim(dim, -1)).abs()
+    amplitudes: Tensor = torch.fft.rfft(wide.movedim(dim, -1)).abs()
+    return amplitudes
 
 
 def inverse_participation_ratio(rows: Tensor, *, dim: int = -1, r: float = 2) -> Tensor:
@@ -303,7 +306,7 @@ def pruning_sweep(
     measure: Callable[[nn.Module], Mapping[str, float]],
     scores: Tensor,
     *,
-    fractions: Sequence[float] = tuple(k / 10 for k in range(10)),
+    fractions: Sequence[float] = _TENTHS,
     **layers: Any,
 ) -> list[dict[str, float]]:
     """What a network can do with more and more of its neurons pruned; the network itself is left alone.
@@ -474,6 +477,8 @@ class MemorizationProbe:
     @torch.no_grad()
     def scores(self, model: nn.Module) -> Tensor | None:
         """(N,) generalisation scores of the neurons; None for a model whose neurons cannot be read."""
-        maps = self.maps or (lambda m: m.neuron_maps() if hasattr(m, "neuron_maps") else None)
-        found = maps(model)
-        return None if found is None else neuron_ipr(*found, p=self.task.p, cycle=self.task.cycle)
+        maps: Any = self.maps or getattr(type(model), "neuron_maps", None)
+        if maps is None:
+            return None
+        first, second = maps(model)
+        return neuron_ipr(first, second, p=self.task.p, cycle=self.task.cycle)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 
 __all__ = ["Phase", "TrainingPhases", "detect_phases", "phase_of"]
 
@@ -187,7 +188,8 @@ def detect_phases(
         ValueError: the log is empty, a key is missing, steps do not grow, or an accuracy is outside [0, 1].
 
     Examples:
-        >>> log = [{"step": s, "train": 1.0, "test": 0.2 + 0.79 * (s >= 40), "memorized": 1.0} for s in range(0, 90, 10)]
+        >>> tests = [0.2, 0.2, 0.2, 0.2, 0.99, 0.99, 0.99, 0.99]
+        >>> log = [{"step": 10 * k, "train": 1.0, "test": a, "memorized": 1.0} for k, a in enumerate(tests)]
         >>> log[1]["test"] = 1.0                                              # one lucky record is no grokking
         >>> detect_phases(log, chance=1 / 53).phases
         ((<Phase.MEMORIZATION: 'memorization'>, 0), (<Phase.COEXISTENCE: 'coexistence'>, 40))
@@ -202,7 +204,7 @@ def detect_phases(
             raise ValueError(f"a record of the log lacks {sorted(missing)}; it has {sorted(record)}")
         _check({name: record[name] for name in ("train", "test")}, high, low)
     steps = [record["step"] for record in records]
-    if any(b <= a for a, b in zip(steps, steps[1:], strict=False)):
+    if any(b <= a for a, b in pairwise(steps)):
         raise ValueError("the steps of the log must grow from record to record")
     memorized = [record.get("memorized", math.nan) for record in records]
     corrupted = not any(math.isnan(share) for share in memorized)

@@ -267,7 +267,8 @@ class QuadraticMLP(nn.Module):
         if x.is_floating_point():
             if x.flatten(1).shape[1] != 2 * self.p:
                 raise ValueError(f"one-hot inputs must be (B, {2 * self.p}) or (B, 2, {self.p}), got {tuple(x.shape)}")
-            return self.fc1(x.flatten(1))
+            sums: Tensor = self.fc1(x.flatten(1))
+            return sums
         check_pairs(x, self.p)
         rows = x + torch.arange(0, 2 * self.p, self.p, device=x.device)  # of U, then of V
         # One kernel gathers and adds; its backward pass adds up per row, and never builds (B, 2 p).

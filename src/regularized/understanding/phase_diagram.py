@@ -22,6 +22,8 @@ from regularized.understanding.modular_arithmetic import ModularArithmetic, Oper
 
 __all__ = ["PhaseDiagram", "phase_diagram"]
 
+_SHARES = tuple(k / 20 for k in range(2, 19))  # "np.linspace(0.1, 0.9, 17)" in the official scripts
+
 # Shapes: R runs at once, A shares of data, X shares of noise, N neurons, p classes, M = p p pairs.
 
 
@@ -127,8 +129,8 @@ class _Runs(nn.Module):
 def phase_diagram(
     p: int = 97,
     *,
-    fracs: Sequence[float] = tuple(k / 20 for k in range(2, 19)),
-    noises: Sequence[float] = tuple(k / 20 for k in range(2, 19)),
+    fracs: Sequence[float] = _SHARES,
+    noises: Sequence[float] = _SHARES,
     width: int = 500,
     steps: int = 2000,
     weight_decay: float = 0.0,

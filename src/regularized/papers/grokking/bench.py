@@ -29,7 +29,8 @@ def _step(net: QuadraticMLP, x: torch.Tensor, y: torch.Tensor) -> StepFunction:
 
 def _nets(p: int, width: int) -> tuple[QuadraticMLP, QuadraticMLP]:
     one, other = (seeded(0, QuadraticMLP, p, width=width) for _ in range(2))
-    assert isinstance(one, QuadraticMLP) and isinstance(other, QuadraticMLP)
+    assert isinstance(one, QuadraticMLP)
+    assert isinstance(other, QuadraticMLP)
     return one, other
 
 

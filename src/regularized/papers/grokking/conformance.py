@@ -131,7 +131,8 @@ def _of_labels(case: Case, p: int, x: Tensor, y: Tensor) -> Operation:
 
 
 def _right(net: QuadraticMLP, x: Tensor, y: Tensor) -> Tensor:
-    return (net(x).argmax(dim=1) == y).double().mean()
+    right: Tensor = (net(x).argmax(dim=1) == y).double().mean()
+    return right
 
 
 def _gradients(case: Case) -> dict[str, Tensor]:

@@ -149,7 +149,9 @@ def bad_inputs() -> list[BadInput]:
             ValueError,
             ("'fc1'", "12 columns", "(12, 14)"),
         ),
-        BadInput("unknown layer", lambda: neuron_masks(net, scores, fraction=0.5, first="fc7"), AttributeError, ("fc7",)),
+        BadInput(
+            "unknown layer", lambda: neuron_masks(net, scores, fraction=0.5, first="fc7"), AttributeError, ("fc7",)
+        ),
         BadInput("r of 1", lambda: inverse_participation_ratio(torch.ones(7), r=1), ValueError, ("above 1", "2")),
         BadInput("inputs of another size", lambda: net(torch.rand(3, 5)), ValueError, ("(B, 14)", "(3, 5)")),
         BadInput("not pairs", lambda: net(torch.zeros(3, dtype=torch.int64)), ValueError, ("(B, 2)", "(3,)")),
@@ -194,7 +196,9 @@ def bad_inputs() -> list[BadInput]:
         BadInput("nothing to draw", lambda: plot_grokking([], None), ValueError, ("empty",)),
         BadInput("log lacks test", lambda: detect_phases([{"step": 0, "train": 1.0}]), ValueError, ("['test']",)),
         BadInput("steps stand still", lambda: detect_phases([good, good]), ValueError, ("steps", "grow")),
-        BadInput("per cents", lambda: detect_phases([{**good, "train": 98.0}]), ValueError, ("train", "divide", "98.0")),
+        BadInput(
+            "per cents", lambda: detect_phases([{**good, "train": 98.0}]), ValueError, ("train", "divide", "98.0")
+        ),
         BadInput("accuracy is nan", lambda: phase_of(float("nan"), 0.5), ValueError, ("train", "nan")),
         BadInput("limits crossed", lambda: phase_of(1.0, 1.0, high=0.4), ValueError, ("low=0.5", "high=0.4")),
         BadInput("patience 0", lambda: detect_phases([good], patience=0), ValueError, ("patience", "0")),
