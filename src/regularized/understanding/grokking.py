@@ -477,8 +477,11 @@ class MemorizationProbe:
     @torch.no_grad()
     def scores(self, model: nn.Module) -> Tensor | None:
         """(N,) generalisation scores of the neurons; None for a model whose neurons cannot be read."""
-        maps: Any = self.maps or getattr(type(model), "neuron_maps", None)
-        if maps is None:
-            return None
-        first, second = maps(model)
+        if self.maps is not None:
+            first, second = self.maps(model)
+        else:
+            own: Any = getattr(model, "neuron_maps", None)
+            if own is None:
+                return None
+            first, second = own()
         return neuron_ipr(first, second, p=self.task.p, cycle=self.task.cycle)

@@ -96,8 +96,8 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "dropout": {"on": "small", "steps_factor": 1.6, "dropout": 0.5},
     "no_norm": {"on": "batches"},
     "batch_norm": {"on": "batches", "norm": "batch"},
-    "early_stopped": {"on": "small", "keep": "validation", "lr": 0.01},
-    "label_smoothing": {"on": "small", "smoothing": 0.1},
+    "early_stopped": {"on": "small", "keep": "validation", "lr": 0.1},
+    "label_smoothing": {"on": "small", "smoothing": 0.5},
     "tuned_decay": {"on": "small", "weight_decay": 10.0},
     "transformer": {"on": "transformer"},
     "transformer_decay": {"on": "transformer", "weight_decay": 2.0},
@@ -108,7 +108,7 @@ TUNING = Tuning(
     metric="validation_accuracy",
     direction="higher",
     grids={
-        "early_stopped": [{"lr": lr} for lr in (0.003, 0.01, 0.03, 0.1)],
+        "early_stopped": [{"lr": lr} for lr in (0.01, 0.03, 0.1, 0.3)],
         "label_smoothing": [{"smoothing": share} for share in (0.1, 0.3, 0.5, 0.7)],
         "tuned_decay": [{"weight_decay": decay} for decay in (2.5, 5.0, 10.0, 15.0)],
     },
@@ -232,7 +232,7 @@ def _order(net: nn.Module, probe: MemorizationProbe, how: str, seed: int) -> Ten
     assert isinstance(net, QuadraticMLP)
     if how == "norm":
         first, second = net.neuron_maps()
-        return torch.linalg.vector_norm(first.detach(), dim=1) * torch.linalg.vector_norm(second.detach(), dim=0)
+        return first.detach().square().sum(dim=1) * second.detach().square().sum(dim=0)
     return periodic if how == "ipr" else torch.rand(len(periodic), generator=torch.Generator().manual_seed(seed))
 
 
