@@ -453,7 +453,8 @@ class MemorizationProbe:
 
         Returns:
             ``train``, ``memorized`` (of the replaced labels), ``restored`` (the right answer where the label was
-            replaced), ``clean_train``, ``test``, and ``ipr`` where neurons can be read; nan of an empty set.
+            replaced), ``clean_train``, ``test``, and ``ipr`` where neurons can be read (pruned ones count with 0);
+            nan of an empty set.
         """
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         if self._data[0].device != device:

@@ -215,20 +215,17 @@ def detect_phases(
     dropped = _settled([-share for share in memorized], -_dropped(chance), patience)
 
     phases: list[tuple[Phase, float]] = []
+    before = False
     for k, step in enumerate(steps):
-        # A test that is high is not low, though each was settled for itself.
-        phase = _phase(
-            fits[k], knows[k], fails[k] and not knows[k], dropped[k], corrupted=corrupted, before=any(knows[:k])
-        )
+        phase = _phase(fits[k], knows[k], fails[k], dropped[k], corrupted=corrupted, before=before)
+        before = before or knows[k]
         if not phases or phase is not phases[-1][0]:
             phases.append((phase, step))
-    generalized = _first(knows)
-    inverted = [k for k, (a, b) in enumerate(zip(knows, dropped, strict=True)) if corrupted and a and b]
-    return TrainingPhases(
-        tuple(phases),
-        steps[-1],
-        *(None if k is None else steps[k] for k in (_first(fits), generalized, inverted[0] if inverted else None)),
+    inverted = [corrupted and a and b for a, b in zip(knows, dropped, strict=True)]
+    fitted_at, generalized_at, dropped_at = (
+        steps[flags.index(True)] if True in flags else None for flags in (fits, knows, inverted)
     )
+    return TrainingPhases(tuple(phases), steps[-1], fitted_at, generalized_at, dropped_at)
 
 
 def _settled(values: Sequence[float], limit: float, patience: int) -> list[bool]:
@@ -245,10 +242,6 @@ def _settled(values: Sequence[float], limit: float, patience: int) -> list[bool]
             state = flag
         settled.append(state)
     return settled
-
-
-def _first(flags: Sequence[bool]) -> int | None:
-    return flags.index(True) if True in flags else None
 
 
 def _check(accuracies: Mapping[str, float], high: float, low: float) -> None:

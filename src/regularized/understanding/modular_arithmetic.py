@@ -381,6 +381,9 @@ def analytic_weights(p: int, width: int, *, seed: int = 0, dtype: torch.dtype = 
     Returns:
         fc1.weight (N, 2 p) and fc2.weight (p, N).
 
+    Raises:
+        ValueError: p < 3.
+
     Examples:
         >>> net = QuadraticMLP(11, width=1024)
         >>> _ = net.load_state_dict(dict(zip(("fc1.weight", "fc2.weight"), analytic_weights(11, 1024))))

@@ -264,19 +264,17 @@ def _train_batches(
     optimizer = modular_optimizer(runs.parameters(), weight_decay=weight_decay, batch_size=batch_size)
     p, device = tasks[0].p, data.labels.device
     draws = torch.Generator().manual_seed(seed)
-    epochs = [task.num_train // batch_size for task in tasks]
-    order = torch.zeros(len(tasks), max(epochs) * batch_size, dtype=torch.int64)
+    lengths = torch.tensor([task.num_train // batch_size for task in tasks])  # batches of an epoch, for each run
+    order = torch.zeros(len(tasks), int(lengths.max()) * batch_size, dtype=torch.int64)
     places = [task.pairs[: task.num_train, 0] * p + task.pairs[: task.num_train, 1] for task in tasks]
-    starts = torch.zeros(len(tasks), dtype=torch.int64)
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         torch.manual_seed(seed)
         for step in range(steps * 256 // min(batch_size, 256)):
-            for r, length in enumerate(epochs):
-                if step % length == 0:  # each run has epochs of its own length
-                    mixed = torch.randperm(len(places[r]), generator=draws)[: length * batch_size]
-                    order[r, : length * batch_size] = places[r][mixed]
-                starts[r] = step % length * batch_size
-            at = order.gather(1, starts[:, None] + torch.arange(batch_size)).to(device)
+            batch = step % lengths
+            for r in (batch == 0).nonzero().flatten().tolist():
+                used = int(lengths[r]) * batch_size
+                order[r, :used] = places[r][torch.randperm(len(places[r]), generator=draws)[:used]]
+            at = order.gather(1, batch[:, None] * batch_size + torch.arange(batch_size)).to(device)
             pairs = torch.stack([at // p, at % p], dim=2)
             optimizer.zero_grad()
             loss = _squared_errors(runs.gathered(pairs), data.labels.gather(1, at)).sum() / (batch_size * p)

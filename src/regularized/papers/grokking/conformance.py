@@ -1,5 +1,6 @@
 """Golden vectors of the task, of training with and without normalisation, of the scores, and of pruning."""
 
+import copy
 import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, cast
@@ -99,7 +100,7 @@ def _network(case: Case) -> QuadraticMLP:
 def _training(case: Case) -> dict[str, Tensor]:
     net, y = _network(case), _tensor(case, "y").long()
     x = _pairs(case, net.p)
-    out = {"logits_initial": net(x).detach().clone()}
+    out = {"logits_initial": copy.deepcopy(net)(x)}  # of a copy, whose running statistics nobody needs
     built = modular_optimizer(
         net.parameters(), weight_decay=case.number("weight_decay", 0.0), lr=case.number("lr", 0.01)
     )
