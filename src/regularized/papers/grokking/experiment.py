@@ -82,25 +82,26 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
+# "show": the arms whose curves belong into one picture.
 ARMS: Mapping[str, Mapping[str, Any]] = {
-    "no_rule": {"on": "large", "noise": 1.0},
-    "coexisting": {"on": "large"},
+    "no_decay": {"on": "small", "show": "decay"},
+    "mild_decay": {"on": "small", "show": "decay", "weight_decay": 5.0},
+    "strong_decay": {"on": "small", "show": "decay", "weight_decay": 10.0},
+    "strong_decay_at_peak": {"on": "small", "weight_decay": 10.0, "keep": "peak"},
+    "no_rule": {"on": "large", "show": "modulus 97", "noise": 1.0},
+    "coexisting": {"on": "large", "show": "modulus 97"},
     "pruned_random": {"on": "large", "prune": "random"},
     "pruned_by_norm": {"on": "large", "prune": "norm"},
     "pruned": {"on": "large", "prune": "ipr"},
-    "no_decay": {"on": "small"},
-    "mild_decay": {"on": "small", "weight_decay": 5.0},
-    "strong_decay": {"on": "small", "weight_decay": 10.0},
-    "strong_decay_at_peak": {"on": "small", "weight_decay": 10.0, "keep": "peak"},
-    "no_dropout": {"on": "small", "steps_factor": 1.6},
-    "dropout": {"on": "small", "steps_factor": 1.6, "dropout": 0.5},
-    "no_norm": {"on": "batches"},
-    "batch_norm": {"on": "batches", "norm": "batch"},
-    "early_stopped": {"on": "small", "keep": "validation", "lr": 0.1},
-    "label_smoothing": {"on": "small", "smoothing": 0.5},
-    "tuned_decay": {"on": "small", "weight_decay": 10.0},
-    "transformer": {"on": "transformer"},
-    "transformer_decay": {"on": "transformer", "weight_decay": 2.0},
+    "no_dropout": {"on": "small", "show": "dropout", "steps_factor": 1.6},
+    "dropout": {"on": "small", "show": "dropout", "steps_factor": 1.6, "dropout": 0.5},
+    "no_norm": {"on": "batches", "show": "normalisation"},
+    "batch_norm": {"on": "batches", "show": "normalisation", "norm": "batch"},
+    "early_stopped": {"on": "small", "show": "remedies", "keep": "validation", "lr": 0.1},
+    "label_smoothing": {"on": "small", "show": "remedies", "smoothing": 0.5},
+    "tuned_decay": {"on": "small", "show": "remedies", "weight_decay": 10.0},
+    "transformer": {"on": "transformer", "show": "transformer"},
+    "transformer_decay": {"on": "transformer", "show": "transformer", "weight_decay": 2.0},
 }
 
 PRUNED = 0.6  # share of the neurons that goes
@@ -144,24 +145,25 @@ def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
         scores = _order(net, probe, s["prune"], seed)
         sweep = pruning_sweep(net, probe, scores)
         prune_by_score_(net, scores, fraction=PRUNED)
-        curves = {
-            f"{name}_when_pruned": _curve(sweep, name, x="fraction", unit=100.0) for name in ("memorized", "test")
-        }
+        accuracies = list(_SHOWN.items())[:3]
+        curves = {f"pruning: {long}": _curve(sweep, short, x="fraction") for short, long in accuracies}
         unit = "% of the neurons pruned"
     else:
-        names = {"train": "train_accuracy", "memorized": "memorized_accuracy", "test": "test_accuracy"}
-        curves = {long: _curve(log, short) for short, long in names.items()}
-        curves["mean_ipr"] = [(record["step"], record["ipr"]) for record in log]
+        curves = {f"{s['show']}: {long}": _curve(log, short) for short, long in _SHOWN.items()} if "show" in s else {}
         unit = "step"
     metrics = {**_final(net, task, probe, log, seed), **(_diagram(s, whole, device) if "cells" in whole else {})}
-    fingerprint = data_fingerprint(task.pairs.numpy(), task.labels.numpy())
+    # Split and right labels: which of them are replaced is the seed's, and how many the arm's.
+    fingerprint = data_fingerprint(task.pairs.numpy(), task.clean.numpy())
     return Measurements(metrics=metrics, curves=curves, data=fingerprint, curve_unit=unit)
 
 
-def _curve(
-    records: list[dict[str, float]], name: str, *, x: str = "step", unit: float = 1.0
-) -> list[tuple[float, float]]:
-    return [(unit * record[x], 100.0 * record[name]) for record in records]
+_SHOWN = {"test": "test accuracy", "memorized": "corrupted labels", "train": "training accuracy", "ipr": "mean IPR"}
+
+
+def _curve(records: list[dict[str, float]], name: str, *, x: str = "step") -> list[tuple[float, float]]:
+    """In per cent, but for steps and scores."""
+    across, up = (1.0 if axis in ("step", "ipr") else 100.0 for axis in (x, name))
+    return [(across * record[x], up * record[name]) for record in records]
 
 
 def _held_out(task: ModularArithmetic, seed: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
