@@ -14,7 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from regularized.evidence.experiment import Unavailable
 from regularized.mechanisms.pruning import pruned
+from regularized.papers.grokking import experiment
 from regularized.training import Loss, TensorData, Trainer
 from regularized.training.data import IndexedDataset
 from regularized.understanding.grokking import (
@@ -36,6 +38,7 @@ from regularized.understanding.modular_arithmetic import (
     modular_optimizer,
     one_hot_mse,
 )
+from regularized.understanding.phase_diagram import phase_diagram
 
 # -- scores -------------------------------------------------------------------------------------
 
@@ -359,3 +362,28 @@ def test_low_scores_hold_the_noise_and_high_scores_the_rule(trained):
     assert below["memorized"] < 0.5
     assert below["test"] > 0.95
     assert above["test"] < 0.5
+
+
+# -- the paper's scale --------------------------------------------------------------------------
+
+
+def test_paper_scale_needs_a_gpu():
+    """It says so, and what else there is, instead of taking a night."""
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(Unavailable, match=r"17 x 17 networks .* CUDA GPU"):
+        experiment.run("no_decay", 0, "paper")
+
+
+@pytest.mark.parametrize("arm", ["mild_decay", "dropout", "batch_norm", "pruned"])
+def test_paper_scale_runs(arm, monkeypatch):
+    """The very code at a small size with 2 x 2 cells: shares of the phases come out where a diagram belongs."""
+    paper = dict(experiment.SCALES["paper"])
+    small = {"p": 7, "width": 8, "frac": 0.7, "noise": 0.3, "steps": 3}
+    assert len(paper["cells"]) == 17
+    paper |= {"small": small, "large": small, "batches": {**small, "batch_size": 8}}
+    paper |= {"records": 2, "cells": (0.5, 0.8), "device": "cpu"}
+    monkeypatch.setattr(experiment, "SCALES", {"paper": paper})
+    monkeypatch.setattr(experiment, "phase_diagram", lambda p, **s: phase_diagram(p, **{**s, "steps": 3}))
+    shares = [v for name, v in experiment.run(arm, 0, "paper").metrics.items() if name.startswith("share_of_")]
+    assert sum(shares) == pytest.approx(0.0 if arm == "pruned" else 1.0)
