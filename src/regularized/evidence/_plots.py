@@ -18,8 +18,8 @@ __all__ = ["arm_colour", "curve_names", "curve_svg", "effect_svg", "save_curves"
 
 # In the order of Okabe and Ito's palette, which colour-blind readers can tell apart, at a brightness that stands out on
 # white and on near-black alike. Baselines come first in ARMS: the first is grey and dashed.
-_COLOURS = ("#8a8f98", "#2f82d9", "#dd6426", "#16a07a", "#c46bab", "#4fb3d9", "#c6941c")
-_LINES = ("--", "-", "-", "-", "-.", "-.", ":")
+_COLOURS = ("#8a8f98", "#2f82d9", "#dd6426", "#16a07a", "#c46bab", "#4fb3d9", "#c6941c", "#a8505f")
+_LINES = ("--", "-", "-", "-", "-.", "-.", ":", "-")
 
 # Stand-ins for the page's own colours: matplotlib wants a colour, the page puts its variable there.
 _INK, _FAINT = "#010203", "#040506"
