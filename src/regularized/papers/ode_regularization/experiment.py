@@ -14,8 +14,8 @@ tolerance; one path in training, ten averaged in the test. ``sde_prediction_cost
 
 ``evaluations`` are the calls of the field (the drift) in one solve of the whole test set. Every arm has as many trials,
 judged by a score that was fixed before the first of them: points of validation accuracy less two for each doubling of
-the evaluations. Refuted by an interval below the smallest effect of the card. Eight minutes for five seeds on two
-cores, with the trials. *Paper* scale: MNIST with the paper's settings; needs its files.
+the evaluations. Refuted by an interval below the smallest effect of the card. Six minutes for ten seeds on two cores,
+with the trials. *Paper* scale: MNIST with the paper's settings; needs its files.
 """
 
 import math
