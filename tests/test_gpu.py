@@ -3,6 +3,9 @@
 Everything here is skipped on a machine without one. The contract suite compares CPU and GPU results besides.
 """
 
+import copy
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +14,8 @@ from regularized.evidence import contract
 from regularized.mechanisms.sample_history import store_rows
 from regularized.mechanisms.taps import Taps
 from regularized.papers.catalogue import load_catalogue
+from regularized.scientific.ode_solver import odeint
+from regularized.scientific.sde_solver import sdeint
 from regularized.training import (
     Batch,
     CrossEntropy,
@@ -136,6 +141,59 @@ def test_resume_on_the_gpu(tmp_path):
     other.fit(data, epochs=3, resume=True)
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def _waits(work):
+    """How often the host waits for the device in this work, and what comes of it."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            result = work()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing" in str(warning.message) for warning in seen), result
+
+
+@pytest.mark.parametrize("graph", [True, False], ids=["graph", "no_grad"])
+@pytest.mark.parametrize("kind", ["ordinary", "stochastic"])
+def test_an_adaptive_solve_reads_one_number_an_attempt(kind, graph):
+    """A read for each attempted step and one for the first step size, none in the backward pass; the CPU's results.
+
+    Fails for a second `float()` in the loop, for coefficients that are copied to the device in each solve, and for a
+    time tensor made on the host.
+    """
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 6)).double()
+    start = torch.randn(8, 6, dtype=torch.float64)
+    results = []
+    for device in ("cpu", "cuda"):
+        model, u = copy.deepcopy(net).to(device), start.to(device)
+
+        def drift(t, v, model=model):
+            return 6.0 * model(v) * (7.0 * t).cos()
+
+        def solve(u=u, drift=drift):
+            if kind == "ordinary":
+                return odeint(drift, u, [0.0, 0.3, 1.0], rtol=1e-6, atol=1e-6)
+            return sdeint(drift, lambda t, v: 0.0 * v, u, [0.0, 0.3, 1.0], rtol=0.1, atol=0.1)
+
+        with torch.set_grad_enabled(graph):
+            solve()  # the first solve on a device copies the coefficients there
+            waits, solution = _waits(solve) if device == "cuda" else (0, solve())
+        statistics = solution.statistics
+        assert waits <= len(statistics.step_sizes) + statistics.rejected + 1
+        if graph:
+            backward, _ = _waits(
+                lambda s=solution: (s.states[-1].sum() + s.statistics.errors_times_steps.sum()).backward()
+            )
+            assert backward == 0
+            gradient = model[0].weight.grad.cpu()
+        else:
+            gradient = torch.zeros(())
+        results.append((solution.states.detach().cpu(), torch.tensor(statistics.step_sizes), gradient))
+    for cpu, gpu in zip(*results, strict=True):
+        torch.testing.assert_close(gpu, cpu, rtol=1e-6, atol=1e-8)
 
 
 def test_repeated_rows_have_a_defined_result():
