@@ -81,13 +81,17 @@ def test_forgetting_in_a_log():
     assert found.dropped_at == 230
 
 
+LOW, HIGH = {"train": 0.5, "test": 0.3, "memorized": 0.3}, {"train": 1.0, "test": 1.0, "memorized": 1.0}
+
+
+@pytest.mark.parametrize("nonsense", [LOW, HIGH], ids=["low", "high"])
 @pytest.mark.parametrize("length", [1, 2])
-@pytest.mark.parametrize("at", [0, 8, 14, 20, 28])
-def test_spikes_make_no_phase(at, length):
+@pytest.mark.parametrize("at", [0, 8, 14, 20, 28, 30])
+def test_spikes_make_no_phase(at, length, nonsense):
     """A record or two of nonsense anywhere change nothing; fails without patience, and at either end of a log."""
     log = [dict(record) for record in WHOLE]
     for k in range(at, at + length):
-        log[k] |= {"train": 0.5, "test": 0.3, "memorized": 0.3}
+        log[k] |= nonsense
     spiked, calm = (detect_phases(records, chance=1 / 53) for records in (log, WHOLE))
     assert [phase for phase, _ in spiked.phases] == [phase for phase, _ in calm.phases]
 

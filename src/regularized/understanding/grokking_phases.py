@@ -235,13 +235,17 @@ def _settled(values: Sequence[float], limit: float, patience: int) -> list[bool]
         held = bool(raw) and raw[-1]
         raw.append(value >= (limit - _MARGIN if held else limit))
     settled: list[bool] = []
-    start = raw[:patience]
-    state = 2 * sum(start) > len(start)
+    # A log starts in the first state that lasts, so that a spike at its beginning is none either.
+    state = next((raw[k] for k in range(len(raw)) if _lasts(raw, k, patience)), raw[0])
     for k, flag in enumerate(raw):
-        if flag != state and len(raw) - k >= patience and all(f == flag for f in raw[k : k + patience]):
+        if flag != state and _lasts(raw, k, patience):
             state = flag
         settled.append(state)
     return settled
+
+
+def _lasts(flags: Sequence[bool], k: int, patience: int) -> bool:
+    return k + patience <= len(flags) and all(flag == flags[k] for flag in flags[k : k + patience])
 
 
 def _check(accuracies: Mapping[str, float], high: float, low: float) -> None:

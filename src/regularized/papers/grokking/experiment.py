@@ -77,7 +77,15 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
         "batches": _BATCHES,
         "transformer": {"p": 97, "width": 128, "frac": 0.5, "noise": 0.35, "steps": 2000, "lr": 0.01},
         "records": 100,
+        # "np.linspace(0.1, 0.9, 17)" both ways, for each strength that the scripts have, below the arm it belongs to.
         "cells": tuple(k / 20 for k in range(2, 19)),
+        "diagrams": {
+            "no_decay": [{"weight_decay": 0.0}],
+            "mild_decay": [{"weight_decay": 5.0}],
+            "strong_decay": [{"weight_decay": 15.0}, {"weight_decay": 20.0}],
+            "dropout": [{"dropout": 0.3}, {"dropout": 0.6}, {"dropout": 0.9}],
+            "batch_norm": [{"norm": "batch", "batch_size": size} for size in (8, 32, 64, 256)],
+        },
         "device": "cuda",
     },
 }
@@ -151,7 +159,7 @@ def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
     else:
         curves = {f"{s['show']}: {long}": _curve(log, short) for short, long in _SHOWN.items()} if "show" in s else {}
         unit = "step"
-    metrics = {**_final(net, task, probe, log, seed), **(_diagram(s, whole, device) if "cells" in whole else {})}
+    metrics = {**_final(net, task, probe, log, seed), **_diagrams(arm, whole, device)}
     # Split and right labels: which of them are replaced is the seed's, and how many the arm's.
     fingerprint = data_fingerprint(task.pairs.numpy(), task.clean.numpy())
     return Measurements(metrics=metrics, curves=curves, data=fingerprint, curve_unit=unit)
@@ -276,20 +284,13 @@ def _final(
     return metrics
 
 
-def _diagram(s: Mapping[str, Any], whole: Mapping[str, Any], device: torch.device) -> dict[str, float]:
-    """Shares of the phase diagram of an arm's regulariser, of the networks that the diagrams are about."""
-    if "prune" in s or "keep" in s or "smoothing" in s or s["on"] == "transformer" or s["noise"] == 1.0:
-        return {}
-    diagram = phase_diagram(
-        s["p"],
-        fracs=whole["cells"],
-        noises=whole["cells"],
-        width=s["width"],
-        steps=2000,
-        weight_decay=s.get("weight_decay", 0.0),
-        dropout=s.get("dropout", 0.0),
-        norm=s.get("norm"),
-        batch_size=s.get("batch_size"),
-        device=device,
-    )
-    return {f"share_of_{phase.name.lower()}": diagram.share(phase) for phase in Phase}
+def _diagrams(arm: str, whole: Mapping[str, Any], device: torch.device) -> dict[str, float]:
+    """Shares of the phases in the diagrams that belong to an arm; none below paper scale."""
+    shares: dict[str, float] = {}
+    for settings in whole.get("diagrams", {}).get(arm, ()):
+        diagram = phase_diagram(
+            97, fracs=whole["cells"], noises=whole["cells"], width=500, steps=2000, device=device, **settings
+        )
+        name = "_".join(f"{key}_{value}" for key, value in settings.items())
+        shares |= {f"{name}_share_of_{phase.name.lower()}": diagram.share(phase) for phase in Phase}
+    return shares
