@@ -194,8 +194,8 @@ def test_loss_is_the_mean_over_all_entries():
 def test_analytic_weights_add_without_training(p):
     """100 % on all pairs, outputs about one-hot; fails for a wrong sign of a phase, or U and V with one phase."""
     task = ModularArithmetic(p)
-    net = QuadraticMLP(p, width=4096).double()
-    first, second = analytic_weights(p, 4096, dtype=torch.float64)
+    net = QuadraticMLP(p, width=2048).double()
+    first, second = analytic_weights(p, 2048, dtype=torch.float64)
     net.load_state_dict({"fc1.weight": first, "fc2.weight": second})
     with torch.no_grad():
         logits = net(task.pairs)
