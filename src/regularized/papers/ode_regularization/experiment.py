@@ -5,8 +5,8 @@ read out by a linear layer; Tsit5 at a tolerance of 1e-8 in float64, where the s
 ``prediction_cost``, ``accuracy_kept``, ``training_cost``, ``combined_cost``; ``than_weight_decay``,
 ``than_random_end`` (STEER) and ``than_kinetic_energy`` against what makes dynamics tamer without knowing the solver,
 the last one a penalty of the same form and schedule; ``local_cost``, the error of one random step in place of all;
-``stiffness_saves_little``; ``tenfold_switches_off``; and ``loose_saves_little``, the same at a tolerance of 1e-6 in
-float32.
+``stiffness_saves_little``; ``tenfold_costs_accuracy`` and ``tenfold_switches_off``, for a coefficient that is too
+large; and ``loose_saves_little``, the same at a tolerance of 1e-6 in float32.
 
 *SDE*: a linear encoder, a neural SDE in 32 dimensions with diagonal noise, a linear readout, SOSRI at the paper's
 tolerance; one path in training, ten averaged in the test. ``sde_prediction_cost``, ``sde_accuracy_kept``,
