@@ -348,8 +348,9 @@ class NeuralSDE(_Layer):
 class SolverRegularization(Term):
     """The penalty of all :class:`NeuralODE` and :class:`NeuralSDE` layers of a model, as a term of the loss.
 
-    It costs next to nothing: the errors are there anyway. Not for loose tolerances or models where a solve takes a few
-    steps only; and a coefficient ten times too large switches the dynamics off: watch the accuracy.
+    The errors are there anyway; their gradient costs some arithmetic on the state in each step, little beside a field
+    that is not small. Not for loose tolerances or models where a solve takes a few steps only; and a coefficient ten
+    times too large switches the dynamics off: watch the accuracy.
 
     Args:
         kind: ``"error"`` (default), ``"stiffness"`` or ``"both"``.
