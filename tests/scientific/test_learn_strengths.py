@@ -8,10 +8,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from regularized import CrossEntropy, EarlyLearning, Loss, Ridge, Term, Trainer
+from regularized.mechanisms.conjugate_gradient import NotPositiveDefinite
 from regularized.scientific.adaptive_fista import AdaptiveFista
 from regularized.scientific.hypergradient import hypergradient
+from regularized.scientific.inexact_bilevel import MAID
 from regularized.scientific.learn_strengths import NotStronglyConvex, learn_strengths
-from regularized.scientific.lower_solvers import InnerToleranceNotReached, solve_lower
+from regularized.scientific.lower_solvers import solve_lower
 from regularized.scientific.strength_problem import StrengthProblem
 from regularized.training import Batch, Objective, Progress, Step, TensorData, linear
 from regularized.training.objective import coefficients
@@ -485,24 +487,44 @@ def test_no_minimum_is_no_problem_to_differentiate():
         learn_strengths(flat, ["bent"], valid, model=no_bias(), data=few)
 
 
-def test_what_was_learnt_before_it_failed_is_not_lost():
-    """A term whose strength rises until it outweighs the ridge: fails if the error forgets the steps before."""
-    train, valid = regression(1)
-    x, y = train[0], train[1] / 20.0  # far too small targets: the concave term is what helps
+def test_what_was_learnt_before_it_failed_is_not_lost(monkeypatch):
+    """Fails if the error of a later step forgets the steps before, or comes without advice."""
+    train, valid = regression(0)
+    step, steps = MAID.step, []
 
-    class Saddle(Term):
-        """Concave, and more so where weights are larger than they are at the start."""
+    def third_fails(self):
+        if len(steps) == 2:
+            raise NotPositiveDefinite(-0.5, 1.0, 3)
+        steps.append(step(self))
+        return steps[-1]
 
-        per_step = True
+    monkeypatch.setattr(MAID, "step", third_fails)
+    with pytest.raises(NotStronglyConvex, match=r"curvature -0\.5 was met.*Raise the weight") as caught:
+        learn_strengths(ridge_objective(), ["ridge"], valid, model=no_bias(), data=train, tolerance=1e-9)
+    result = caught.value.result
+    assert [entry.outer for entry in result.trace] == steps
+    assert result.strengths == result.trace[-1].strengths
+    assert result.status == "not strongly convex"
 
-        def forward(self, step):
-            return -0.5 * step.model.weight.square().sum() - step.model.weight.square().sum().square()
 
-    objective = Objective({"task": SQUARED, "ridge": Ridge(weight=3.0), "saddle": Saddle(weight=0.1)})
-    with pytest.raises((NotStronglyConvex, InnerToleranceNotReached)) as caught:
-        learn_strengths(objective, ["ridge", "saddle"], valid, model=at_zero(), data=(x, y), tolerance=1e-9, steps=100)
-    if isinstance(caught.value, NotStronglyConvex):
-        assert caught.value.result.trace
+def test_starting_at_zero():
+    """A zero start is near enough to the solution to be left as it is: fails if its zero derivative is believed."""
+    (x, y), (xv, yv) = regression(0)
+    train, valid = (x, y / 50.0), (xv, yv / 50.0)
+    strength, _ = best_ridge(train, valid)
+    result = learn_strengths(ridge_objective(1.0), ["ridge"], valid, model=at_zero(), data=train, tolerance=1e-9)
+    assert result.strengths["ridge"] == pytest.approx(strength, rel=1e-2)
+
+
+def test_a_strength_that_validation_cannot_see():
+    """A ridge on parameters that the validation loss does not use: fails if its strength is kept without a word."""
+    train, valid = blocks()
+    model = TwoBlocks()
+    objective = Objective({"task": SQUARED, **Ridge.per_tensor(model, weight=0.1)})
+    for x, _ in (train, valid):
+        x[:, 6:] = 0.0
+    with pytest.raises(ValueError, match=r"does not depend on the strengths of \['ridge_useless_weight'\]"):
+        learn_strengths(objective, NAMES, valid, model=model, data=train)
 
 
 class Once(torch.autograd.Function):

@@ -94,7 +94,7 @@ class AdaptiveFista:
             if norm < 0.9 * best:
                 best, since = norm, iteration
             elif iteration - since > _PATIENCE + 5.0 * math.sqrt(self.L / mu):
-                raise self._failure(norm, mu * eps, iteration, x, stagnated=True)
+                raise InnerToleranceNotReached(norm, mu * eps, iteration, stagnated=True, x=z)
             last_z, last_p = z, p
             new = torch.sub(z, p, alpha=1.0 / self.L)
             if float(torch.sum(p * (new - old))) > 0.0:
@@ -103,9 +103,4 @@ class AdaptiveFista:
             t = (1.0 - q * t_old**2 + math.sqrt((1.0 - q * t_old**2) ** 2 + 4.0 * t_old**2)) / 2.0
             momentum = (t_old - 1.0) * (1.0 - t * q) / (t * (1.0 - q)) if q < 1.0 else 0.0
             z, old, t_old = torch.lerp(old, new, 1.0 + momentum), new, t
-        raise self._failure(norm, mu * eps, max_iterations, x, stagnated=False)
-
-    def _failure(
-        self, norm: float, tol: float, iterations: int, x: Tensor, *, stagnated: bool
-    ) -> InnerToleranceNotReached:
-        return InnerToleranceNotReached(norm, tol, iterations, stagnated=stagnated, dtype=x.dtype)
+        raise InnerToleranceNotReached(norm, mu * eps, iteration, stagnated=False, x=z)
