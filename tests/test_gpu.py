@@ -227,7 +227,14 @@ def test_fp16_gradients_reach_terms_unscaled(max_grad_norm, tmp_path):
             self.norms.append(torch.stack([grad.norm() for grad in grads]).norm().item())
 
     config = transformers.BertConfig(
-        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, num_labels=2
+        vocab_size=20,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        num_labels=2,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )
     data = [{"input_ids": torch.arange(i, i + 5) % 20, "labels": i % 2} for i in range(16)]
     norms = {}

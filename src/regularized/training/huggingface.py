@@ -295,7 +295,8 @@ class TermsTrainer(transformers.Trainer):
         before_step = self.objective.moments("before_step")
         if getattr(self.accelerator, "scaler", None) is None:
             self._finite.watch(self._losses, None, self.state.global_step)
-        elif before_step and not self._clips:  # clipping has divided the gradients by fp16's scale already
+        elif before_step and not self._clips and not hasattr(transformers.Trainer, "_get_grad_norm"):
+            # Clipping divides the gradients by fp16's scale, and so does the norm that later versions log without it.
             self.accelerator.unscale_gradients(self.optimizer)
         for moment in before_step:
             moment(self._last_step)
