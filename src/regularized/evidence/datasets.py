@@ -16,7 +16,7 @@ from torch import Tensor
 
 from regularized.evidence.experiment import Unavailable, data_fingerprint
 
-__all__ = ["Split", "cifar", "data_folder", "digits", "flip_labels", "idx_images"]
+__all__ = ["Split", "cifar", "data_folder", "digits", "flip_labels", "idx_images", "kodak", "photographs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +104,36 @@ def cifar(classes: int = 10) -> Split:
         return images, torch.from_numpy(rows[:, label_bytes - 1].astype(np.int64))
 
     return Split(*read(train_files), *read(test_files))
+
+
+def photographs() -> list[Tensor]:
+    """The two photographs that scikit-learn ships, in grey: (427, 640) float64 in [0, 1].
+
+    Examples:
+        >>> [tuple(image.shape) for image in photographs()]
+        [(427, 640), (427, 640)]
+    """
+    from sklearn.datasets import load_sample_images
+
+    return [torch.from_numpy(image.astype(np.float64).mean(axis=-1) / 255.0) for image in load_sample_images().images]
+
+
+def kodak(size: int = 96) -> Tensor:
+    """The photographs of the Kodak set in grey, shrunk to squares: (N, size, size) float64 in [0, 1].
+
+    Raises:
+        Unavailable: there is no ``kodim*.png`` under ``kodak`` in :func:`data_folder`.
+    """
+    files = sorted((data_folder() / "kodak").glob("kodim*.png"))
+    if not files:
+        raise Unavailable(
+            f"the Kodak photographs are not at {data_folder() / 'kodak'}. Put kodim01.png ... kodim24.png there (from "
+            "https://r0k.us/graphics/kodak/), or set REGULARIZED_DATA"
+        )
+    from PIL import Image
+
+    images = [np.asarray(Image.open(file).convert("L").resize((size, size))) for file in files]
+    return torch.from_numpy(np.stack(images).astype(np.float64) / 255.0)
 
 
 def idx_images(name: str) -> Split:

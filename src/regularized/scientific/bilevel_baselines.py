@@ -33,7 +33,8 @@ class HOAG(BilevelDescent):
     """Descent with accuracies that follow a schedule, and a step size that follows the loss.
 
     A step solves both systems to eps_k, judges the last move by the loss that it led to, and moves on: the step size
-    grows by 1 / 0.95 where the loss fell enough, and halves, going back, where it grew by a fifth.
+    grows by 1 / 0.95 where the loss fell enough, and halves, going back, where it grew by a fifth or the lower problem
+    could not be solved.
 
     Args:
         lower: as in :class:`~regularized.scientific.inexact_bilevel.MAID`.
@@ -76,7 +77,7 @@ class HOAG(BilevelDescent):
         eps: float = 1e-1,
         schedule: AccuracySchedule = "geometric",
         step: float | None = None,
-        max_inner: int = 10_000,
+        max_inner: int = 2000,
         max_cg: int = 2000,
         lower_solver: LowerSolver = fista,
         deterministic: bool = True,
@@ -110,7 +111,15 @@ class HOAG(BilevelDescent):
     def step(self) -> BilevelStep:
         """Hypergradient at theta, verdict on the move that led there, and the next move."""
         eps = self.eps
-        graph = self.accurate(eps)
+        if self._accepted is not None:
+            try:
+                if not self.solvable(self._theta):
+                    return self._reject(eps, math.nan)
+                graph = self.accurate(eps)
+            except InnerToleranceNotReached:
+                return self._reject(eps, math.nan)
+        else:
+            graph = self.accurate(eps)
         loss, at = self.inexact_gradient(graph, eps)
         z, z_norm = at.z, _norm(at.z)
         if self._lipschitz is None:
@@ -119,22 +128,28 @@ class HOAG(BilevelDescent):
         following = self._scheduled(self._k + 1)
         # C = 0.25, and the factor of L_lambda is 1, in HOAG and here.
         allowed = self._accepted_loss + 0.25 * following + 1.25 * eps * move - self._lipschitz * move**2
-        status: Status = "descended"
-        if loss >= 1.2 * self._accepted_loss and self._accepted is not None and not loss <= allowed:
-            self._lipschitz *= 2.0
-            self._tightened *= 0.5
-            status = "rejected"
-            theta, self._x, z = self._accepted
-            loss = self._accepted_loss
-        else:
-            if loss <= allowed:
-                self._lipschitz *= 0.95
-            theta = self._theta
-            self._accepted, self._accepted_loss = (theta, self._x, z), loss
+        if self._accepted is not None and not loss <= allowed and not loss < 1.2 * self._accepted_loss:
+            return self._reject(eps, z_norm)
+        if loss <= allowed:
+            self._lipschitz *= 0.95
+        self._accepted, self._accepted_loss = (self._theta, self._x, z), loss
+        return self._move("descended", eps, z_norm)
+
+    def _reject(self, eps: float, z_norm: float) -> BilevelStep:
+        """Go back to the last accepted point, to leave it again with half the step and twice the accuracy."""
+        assert self._lipschitz is not None
+        self._lipschitz *= 2.0
+        self._tightened *= 0.5
+        return self._move("rejected", eps, z_norm)
+
+    def _move(self, status: Status, eps: float, z_norm: float) -> BilevelStep:
+        assert self._lipschitz is not None
+        assert self._accepted is not None
+        theta, self._x, z = self._accepted
         self._theta = theta - z / self._lipschitz
         self._k += 1
         return BilevelStep(
-            loss=loss,
+            loss=self._accepted_loss,
             loss_error=None,
             gradient_norm=z_norm,
             bound=None,
@@ -147,8 +162,8 @@ class HOAG(BilevelDescent):
         )
 
     @property
-    def best_theta(self) -> Tree:
-        """The last accepted theta, whose loss the steps report; :attr:`theta` is the one that is tried next."""
+    def accepted_theta(self) -> Tree:
+        """The theta whose loss the last step reported; :attr:`theta` is the one that is tried next."""
         accepted = self._theta if self._accepted is None else self._accepted[0]
         return self.problem.theta_shape.unflatten(accepted.clone())
 
@@ -232,7 +247,7 @@ class FixedAccuracy(BilevelDescent):
         eta: float = 1e-4,
         rho: float = 0.5,
         growth: float = 10 / 9,
-        max_inner: int = 10_000,
+        max_inner: int = 2000,
         max_cg: int = 2000,
         lower_solver: LowerSolver = fista,
         deterministic: bool = True,
@@ -264,6 +279,8 @@ class FixedAccuracy(BilevelDescent):
         for i in range(_TRIALS):
             a = self.step_size * self.rho**i
             theta = at.theta - a * z
+            if not self.solvable(theta):
+                continue
             try:
                 x = self.solve(theta, self.eps)
             except InnerToleranceNotReached:

@@ -51,6 +51,11 @@ class BilevelStep:
     status: Status
 
     @property
+    def accepted_theta(self) -> Tree:
+        """The theta whose loss the last step reported; a copy."""
+        return self.theta
+
+    @property
     def iterations(self) -> int:
         """Inner and CG iterations so far: what budgets count."""
         return self.inner_iterations + self.cg_iterations
@@ -66,7 +71,7 @@ class BilevelDescent:
         x: start of the inner variable, likewise.
         mu: constant of strong convexity of ``lower`` in x, > 0: a number, or a function of theta.
         L: Lipschitz constant of its gradient, likewise.
-        max_inner: gradients in an inner solve at most; default 10,000.
+        max_inner: gradients in an inner solve at most; default 2000.
         max_cg: CG iterations at most; default 2000.
         lower_solver: of the inner problem; default :func:`~regularized.scientific.lower_solvers.fista`.
         deterministic: False says that you know that an objective returns something else on every call, and want to go
@@ -86,7 +91,7 @@ class BilevelDescent:
         *,
         mu: OfTheta | None,
         L: OfTheta | None,
-        max_inner: int = 10_000,
+        max_inner: int = 2000,
         max_cg: int = 2000,
         lower_solver: LowerSolver = fista,
         deterministic: bool = True,
@@ -120,6 +125,11 @@ class BilevelDescent:
     def x(self) -> Tree:
         """The inner solution at theta as it is known now; a copy."""
         return self.problem.x_shape.unflatten(self._x.clone())
+
+    @property
+    def accepted_theta(self) -> Tree:
+        """The theta whose loss the last step reported; a copy."""
+        return self.theta
 
     @property
     def iterations(self) -> int:
@@ -174,6 +184,15 @@ class BilevelDescent:
             mu, L = (float(c(tree) if callable(c) else c) for c in (self._mu, self._L) if c is not None)
         check_constants(mu, L, 0.0)
         return mu, L
+
+    def solvable(self, theta: Tensor) -> bool:
+        """Whether there is a lower problem at a trial theta that is worth starting on."""
+        try:
+            mu, L = self.constants(theta)
+        except ValueError:  # mu or L is out of range so far out
+            return False
+        # In the worst case sqrt(L / mu) iterations contract by no more than e.
+        return mu * float(self.max_inner) ** 2 >= L
 
     def solve(self, theta: Tensor, eps: float) -> Tensor:
         """The inner problem at theta to a distance of eps, from the present x.

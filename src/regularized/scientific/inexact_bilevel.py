@@ -91,8 +91,8 @@ class MAID(BilevelDescent):
         convex: the upper loss is convex in x (default, as squared error and cross-entropy are); False allows for one
             more error term in the line search.
         tolerance: the end, ``"stationary"``, is where ``||z|| + omega`` is below it; default 1e-8.
-        max_inner: gradients in an inner solve at most; default 10,000. The official code has 2000 and goes on with
-            what it has then.
+        max_inner: gradients in an inner solve at most; default 2000, the official code's, which goes on with what
+            it has then. A trial step whose problem needs more is rejected.
         max_cg: CG iterations at most; default 2000 (official code).
         lower_solver: of the inner problem; default :func:`~regularized.scientific.lower_solvers.fista`, the paper's.
         deterministic: False says that you know that an objective returns something else on every call; default True.
@@ -140,7 +140,7 @@ class MAID(BilevelDescent):
         constants: BilevelConstants | None = None,
         convex: bool = True,
         tolerance: float = 1e-8,
-        max_inner: int = 10_000,
+        max_inner: int = 2000,
         max_cg: int = 2000,
         lower_solver: LowerSolver = fista,
         deterministic: bool = True,
@@ -241,7 +241,7 @@ class MAID(BilevelDescent):
                 return None
             a = self.step_size * self.rho**i
             theta = at.theta - a * z
-            if not self._has_lower_problem(theta):
+            if not self.solvable(theta):
                 continue
             try:
                 x = self.solve(theta, self.eps)
@@ -252,13 +252,6 @@ class MAID(BilevelDescent):
             if float(value) + error - below <= -self.eta * a * squared:
                 return a, float(value), error, theta, x
         return None
-
-    def _has_lower_problem(self, theta: Tensor) -> bool:
-        try:
-            self.constants(theta)
-        except ValueError:  # mu or L is out of range so far out
-            return False
-        return True
 
     def _tighten(self) -> None:
         self.eps *= self.tau
