@@ -226,6 +226,7 @@ class BilevelDescent:
 
         Raises:
             RuntimeError: CG did not get there.
+            ValueError: B is 0.
             NotPositiveDefinite: the lower problem is not strongly convex at x.
         """
         loss, by_x, direct = self.problem.upper_gradient(self._x, self._theta)
@@ -237,6 +238,8 @@ class BilevelDescent:
             )
         self._q = solved.solution
         product, transposed = graph.both(self._q)
+        if not transposed.any() and self._q.any():
+            graph.check_connected()
         mu, _ = self.constants(self._theta)
         inexact = Inexact(self._x, self._theta, graph, self._q, product, transposed, by_x, direct, mu)
         return float(loss), inexact

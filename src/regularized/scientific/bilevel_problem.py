@@ -140,6 +140,15 @@ class Linearised:
             (forward,) = torch.autograd.grad(product, dummy, v)
         return forward
 
+    def check_connected(self) -> None:
+        """Look whether B is 0.
+
+        Raises:
+            ValueError: it is.
+        """
+        if not self.cross(torch.ones_like(self._theta)).any():
+            raise ValueError(_DISCONNECTED)
+
 
 _DISCONNECTED = (
     "the upper loss does not depend on theta through the lower problem: the gradient of lower(x, theta) by x does not "
