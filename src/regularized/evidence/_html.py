@@ -1,10 +1,12 @@
 """The HTML report of a comparison: one page, nothing outside it, everything escaped."""
 
+import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from regularized.evidence import pictures
 from regularized.evidence._plots import arm_colour, curve_names, curve_svg, effect_svg
 from regularized.evidence.claims import Outcome, Verdict
 from regularized.evidence.report import aligned, effect_text, interval_text, number
@@ -40,6 +42,7 @@ start; } .figures { display: grid; grid-template-columns: repeat(auto-fill, minm
 .figures .panel { margin: 0; padding: .8rem; }
 @media (max-width: 46rem) { .claim { grid-template-columns: minmax(0, 1fr); } }
 svg { display: block; width: 100%; height: auto; }
+figure { margin: 0 0 1rem; } figure img { display: block; width: 100%; image-rendering: pixelated; }
 .badge { display: inline-block; border-radius: 1rem; padding: .1rem .7rem; font-size: .85rem; font-weight: 600;
 white-space: nowrap; } .holds { color: var(--good); background: var(--good-bg); } .fails { color: var(--bad);
 background: var(--bad-bg); } .open { color: var(--open); background: var(--open-bg); } .none { color: var(--soft);
@@ -64,6 +67,7 @@ def page(result: ReproduceResult, *, title: str) -> str:
         *(f'<p class="note">{escape(note)}</p>' for note in result.notes),
         _section("Claims", "".join(_claim(result, outcome, i) for i, outcome in enumerate(result.outcomes))),
         _section("Learning curves", _curves(result)),
+        _section("Pictures", _pictures(result)),
         _section("Every value", _values(result)),
         _section("Settings", _settings(result)),
         _section("How the settings were chosen", _tuning(result, result.tuning) if result.tuning else ""),
@@ -76,6 +80,17 @@ def page(result: ReproduceResult, *, title: str) -> str:
         f"<title>{escape(title)}: {escape(result.scale)} scale</title>\n<style>{_STYLE}</style>\n</head>\n"
         f"<body><main>\n{''.join(parts)}\n</main></body>\n</html>\n"
     )
+
+
+def _pictures(result: ReproduceResult) -> str:
+    """Those of the first seed, in the page itself."""
+    shown = []
+    for picture in pictures.of(result):
+        data = base64.b64encode(picture.path.read_bytes()).decode("ascii")
+        label = escape(f"{picture.arm}: {picture.name.replace('_', ' ')}, seed {result.seeds[0]}")
+        image = f'<img src="data:image/png;base64,{data}" alt="{label}">'
+        shown.append(f"<figure>{image}<figcaption>{label}</figcaption></figure>")
+    return "".join(shown)
 
 
 def _head(result: ReproduceResult, title: str) -> str:

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Experiment", "Measurements", "Tuning", "Unavailable", "data_fingerprint"]
+__all__ = ["Experiment", "Illustrated", "Measurements", "Tuning", "Unavailable", "data_fingerprint"]
 
 
 class Unavailable(RuntimeError):
@@ -44,6 +44,17 @@ class Measurements:
     curves: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     data: str = ""
     curve_unit: str = "epoch"
+
+
+@dataclass(frozen=True, slots=True)
+class Illustrated(Measurements):
+    """Measurements with pictures, which ``reproduce`` saves beside its report; the ledger does not hold them.
+
+    Args:
+        images: (H, W) grey or (H, W, 3) colour by name, values in [0, 1].
+    """
+
+    images: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 Public names:
     ``to_json(result) -> dict``            the keys that scripts rely on
     ``print_table(result, console)``       rich tables
-    ``write(result, directory) -> Path``   ``report.html`` with ``curves.png`` and ``curves.svg`` beside it; sets
+    ``write(result, directory) -> Path``   ``report.html`` with its curves and pictures as files beside it; sets
     ``result.report`` ``default_directory(result) -> Path``  where the command writes unless told otherwise
 """
 
@@ -146,7 +146,7 @@ def default_directory(result: ReproduceResult) -> Path:
 
 
 def write(result: ReproduceResult, directory: Path | str, *, title: str = "") -> Path:
-    """Write the report and its plot; sets ``result.report``.
+    """Write the report, its plot and its pictures; sets ``result.report``.
 
     The page needs no other file and makes no request: style and plots are in it.
 
@@ -158,12 +158,14 @@ def write(result: ReproduceResult, directory: Path | str, *, title: str = "") ->
     Returns:
         ``report.html``, absolute.
     """
+    from regularized.evidence import pictures
     from regularized.evidence._html import page
     from regularized.evidence._plots import save_curves
 
     folder = Path(directory).expanduser().resolve()
     folder.mkdir(parents=True, exist_ok=True)
     save_curves(result, folder)
+    pictures.save(result, folder)
     target = folder / "report.html"
     part = target.with_name("report.html.part")
     part.write_text(page(result, title=title or result.slug), encoding="utf-8")

@@ -16,7 +16,7 @@ from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from typing import Any, Protocol, cast
 
-from regularized.evidence import ledger
+from regularized.evidence import ledger, pictures
 from regularized.evidence.claims import Claim
 from regularized.evidence.experiment import Experiment, Tuning, Unavailable
 from regularized.evidence.pool import Answer, Job, Pool
@@ -207,6 +207,9 @@ def _run_matrix(
                 peak_memory=answer["peak_memory"],
             )
             store.add(run)
+            if not job.overrides:  # a trial is no result
+                about_run = {"slug": slug, "scale": job.scale, "code_key": key, "arm": job.arm, "seed": job.seed}
+                pictures.keep(answer.get("images", {}), **about_run)
             runs[_identity(job)] = run
         elif answer["status"] == "failed":
             failures.append(Failure(job.arm, job.seed, answer["error"], answer["traceback"], dict(job.overrides)))

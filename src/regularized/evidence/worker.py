@@ -82,6 +82,9 @@ def _run(experiment: "Experiment", job: Mapping[str, Any]) -> dict[str, Any]:
     import numpy as np
     import torch
 
+    from regularized.evidence.experiment import Illustrated
+    from regularized.evidence.pictures import encode
+
     # An experiment draws from generators of its own. One that forgot is still the same in each process and order of
     # runs.
     random.seed(job["seed"])
@@ -99,6 +102,7 @@ def _run(experiment: "Experiment", job: Mapping[str, Any]) -> dict[str, Any]:
             },
             "curve_unit": measured.curve_unit,
             "data": measured.data,
+            "images": encode(measured.images) if isinstance(measured, Illustrated) else {},
             "seconds": time.perf_counter() - start,
             "peak_memory": _peak(),
         }

@@ -199,6 +199,8 @@ class MAID(BilevelDescent):
             if not error.stagnated:
                 raise
             status = "stagnated"
+            if math.isnan(loss):
+                loss = float(self.problem.upper_gradient(self._x, self._theta)[0])
         return BilevelStep(
             loss=loss,
             loss_error=loss_error,

@@ -1,4 +1,4 @@
-"""Cost of adaptive accuracies beside descent with the same accuracy, and of one linearised graph beside the official way."""
+"""Cost of adaptive accuracies beside descent with the same accuracy; one graph for all products beside one for each."""
 
 from collections.abc import Callable
 from functools import partial
