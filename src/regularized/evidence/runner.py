@@ -208,8 +208,8 @@ def _run_matrix(
             )
             store.add(run)
             if not job.overrides:  # a trial is no result
-                about_run = {"slug": slug, "scale": job.scale, "code_key": key, "arm": job.arm, "seed": job.seed}
-                pictures.keep(answer.get("images", {}), **about_run)
+                encoded = answer.get("images", {})
+                pictures.keep(encoded, slug=slug, scale=job.scale, code_key=key, arm=job.arm, seed=job.seed)
             runs[_identity(job)] = run
         elif answer["status"] == "failed":
             failures.append(Failure(job.arm, job.seed, answer["error"], answer["traceback"], dict(job.overrides)))

@@ -51,11 +51,6 @@ class BilevelStep:
     status: Status
 
     @property
-    def accepted_theta(self) -> Tree:
-        """The theta whose loss the last step reported; a copy."""
-        return self.theta
-
-    @property
     def iterations(self) -> int:
         """Inner and CG iterations so far: what budgets count."""
         return self.inner_iterations + self.cg_iterations

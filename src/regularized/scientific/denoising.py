@@ -10,6 +10,7 @@ is too small, and forgets N in both.)
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -156,7 +157,8 @@ class FieldsOfExperts(_Denoising):
         torus = [side + size - 1 for side in self.noisy.shape[1:]]
         spectrum = torch.fft.rfft2(theta["filters"][:, 0], s=torus).abs().square()
         share = (theta["weights"] - theta["smoothing"] + theta["scale"]).exp()
-        return (1.0 + 0.5 * (share[:, None, None] * spectrum).sum(dim=0).max()) * self.mu
+        curvature: Tensor = (1.0 + 0.5 * (share[:, None, None] * spectrum).sum(dim=0).max()) * self.mu
+        return curvature
 
     def start(self, filters: int = 48, size: int = 7, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """A start: random filters of mean 0, weights e^-3, smoothing e^-3.5, as in the official code.
@@ -168,7 +170,7 @@ class FieldsOfExperts(_Denoising):
         """
         if size > min(self.noisy.shape[1:]):
             raise ValueError(f"filters of size {size} do not fit into images {tuple(self.noisy.shape[1:])}")
-        like = {"dtype": self.noisy.dtype, "device": self.noisy.device}
+        like: Any = {"dtype": self.noisy.dtype, "device": self.noisy.device}
         # Normal values of Glorot's variance for one channel in and out.
         drawn = torch.randn(filters, 1, size, size, generator=generator, **like) / math.sqrt(size)
         return {

@@ -83,7 +83,7 @@ def _elsewhere(held: Tensor) -> Any:
 
 
 def _batches(x: Tensor, theta: Tensor) -> Tensor:
-    return (torch.rand(4, dtype=x.dtype) * (x - theta).square()).sum()
+    return (torch.rand(4, dtype=x.dtype) * (x - theta - 1.0).square()).sum()
 
 
 def bad_inputs() -> list[BadInput]:

@@ -130,9 +130,9 @@ def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
     budget = s["ridge_budget"] if s["problem"] == "ridge" else s["denoising_budget"]
     theta, curves, used = (search if s["method"] == "grid" else descend)(problem, s, budget)
     # Accurate, whatever the method's own accuracy was; not counted.
-    constants = {"mu": _at(problem.mu, theta), "L": _at(problem.L, theta)}
+    mu, L = _at(problem.mu, theta), _at(problem.L, theta)
     try:
-        x = solve_lower(problem.lower, problem.x, theta, **constants, eps=1e-3, max_iterations=100_000).x
+        x = solve_lower(problem.lower, problem.x, theta, mu=mu, L=L, eps=1e-3, max_iterations=100_000).x
     except InnerToleranceNotReached as error:
         x = error.x.view_as(problem.x)
     on_test, images = problem.judge(theta, x)
@@ -185,11 +185,9 @@ def search(problem: Problem, s: Mapping[str, Any], budget: int) -> tuple[Any, di
     best, theta, x, used = float("inf"), problem.theta, problem.x, 0
     loss: list[tuple[float, float]] = []
     for candidate in problem.grid(s["points"]):
-        constants = {"mu": _at(problem.mu, candidate), "L": _at(problem.L, candidate)}
+        mu, L = _at(problem.mu, candidate), _at(problem.L, candidate)
         try:
-            found = solve_lower(
-                problem.lower, x, candidate, **constants, eps=1e-2, max_iterations=max(budget - used, 1)
-            )
+            found = solve_lower(problem.lower, x, candidate, mu=mu, L=L, eps=1e-2, max_iterations=max(budget - used, 1))
         except InnerToleranceNotReached:
             break
         x, used = found.x, used + found.iterations
