@@ -269,7 +269,7 @@ def test_budget_ends_a_run():
 def test_warm_starts():
     """Fails when x or q is thrown away: a step after a loosened accuracy needs few gradients and one product of CG."""
     problem = Quadratic()
-    opt = problem.maid(step=1e-4, eps=1e-4, delta=1e-1)
+    opt = problem.maid(step=1e-7, eps=1e-8, delta=1e-1)
     first, second, third = opt.run(3)
     assert third.inner_iterations - second.inner_iterations < first.inner_iterations / 2
     # The residual of the last q, which is good enough, and the product for z.
