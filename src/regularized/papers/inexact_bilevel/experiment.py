@@ -58,21 +58,21 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
 
 _RIDGE, _TV, _FOE = {"problem": "ridge"}, {"problem": "tv"}, {"problem": "foe"}
 ARMS: Mapping[str, Mapping[str, Any]] = {
-    "scalar_ridge": {**_RIDGE, "method": "grid", "points": 25},
-    "fixed_loose": {**_RIDGE, "method": "fixed", "eps": 1e-1, "step": 1000.0},
+    "scalar_ridge": {**_RIDGE, "method": "grid", "points": 31},
+    "fixed_loose": {**_RIDGE, "method": "fixed", "eps": 1e-1, "step": 3000.0},
     "fixed_tight": {**_RIDGE, "method": "fixed", "eps": 1e-2, "step": 300.0},
     "fixed_small_step": {**_RIDGE, "method": "fixed", "eps": 1e-1, "step": 1.0},
     "hoag": {**_RIDGE, "method": "hoag", "eps": 1e-1, "schedule": "geometric", "step": 300.0},
-    "adaptive_loose_start": {**_RIDGE, "method": "maid", "eps": 1e-1, "step": 300.0},
-    "adaptive_tight_start": {**_RIDGE, "method": "maid", "eps": 1e-2, "step": 300.0},
-    "adaptive_very_tight": {**_RIDGE, "method": "maid", "eps": 1e-4, "step": 300.0},
+    "adaptive_loose_start": {**_RIDGE, "method": "maid", "eps": 1e-1, "step": 500.0},
+    "adaptive_tight_start": {**_RIDGE, "method": "maid", "eps": 1e-2, "step": 500.0},
+    "adaptive_very_tight": {**_RIDGE, "method": "maid", "eps": 1e-4, "step": 500.0},
     # Not tuned, like fixed_small_step: the first step of the pilot.
     "adaptive_small_step": {**_RIDGE, "method": "maid", "eps": 1e-1, "step": 1.0},
-    "tv_grid": {**_TV, "method": "grid", "points": 6},
+    "tv_grid": {**_TV, "method": "grid", "points": 10},
     "tv_hoag": {**_TV, "method": "hoag", "eps": 1e-1, "schedule": "geometric", "step": 0.1},
-    "tv_adaptive": {**_TV, "method": "maid", "eps": 1e-1, "step": 0.1},
-    "foe_hoag": {**_FOE, "method": "hoag", "eps": 1e-1, "schedule": "geometric", "step": 0.03},
-    "foe_adaptive": {**_FOE, "method": "maid", "eps": 1e-1, "step": 0.3},
+    "tv_adaptive": {**_TV, "method": "maid", "eps": 1e-1, "step": 3.0},
+    "foe_hoag": {**_FOE, "method": "hoag", "eps": 1e-1, "schedule": "geometric", "step": 0.1},
+    "foe_adaptive": {**_FOE, "method": "maid", "eps": 1e-1, "step": 3.0},
 }
 
 # Steps of the fixed accuracies go further: their best was at the end of a first grid.
