@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from regularized.evidence.conformance import Case, UnknownCase
+from regularized.evidence.experiment import Unavailable
 from regularized.papers.inexact_bilevel import conformance
+from regularized.papers.inexact_bilevel.experiment import run
 from regularized.scientific.bilevel_baselines import HOAG, FixedAccuracy
 from regularized.scientific.bilevel_bound import BilevelConstants, EstimatedBound, combine
 from regularized.scientific.bilevel_official import OfficialMAID
@@ -486,3 +488,11 @@ def test_hypergradient_is_what_the_step_uses():
     _, at = opt.inexact_gradient(opt.accurate(1e-9), 1e-9)
     functional = hypergradient(problem.lower, problem.upper, opt.x, problem.theta, cg_tol=1e-9)
     torch.testing.assert_close(functional.gradient, at.z)
+
+
+def test_paper_scale_says_what_is_missing(tmp_path, monkeypatch):
+    """Fails when the original set-up runs on something else, or stops without a word about its data."""
+    monkeypatch.setenv("REGULARIZED_DATA", str(tmp_path))
+    for arm, words in (("adaptive_loose_start", "mnist is not at"), ("foe_adaptive", "Kodak photographs are not at")):
+        with pytest.raises(Unavailable, match=words):
+            run(arm, 0, "paper")
