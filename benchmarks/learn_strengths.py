@@ -9,9 +9,9 @@ Hessian. Arms, on the same data and memory:
 
 - start: the strengths that learning begins with (ridge 0.01, early learning 1), trained to the minimum;
 - ridge alone, learnt (early learning 0);
-- grid: the best on validation of the largest g x g grid (ridge 1e-4 to 1, early learning 1 to 1000, equal factors)
-  that costs at most what learning did; each point trained to a gradient of norm 0.001, or 500 gradients, from its
-  neighbour's parameters;
+- grid: the best on validation of a g x g grid (ridge 1e-4 to 1, early learning 1 to 1000, equal factors), g at least 3
+  and as large as learning's cost allows, judged by the grid before; each point trained to a gradient of norm 0.001, or
+  500 gradients, from its neighbour's parameters;
 - learnt.
 """
 
@@ -131,11 +131,10 @@ def measure(seed: int) -> dict[str, Row]:
     torch.set_num_threads(1)
     task = Task(seed)
     rows = {"start": task.grid([1e-2], [1.0]), "ridge alone, learnt": task.learn(early=False), "learnt": task.learn()}
-    for size in range(2, 13):
-        row = {**task.grid(spaced(RIDGE, size), spaced(EARLY, size)), "points": float(size**2)}
-        if row["cost"] > rows["learnt"]["cost"] and "grid" in rows:
+    for size in range(3, 13):
+        rows["grid"] = {**task.grid(spaced(RIDGE, size), spaced(EARLY, size)), "points": float(size**2)}
+        if rows["grid"]["cost"] * ((size + 1) / size) ** 2 > rows["learnt"]["cost"]:
             break
-        rows["grid"] = row
     return rows
 
 
