@@ -496,3 +496,22 @@ def test_paper_scale_says_what_is_missing(tmp_path, monkeypatch):
     for arm, words in (("adaptive_loose_start", "mnist is not at"), ("foe_adaptive", "Kodak photographs are not at")):
         with pytest.raises(Unavailable, match=words):
             run(arm, 0, "paper")
+
+
+def test_failures_add_trial_steps_and_moves_forget_secants():
+    """Fails when a line search always has ten trials, or secants of another theta count for this one."""
+    problem = Quadratic()
+    opt = problem.maid(eps=1e-6, delta=1e-6, eta=0.999, step=1.0, nu=1.0)
+    trials = []
+    solve = opt.solve
+    opt.solve = lambda theta, eps: (trials.append(not torch.equal(theta, problem.theta)), solve(theta, eps))[1]
+    opt.run(2)
+    # Three rounds in the first step, each after one failure more; the fifth reaches the step that is small enough.
+    assert sum(trials) == 10 + 11 + 12 + 13 + 14
+    bent = problem.maid(eps=1e-3, delta=1e-3, bound="heuristic", constants=None, L=2 * problem.L)
+    lower = problem.lower
+    bent.problem._lower = lambda x, theta: lower(x, theta) + 1e-3 * (x**4).sum() + 1e-2 * (x.square() @ x * theta.sum())
+    assert bent.step().status == "descended"
+    assert set(bent.state_dict()["bound"]["largest"].values()) == {0.0}
+    bent._descent_direction()
+    assert min(bent.state_dict()["bound"]["largest"][name] for name in ("cross_lipschitz", "hessian_lipschitz")) > 0.0
