@@ -45,6 +45,9 @@ class BilevelConstants:
         inverse_lipschitz: L_Ainv.
         direct_lipschitz: Lipschitz constant in x of the direct gradient by theta; needed for ``upper(x, theta)`` alone.
 
+    Raises:
+        TypeError: (when it is used) a constant is neither a number nor a function.
+
     Examples:
         >>> BilevelConstants(upper=1.0, cross=lambda x, theta: theta.exp().max()).cross_lipschitz is None
         True
