@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from regularized.evidence import report
+from regularized.evidence import _plots, report
 from regularized.evidence.claims import Claim
 
 
@@ -165,3 +165,16 @@ def test_odd_names_do_not_break_plots(tmp_path, make_result, make_runs):
     text = report.write(make_result([claim], odd, arms=("_x$y^", "<a>", "c")), tmp_path).read_text(encoding="utf-8")
     Page(text)
     assert "&lt;a&gt;" in text
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_grid_of_plots_has_no_empty_frame(tmp_path, make_result, make_runs, claim, count, monkeypatch):
+    """Fails when an odd number of curves leaves the axes of a plot that does not exist."""
+    shown = []
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig", lambda figure, *_, **__: shown.append([a.axison for a in figure.axes])
+    )
+    curves = {name: [(0, 1.0), (1, 2.0)] for name in "abc"[:count]}
+    _plots.save_curves(make_result([claim], [replace(run, curves=curves) for run in make_runs()]), tmp_path)
+    assert all(sum(axes) == count for axes in shown)
+    assert shown

@@ -13,6 +13,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import nn
 
+from regularized.scientific.ode_local import LocalNeuralODE
 from regularized.scientific.ode_regularization import (
     NeuralODE,
     NeuralSDE,
@@ -507,3 +508,22 @@ def test_it_makes_dynamics_cheaper():
             optimizer.step()
         evaluations.append(layer.statistics.evaluations)
     assert evaluations[1] < 0.8 * evaluations[0]
+
+
+def test_layers_give_up_before_memory_does():
+    """Fails when a layer keeps the graph of ten thousand steps of dynamics that blew up: its limit is not passed on."""
+
+    def wild(t, u):
+        return 50 * (50 * t).sin() * u
+
+    u = torch.ones(2, 3)
+    layers = [
+        NeuralODE(wild, max_steps=3),
+        LocalNeuralODE(wild, max_steps=3),
+        NeuralSDE(wild, lambda t, u: 5 * u, rtol=1e-3, atol=1e-3, max_steps=3),
+    ]
+    for layer in layers:
+        with pytest.raises(RuntimeError, match="max_steps=3"):
+            layer(u)
+    with pytest.raises(ValueError, match="max_steps must be at least 1, got 0"):
+        NeuralODE(wild, max_steps=0)

@@ -94,10 +94,10 @@ def save_curves(result: ReproduceResult, folder: Path) -> list[Path]:
     files = [folder / "curves.png", folder / "curves.svg"]
     with _style("#1d2127", "#d5d9e0"):
         figure = _figure(5.2 * columns, 3.3 * rows)
-        grid = figure.subplots(rows, columns, squeeze=False).flat
+        grid = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axes, name in zip(grid, names):
             _draw_curve(axes, result, name)
-        for axes in list(grid)[len(names) :]:
+        for axes in grid[len(names) :]:
             axes.set_axis_off()
         figure.suptitle(_plain(f"{result.slug}, {result.scale} scale, {len(result.seeds)} seeds"))
         figure.savefig(files[0], dpi=160, facecolor="white")

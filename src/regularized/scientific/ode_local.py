@@ -88,6 +88,7 @@ class LocalNeuralODE(NeuralODE):
             rtol=self.rtol,
             atol=self.atol,
             norm=self.norm,
+            max_steps=self.max_steps,
             recompute=self.backprop == "checkpoint",
             record=not unbiased,
         )

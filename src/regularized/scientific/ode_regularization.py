@@ -139,7 +139,14 @@ class _Layer(nn.Module):
     """What both layers share: time span, tolerances, statistics of the last call."""
 
     def __init__(
-        self, span: tuple[float, float], method: str, rtol: float, atol: float, norm: Norm, steps: int | None
+        self,
+        span: tuple[float, float],
+        method: str,
+        rtol: float,
+        atol: float,
+        norm: Norm,
+        steps: int | None,
+        max_steps: int,
     ) -> None:
         super().__init__()
         self.span = tuple(check_times(span))
@@ -149,7 +156,10 @@ class _Layer(nn.Module):
             raise ValueError(f"steps must be at least 1, or None for adaptive steps; got {steps}")
         if norm not in ("batch", "sample"):
             raise ValueError(f'norm must be "batch" or "sample", got {norm!r}')
+        if max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {max_steps}")
         self.method, self.rtol, self.atol, self.norm, self.steps = method, rtol, atol, norm, steps
+        self.max_steps = max_steps
         self._statistics: SolverStatistics | None = None
 
     @property
@@ -180,7 +190,7 @@ class _Layer(nn.Module):
         """Settings, for ``repr``."""
         return (
             f"span={self.span}, method={self.method!r}, rtol={self.rtol}, atol={self.atol}, norm={self.norm!r}, "
-            f"steps={self.steps}"
+            f"steps={self.steps}, max_steps={self.max_steps}"
         )
 
 
@@ -200,6 +210,8 @@ class NeuralODE(_Layer):
         atol: absolute tolerance; default 1e-6.
         norm: ``"batch"`` (default) or ``"sample"``.
         steps: that many equal steps instead of adaptive ones; default None. Nothing is then read from the device.
+        max_steps: attempts after which a call gives up; default 1,000, so that dynamics that blew up in training end in
+            an error before their graph fills the memory.
         backprop: ``"direct"`` (default) keeps the whole graph, ``"checkpoint"`` the states alone and computes each step
             again in the backward pass.
 
@@ -232,9 +244,10 @@ class NeuralODE(_Layer):
         atol: float = 1e-6,
         norm: Norm = "batch",
         steps: int | None = None,
+        max_steps: int = 1000,
         backprop: Literal["direct", "checkpoint"] = "direct",
     ) -> None:
-        super().__init__(span, method, rtol, atol, norm, steps)
+        super().__init__(span, method, rtol, atol, norm, steps, max_steps)
         check_pair(method)
         if backprop not in ("direct", "checkpoint"):
             raise ValueError(
@@ -256,6 +269,7 @@ class NeuralODE(_Layer):
                 rtol=self.rtol,
                 atol=self.atol,
                 norm=self.norm,
+                max_steps=self.max_steps,
                 recompute=recompute,
                 record=self.training,
             )
@@ -286,6 +300,8 @@ class NeuralSDE(_Layer):
         atol: absolute tolerance; default 0.14.
         norm: ``"batch"`` (default) or ``"sample"``.
         steps: that many equal steps instead of adaptive ones; default None.
+        max_steps: attempts after which a call gives up; default 1,000, so that dynamics that blew up in training end in
+            an error before their graph fills the memory.
 
     Attributes:
         statistics: of the last call.
@@ -310,8 +326,9 @@ class NeuralSDE(_Layer):
         atol: float = 0.14,
         norm: Norm = "batch",
         steps: int | None = None,
+        max_steps: int = 1000,
     ) -> None:
-        super().__init__(span, method, rtol, atol, norm, steps)
+        super().__init__(span, method, rtol, atol, norm, steps, max_steps)
         if method not in STOCHASTIC:
             raise ValueError(f"method must be one of {', '.join(STOCHASTIC)}, got {method!r}")
         self.drift, self.diffusion = drift, diffusion
@@ -328,6 +345,7 @@ class NeuralSDE(_Layer):
                 rtol=self.rtol,
                 atol=self.atol,
                 norm=self.norm,
+                max_steps=self.max_steps,
                 record=self.training,
             )
         else:
@@ -350,7 +368,7 @@ class SolverRegularization(Term):
 
     The errors are there anyway; their gradient costs some arithmetic on the state in each step, little beside a field
     that is not small. Not for loose tolerances or models where a solve takes a few steps only; and a coefficient ten
-    times too large switches the dynamics off: watch the accuracy.
+    times too large costs accuracy and can make training unsteady: watch both.
 
     Args:
         kind: ``"error"`` (default), ``"stiffness"`` or ``"both"``.

@@ -163,8 +163,8 @@ class TermsTrainer(transformers.Trainer):
         self.objective.to(self.args.device)
         own = {id(p) for p in model.parameters()}
         self._term_parameters = [p for p in self.objective.parameters() if p.requires_grad and id(p) not in own]
-        self._clips = self.args.max_grad_norm is not None and self.args.max_grad_norm > 0
-        if self._term_parameters and self._clips and not hasattr(transformers.Trainer, "_clip_grad_norm"):
+        clips = self.args.max_grad_norm is not None and self.args.max_grad_norm > 0
+        if self._term_parameters and clips and not hasattr(transformers.Trainer, "_clip_grad_norm"):
             raise ValueError(
                 f"transformers {transformers.__version__} clips the gradient of the model alone, but a term has "
                 'parameters of its own; update it (pip install -U "transformers>=5.24"), or set max_grad_norm=0'
@@ -292,13 +292,10 @@ class TermsTrainer(transformers.Trainer):
                 moment(self._progress())
 
     def _before_update(self) -> None:
-        before_step = self.objective.moments("before_step")
+        # Gradients are free of fp16's scale by now: transformers clips them, or takes their norm for the log.
         if getattr(self.accelerator, "scaler", None) is None:
             self._finite.watch(self._losses, None, self.state.global_step)
-        elif before_step and not self._clips and not hasattr(transformers.Trainer, "_get_grad_norm"):
-            # Clipping divides the gradients by fp16's scale, and so does the norm that later versions log without it.
-            self.accelerator.unscale_gradients(self.optimizer)
-        for moment in before_step:
+        for moment in self.objective.moments("before_step"):
             moment(self._last_step)
 
     def _after_update(self) -> None:
