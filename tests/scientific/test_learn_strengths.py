@@ -440,6 +440,43 @@ def test_batch_normalization():
     assert bool((model[0].running_mean == 0.5).all())
 
 
+def test_modes_are_those_of_training_and_of_evaluation():
+    """Fails if validation drops out, or a term that holds the model sends it back to train mode."""
+
+    class Holding(Term):
+        """A term with the model inside, as those with a teacher have it."""
+
+        per_step = True
+
+        def __init__(self, model):
+            super().__init__(weight=0.01)
+            self.held = model
+
+        def forward(self, step):
+            return self.held[1].weight.square().sum()
+
+    train, valid = regression(0)
+    frozen = dropout_model()
+    settings = {"data": train, "steps": 1, "apply": True}
+    result = learn_strengths(ridge_objective(), ["ridge"], valid, model=frozen, deterministic=False, **settings)
+    with torch.no_grad():
+        loss = SQUARED.function(frozen.eval().double()(valid[0]), valid[1]).mean()
+    assert float(loss) == pytest.approx(result.validation_loss, rel=1e-5)
+    model = dropout_model().eval()
+    objective = Objective({"task": SQUARED, "ridge": Ridge(weight=1e-2), "holding": Holding(model)})
+    learn_strengths(objective, ["ridge"], valid, model=model, **settings)  # refuses what is random
+
+
+def test_validation_has_the_coefficients_of_training():
+    """Half the data term in training is half of it in validation: fails if its weight is lost in one of them."""
+    train, valid = regression(0)
+    half = Objective({"task": Loss(SQUARED.function, weight=0.5), "ridge": Ridge(weight=5e-3)})
+    one = learn_strengths(half, ["ridge"], valid, model=no_bias(), data=train, tolerance=1e-6)
+    two = learn_strengths(ridge_objective(1e-2), ["ridge"], valid, model=no_bias(), data=train, tolerance=1e-6)
+    assert 2.0 * one.validation_loss == pytest.approx(two.validation_loss, rel=1e-5)
+    assert 2.0 * one.strengths["ridge"] == pytest.approx(two.strengths["ridge"], rel=1e-2)
+
+
 # -- ends -------------------------------------------------------------------------------------------
 
 
