@@ -142,13 +142,19 @@ def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
             **on_test,
             "iterations": float(used),
             "steps": float(len(curves["loss"])),
-            "final_accuracy": curves["accuracy"][-1][1] if curves["accuracy"] else 0.0,
+            "log10_final_accuracy": curves["log10_accuracy"][-1][1] if curves["log10_accuracy"] else -2.0,
         },
-        curves={f"{s['problem']}_{name}": points for name, points in curves.items()},
+        curves={f"{s['problem']}_{name}": sampled(points, budget) for name, points in curves.items() if points},
         data=problem.data,
         curve_unit="inner and CG iterations",
         images=images,
     )
+
+
+def sampled(points: Sequence[tuple[float, float]], budget: int) -> list[tuple[float, float]]:
+    """A curve at forty equal shares of the budget: what was known by then, so that seeds can be averaged."""
+    shares = [budget * k / 40 for k in range(1, 41)]
+    return [(x, next((y for at, y in reversed(points) if at <= x), points[0][1])) for x in shares]
 
 
 def descend(problem: Problem, s: Mapping[str, Any], budget: int) -> tuple[Any, dict[str, Any], int]:
@@ -172,12 +178,12 @@ def descend(problem: Problem, s: Mapping[str, Any], budget: int) -> tuple[Any, d
             break
         if info.iterations <= budget or not loss:
             loss.append((float(info.iterations), info.loss))
-            accuracy.append((float(info.iterations), info.eps))
+            accuracy.append((float(info.iterations), float(np.log10(info.eps))))
             if info.loss < best:
                 best, theta = info.loss, opt.accepted_theta
         if info.status in ("stalled", "stationary", "stagnated"):
             break
-    return theta, {"loss": loss, "accuracy": accuracy}, min(opt.iterations, budget)
+    return theta, {"loss": loss, "log10_accuracy": accuracy}, min(opt.iterations, budget)
 
 
 def search(problem: Problem, s: Mapping[str, Any], budget: int) -> tuple[Any, dict[str, Any], int]:
@@ -194,7 +200,7 @@ def search(problem: Problem, s: Mapping[str, Any], budget: int) -> tuple[Any, di
         if (value := float(problem.upper(x))) < best:
             best, theta = value, candidate
         loss.append((float(used), best))
-    return theta, {"loss": loss, "accuracy": []}, used
+    return theta, {"loss": loss, "log10_accuracy": []}, used
 
 
 def ridge(seed: int, s: Mapping[str, Any]) -> Problem:
