@@ -215,3 +215,24 @@ def test_which_arguments_upper_takes():
         (torch.sum, False),
     ):
         assert BilevelProblem(lambda x, t: (x * t).sum(), upper, x, theta).upper_takes_theta is takes
+
+
+def test_fista_is_the_recursion_of_its_docstring():
+    """Fails when the momentum is another one (Nesterov's without strong convexity, for one)."""
+    scale = torch.logspace(0, 2, 6, dtype=torch.float64)
+    mu, L, q = 1.0, 100.0, 0.01
+    points = []
+
+    def gradient(z):
+        points.append(z)
+        return scale * (z - 1.0)
+
+    fista(gradient, torch.zeros(6, dtype=torch.float64), mu=mu, L=L, eps=1e-3)
+    x = old = torch.zeros(6, dtype=torch.float64)
+    t = 0.0
+    for z in points:
+        t_old, t = t, (1 - q * t**2 + ((1 - q * t**2) ** 2 + 4 * t**2) ** 0.5) / 2
+        expected = x + (t_old - 1) * (1 - t * q) / (t * (1 - q)) * (x - old)
+        torch.testing.assert_close(z, expected)
+        old, x = x, expected - scale * (expected - 1.0) / L
+    assert len(points) > 20

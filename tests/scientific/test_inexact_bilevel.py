@@ -515,3 +515,12 @@ def test_failures_add_trial_steps_and_moves_forget_secants():
     assert set(bent.state_dict()["bound"]["largest"].values()) == {0.0}
     bent._descent_direction()
     assert min(bent.state_dict()["bound"]["largest"][name] for name in ("cross_lipschitz", "hessian_lipschitz")) > 0.0
+
+
+def test_accuracy_is_a_distance():
+    """Fails when the gradient's norm is taken for the distance, without mu."""
+    one = torch.ones(1, dtype=torch.float64)
+    opt = MAID(lambda x, t: 0.005 * (x - t).square().sum(), lambda x: x.sum(), 0 * one, one, mu=0.01, L=0.1)
+    opt.accurate(0.5)
+    assert abs(float(opt.x)) <= 0.5
+    assert opt.problem.inner_gradients > 2
