@@ -45,15 +45,20 @@ def _denoising(images: int, size: int) -> dict[str, Any]:
     }
 
 
-def _steps(problem: Callable[..., dict[str, Any]], *sizes: int) -> tuple[StepFunction, StepFunction]:
+def _steps(
+    problem: Callable[..., dict[str, Any]], eps: float, first: float, *sizes: int
+) -> tuple[StepFunction, StepFunction]:
     """Both start each step at the same warm state, with the same accuracy, and accept their first trial step."""
     about = problem(*sizes)
-    plain = FixedAccuracy(**about, eps=_EPS, step=1e-2)
-    method = MAID(**about, eps=_EPS, delta=_EPS, step=1e-2, constants=BilevelConstants(upper=1.0))
+    plain = FixedAccuracy(**about, eps=eps, step=first)
+    method = MAID(**about, eps=eps, delta=eps, step=first, nu=1.0, constants=BilevelConstants(upper=1.0))
     states = []
     for opt in (plain, method):
         opt.run(2)
         states.append(opt.state_dict())
+        info = opt.step()
+        if (info.status, info.eps) != ("descended", eps):
+            raise RuntimeError(f"not the same work: {info}; take a smaller eps or a larger step")
 
     def plain_step() -> None:
         plain.load_state_dict(states[0]).step()
@@ -100,9 +105,17 @@ def rebuilt(lower: Any, upper: Any, x: Tensor, theta: Tensor, tol: float) -> Ten
 def workloads() -> list[Workload]:
     """Outer steps at two sizes of each problem, and the hypergradient alone."""
     return [
-        Workload("ridge, 300 x 64", partial(_steps, _ridge, 300, 64), "a step with fixed -> adaptive accuracy"),
-        Workload("ridge, 5000 x 144", partial(_steps, _ridge, 5000, 144), "a step with fixed -> adaptive accuracy"),
-        Workload("TV, 8 x 64 x 64", partial(_steps, _denoising, 8, 64), "a step with fixed -> adaptive accuracy"),
+        Workload(
+            "ridge, 300 x 64", partial(_steps, _ridge, 1e-6, 10.0, 300, 64), "outer step, fixed -> adaptive accuracy"
+        ),
+        Workload(
+            "ridge, 5000 x 144",
+            partial(_steps, _ridge, 1e-6, 10.0, 5000, 144),
+            "outer step, fixed -> adaptive accuracy",
+        ),
+        Workload(
+            "TV, 8 x 64 x 64", partial(_steps, _denoising, 1e-4, 1e-2, 8, 64), "outer step, fixed -> adaptive accuracy"
+        ),
         Workload(
             "hypergradient, ridge 5000 x 144",
             partial(_hypergradients, _ridge, 5000, 144),
