@@ -41,6 +41,7 @@ Curvature = Literal["declared", "estimated", "given"]
 _SLACK = 0.99  # share of the declared modulus below which the smallest curvature contradicts it
 _CAUTION = 0.9  # share of an estimated smallest curvature taken for mu: Lanczos sees it from above
 _FIRST = 0.1  # first accuracies: distance of the inner solution, and share of the linear system's right-hand side
+_NEAREST = 1e-4  # the start is brought to a tenth of its distance from the solution, but no nearer than this at first
 _ROUNDING = 1e-9  # share of the largest curvature below which the smallest is none
 _RELAX = 0.8  # of the largest curvature met in one solve: where the next one starts
 _GROWTH = 1.5  # of the trial step after success: MAID's own 10 / 9 is for many variables, where a trial costs more
@@ -251,8 +252,12 @@ class _Learner:
         slope = problem.validation_slope()
         if mu is None and not self._curvature.declared(theta) > 0.0:
             self._curvature.measure(probe, flat, theta)
-            self._earlier = probe.inner_gradients + probe.products
-        self._solver, self._L = AdaptiveFista(), self._curvature.mu(theta)
+            self._earlier += probe.inner_gradients + probe.products
+        first = self._curvature.mu(theta)
+        self._solver, self._L = AdaptiveFista(), first
+        # A start at zero may be near enough to the solution to be left as it is, where a ridge has no derivative.
+        distance = float(probe.inner_gradient(flat, theta).norm()) / first
+        self._earlier += 1
         self._maid = MAID(
             problem.lower,
             problem.upper,
@@ -260,7 +265,7 @@ class _Learner:
             problem.start,
             mu=self._curvature.mu,
             L=lambda theta: max(self._L, self._curvature.mu(theta)),
-            eps=_FIRST,
+            eps=min(_FIRST, max(0.1 * distance, _NEAREST)),
             delta=_FIRST * slope,
             growth=_GROWTH,
             convex=False,
