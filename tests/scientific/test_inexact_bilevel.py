@@ -505,7 +505,8 @@ def test_failures_add_trial_steps_and_moves_forget_secants():
     trials = []
     solve = opt.solve
     opt.solve = lambda theta, eps: (trials.append(not torch.equal(theta, problem.theta)), solve(theta, eps))[1]
-    opt.run(2)
+    log = opt.run(2)
+    assert [info.step_size for info in log] == [0.0, 0.5**13]  # ten trials would end at 0.5^9
     # Three rounds in the first step, each after one failure more; the fifth reaches the step that is small enough.
     assert sum(trials) == 10 + 11 + 12 + 13 + 14
     bent = problem.maid(eps=1e-3, delta=1e-3, bound="heuristic", constants=None, L=2 * problem.L)
