@@ -46,7 +46,6 @@ _ROUNDING = 1e-9  # share of the largest curvature below which the smallest is n
 _RELAX = 0.8  # of the largest curvature met in one solve: where the next one starts
 _GROWTH = 1.5  # of the trial step after success: MAID's own 10 / 9 is for many variables, where a trial costs more
 _FARTHEST = 3.0  # length of a trial step in log strengths: a factor of 20
-_LOOKS = 4  # at the derivative by a strength, each ten times as exact, before it is called zero
 _INNER = 10_000  # iterations in one solve at most
 
 
@@ -320,13 +319,6 @@ class _Learner:
                 raise
             self._measure()
             loss, at = maid.inexact_gradient(graph, maid.delta)
-            for _ in range(_LOOKS):
-                if bool(at.z.all()):
-                    break
-                # Zeros may be those of the starting point, which was near enough to be left as it is.
-                maid.eps, maid.delta = 0.1 * maid.eps, 0.1 * maid.delta
-                graph = maid.accurate(maid.eps, graph)
-                loss, at = maid.inexact_gradient(graph, maid.delta)
         except NotPositiveDefinite as error:
             found = f"a direction of curvature {error.curvature:.3g} was met"
             raise NotStronglyConvex(self._curvature.advice(theta, found)) from error
