@@ -174,7 +174,8 @@ def detect_phases(
     """Phases of a whole training, from its log.
 
     A limit must be passed for ``patience`` records in a row, and is left again only ``0.02`` beyond it, likewise for
-    ``patience`` records: spikes and chatter around a limit make no phase. A change is dated at its first record.
+    ``patience`` records: spikes and chatter around a limit make no phase. A change is dated at its first record, and the
+    log starts in the first state that lasts.
 
     Args:
         log: records in the order of their steps, with ``step``, ``train``, ``test`` and perhaps ``memorized``; other
@@ -188,11 +189,11 @@ def detect_phases(
         ValueError: the log is empty, a key is missing, steps do not grow, or an accuracy is outside [0, 1].
 
     Examples:
-        >>> tests = [0.2, 0.2, 0.2, 0.2, 0.99, 0.99, 0.99, 0.99]
+        >>> tests = [0.2] * 6 + [0.99] * 4
         >>> log = [{"step": 10 * k, "train": 1.0, "test": a, "memorized": 1.0} for k, a in enumerate(tests)]
         >>> log[1]["test"] = 1.0                                              # one lucky record is no grokking
         >>> detect_phases(log, chance=1 / 53).phases
-        ((<Phase.MEMORIZATION: 'memorization'>, 0), (<Phase.COEXISTENCE: 'coexistence'>, 40))
+        ((<Phase.MEMORIZATION: 'memorization'>, 0), (<Phase.COEXISTENCE: 'coexistence'>, 60))
     """
     records = list(log)
     if not records:
