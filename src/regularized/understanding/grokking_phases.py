@@ -174,8 +174,8 @@ def detect_phases(
     """Phases of a whole training, from its log.
 
     A limit must be passed for ``patience`` records in a row, and is left again only ``0.02`` beyond it, likewise for
-    ``patience`` records: spikes and chatter around a limit make no phase. A change is dated at its first record. The log
-    starts in the first state that lasts.
+    ``patience`` records: spikes and chatter around a limit make no phase. A change is dated at its first record. The
+    log starts in the first state that lasts.
 
     Args:
         log: records in the order of their steps, with ``step``, ``train``, ``test`` and perhaps ``memorized``; other
