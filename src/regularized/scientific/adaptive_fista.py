@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from regularized.scientific.lower_solvers import InnerToleranceNotReached, LowerSolution, check_constants
+from regularized.scientific.lower_solvers import InnerToleranceNotReached, LowerSolution, check_constants, momentum
 
 __all__ = ["AdaptiveFista"]
 
@@ -99,8 +99,6 @@ class AdaptiveFista:
             new = torch.sub(z, p, alpha=1.0 / self.L)
             if float(torch.sum(p * (new - old))) > 0.0:
                 t_old = 1.0
-            q = mu / self.L
-            t = (1.0 - q * t_old**2 + math.sqrt((1.0 - q * t_old**2) ** 2 + 4.0 * t_old**2)) / 2.0
-            momentum = (t_old - 1.0) * (1.0 - t * q) / (t * (1.0 - q)) if q < 1.0 else 0.0
-            z, old, t_old = torch.lerp(old, new, 1.0 + momentum), new, t
+            t, share = momentum(mu / self.L, t_old)
+            z, old, t_old = torch.lerp(old, new, 1.0 + share), new, t
         raise InnerToleranceNotReached(norm, mu * eps, iteration, stagnated=False, x=z)

@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self, TypeAlias
 
-import torch
 from torch import Tensor
 
 from regularized.scientific.bilevel_descent import (
@@ -20,7 +19,7 @@ from regularized.scientific.bilevel_descent import (
     check_positive,
     check_share,
 )
-from regularized.scientific.bilevel_problem import Lower, Tree, Upper
+from regularized.scientific.bilevel_problem import Lower, Tree, Upper, norm
 from regularized.scientific.lower_solvers import InnerToleranceNotReached, LowerSolver, fista
 
 __all__ = ["HOAG", "AccuracySchedule", "FixedAccuracy"]
@@ -57,6 +56,7 @@ class HOAG(BilevelDescent):
         InnerToleranceNotReached: (in a step) the schedule asks for more than the inner solver can do.
 
     Examples:
+        >>> import torch
         >>> opt = HOAG(
         ...     lambda x, t: 0.5 * (x - t).square().sum(), lambda x: 0.5 * (x - 1.0).square().sum(),
         ...     torch.zeros(2), torch.zeros(2), mu=1.0, L=1.0, step=0.5
@@ -121,7 +121,7 @@ class HOAG(BilevelDescent):
         else:
             graph = self.accurate(eps)
         loss, at = self.inexact_gradient(graph, eps)
-        z, z_norm = at.z, _norm(at.z)
+        z, z_norm = at.z, norm(at.z)
         if self._lipschitz is None:
             self._lipschitz = z_norm / math.sqrt(z.numel()) if z_norm > 1e-3 else 1.0
         move = z_norm / self._lipschitz
@@ -148,17 +148,9 @@ class HOAG(BilevelDescent):
         theta, self._x, z = self._accepted
         self._theta = theta - z / self._lipschitz
         self._k += 1
-        return BilevelStep(
-            loss=self._accepted_loss,
-            loss_error=None,
-            gradient_norm=z_norm,
-            bound=None,
-            eps=eps,
-            delta=eps,
-            step_size=1.0 / self._lipschitz,
-            inner_iterations=self.problem.inner_gradients,
-            cg_iterations=self.problem.products,
-            status=status,
+        step_size = 1.0 / self._lipschitz
+        return self.report(
+            status, loss=self._accepted_loss, gradient_norm=z_norm, eps=eps, delta=eps, step_size=step_size
         )
 
     @property
@@ -225,6 +217,7 @@ class FixedAccuracy(BilevelDescent):
         InnerToleranceNotReached: (in a step) ``max_inner`` iterations are not enough.
 
     Examples:
+        >>> import torch
         >>> opt = FixedAccuracy(
         ...     lambda x, t: 0.5 * (x - t).square().sum(), lambda x: 0.5 * (x - 1.0).square().sum(),
         ...     torch.zeros(2), torch.zeros(2), mu=1.0, L=1.0, step=0.5, eps=1e-3
@@ -274,35 +267,17 @@ class FixedAccuracy(BilevelDescent):
         """Hypergradient, and Armijo's rule along it."""
         graph = self.accurate(self.eps)
         loss, at = self.inexact_gradient(graph, self.eps)
-        z, z_norm = at.z, _norm(at.z)
-        taken, status = 0.0, "stalled"
-        for i in range(_TRIALS):
-            a = self.step_size * self.rho**i
-            theta = at.theta - a * z
-            if not self.solvable(theta):
-                continue
-            try:
-                x = self.solve(theta, self.eps)
-            except InnerToleranceNotReached:
-                continue
-            value = float(self.problem.upper_gradient(x, theta)[0])
+        z_norm = norm(at.z)
+        status: Status = "stalled"
+        taken = 0.0
+        steps = (self.step_size * self.rho**i for i in range(_TRIALS))
+        for a, theta, x, value, _ in self.trials(at.theta, at.z, steps, self.eps):
             if value - loss <= -self.eta * a * z_norm**2:
                 self._theta, self._x = theta, x
                 taken, loss, status = a, value, "descended"
                 self.step_size = a * self.growth
                 break
-        return BilevelStep(
-            loss=loss,
-            loss_error=None,
-            gradient_norm=z_norm,
-            bound=None,
-            eps=self.eps,
-            delta=self.eps,
-            step_size=taken,
-            inner_iterations=self.problem.inner_gradients,
-            cg_iterations=self.problem.products,
-            status="descended" if status == "descended" else "stalled",
-        )
+        return self.report(status, loss=loss, gradient_norm=z_norm, eps=self.eps, delta=self.eps, step_size=taken)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on."""
@@ -317,7 +292,3 @@ class FixedAccuracy(BilevelDescent):
         super().load_state_dict(state)
         self.step_size = state["step_size"]
         return self
-
-
-def _norm(v: Tensor) -> float:
-    return float(torch.linalg.vector_norm(v))

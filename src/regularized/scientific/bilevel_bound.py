@@ -27,7 +27,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from regularized.scientific.bilevel_problem import BilevelProblem, Linearised, Tree
+from regularized.scientific.bilevel_problem import BilevelProblem, Linearised, Tree, norm
 
 __all__ = ["BilevelConstants", "ErrorBound", "EstimatedBound", "Inexact", "RigorousBound"]
 
@@ -170,7 +170,7 @@ class RigorousBound:
             for name in ("upper", "cross", "cross_lipschitz", "inverse_lipschitz", "direct_lipschitz")
             if getattr(self._constants, name) is not None
         }
-        return combine(eps=eps, delta=delta, mu=at.mu, upper_gradient=_norm(at.upper_gradient), **values)
+        return combine(eps=eps, delta=delta, mu=at.mu, upper_gradient=norm(at.upper_gradient), **values)
 
     def upper_lipschitz(self, x: Tensor, theta: Tensor) -> float:
         """L_g as given."""
@@ -220,8 +220,8 @@ class EstimatedBound:
         """The estimate."""
         self._secants(at, eps)
         known = {name: self._known(name, at) for name in ("upper", "cross", "cross_lipschitz", "inverse_lipschitz")}
-        size = _norm(at.upper_gradient)
-        inverse = self._largest["hessian_lipschitz"] * _norm(at.q) / (at.mu * size) if size > 0.0 else 0.0
+        size = norm(at.upper_gradient)
+        inverse = self._largest["hessian_lipschitz"] * norm(at.q) / (at.mu * size) if size > 0.0 else 0.0
         estimates = {
             "upper": lambda: self.upper_lipschitz(at.x, at.theta, at.upper_gradient),
             "cross": lambda: self._cross_norm(at),
@@ -238,12 +238,12 @@ class EstimatedBound:
         if self._constants.upper is not None:
             return evaluate(self._problem, self._constants.upper, x, theta)
         direction = self._upper_direction
-        if direction is None or not _norm(direction) > 0.0:
+        if direction is None or not norm(direction) > 0.0:
             direction = self._problem.upper_gradient(x, theta)[1] if start is None else start
         product = self._problem.upper_hessian(x, theta, direction)
-        size = _norm(direction)
-        self._upper = _norm(product) / size if size > 0.0 else 0.0
-        self._upper_direction = product / (_norm(product) or 1.0)
+        size = norm(direction)
+        self._upper = norm(product) / size if size > 0.0 else 0.0
+        self._upper_direction = product / (norm(product) or 1.0)
         return self._upper
 
     def moved(self) -> None:
@@ -269,37 +269,37 @@ class EstimatedBound:
 
     def _secants(self, at: Inexact, eps: float) -> None:
         wanted = ["cross_lipschitz", "inverse_lipschitz"] + (["direct_lipschitz"] if at.direct is not None else [])
-        size_q = _norm(at.q)
+        size_q = norm(at.q)
         if all(getattr(self._constants, name) is not None for name in wanted) or not size_q > 0.0:
             return
-        residual = at.graph.gradient if _norm(at.graph.gradient) > 0.0 else at.q
+        residual = at.graph.gradient if norm(at.graph.gradient) > 0.0 else at.q
         # Not so short that the difference is rounding.
-        shortest = torch.finfo(at.x.dtype).eps ** 0.5 * (1.0 + _norm(at.x))
+        shortest = torch.finfo(at.x.dtype).eps ** 0.5 * (1.0 + norm(at.x))
         length = max(eps, shortest)
-        u = residual * (length / _norm(residual))
+        u = residual * (length / norm(residual))
         product, transposed = self._problem.linearise(at.x + u, at.theta).both(at.q)
         found = {
-            "cross_lipschitz": _norm(transposed - at.transposed) / (length * size_q),
-            "hessian_lipschitz": _norm(product - at.product) / (length * size_q),
+            "cross_lipschitz": norm(transposed - at.transposed) / (length * size_q),
+            "hessian_lipschitz": norm(product - at.product) / (length * size_q),
         }
         if at.direct is not None:
             moved = self._problem.upper_gradient(at.x + u, at.theta)[2]
             assert moved is not None
-            found["direct_lipschitz"] = _norm(moved - at.direct) / length
+            found["direct_lipschitz"] = norm(moved - at.direct) / length
         for name, value in found.items():
             self._largest[name] = max(self._largest[name], value)
 
     def _cross_norm(self, at: Inexact) -> float:
         """One step of the power iteration of B^T B: ``||B^T w|| / ||w||`` for w = B v."""
         v = self._cross_direction
-        if v is None or not _norm(v) > 0.0:
-            v = at.transposed if _norm(at.transposed) > 0.0 else torch.ones_like(at.theta)
+        if v is None or not norm(v) > 0.0:
+            v = at.transposed if norm(at.transposed) > 0.0 else torch.ones_like(at.theta)
         w = at.graph.cross(v)
-        if not (size := _norm(w)) > 0.0:
+        if not (size := norm(w)) > 0.0:
             return 0.0
         back = at.graph.cross_transpose(w)
-        self._cross_direction = back / (_norm(back) or 1.0)
-        return _norm(back) / size
+        self._cross_direction = back / (norm(back) or 1.0)
+        return norm(back) / size
 
 
 def evaluate(problem: BilevelProblem, constant: Constant, x: Tensor, theta: Tensor) -> float:
@@ -308,7 +308,3 @@ def evaluate(problem: BilevelProblem, constant: Constant, x: Tensor, theta: Tens
         with torch.no_grad():
             return float(constant(problem.x_shape.unflatten(x), problem.theta_shape.unflatten(theta)))
     return float(constant)
-
-
-def _norm(v: Tensor) -> float:
-    return float(torch.linalg.vector_norm(v))

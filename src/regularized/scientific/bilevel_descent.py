@@ -1,7 +1,7 @@
 """What descent methods for bilevel problems share: state, inner solves and hypergradients to an accuracy, counting."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeAlias
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from regularized.mechanisms.conjugate_gradient import conjugate_gradient
 from regularized.scientific.bilevel_bound import Inexact
-from regularized.scientific.bilevel_problem import BilevelProblem, Linearised, Lower, Tree, Upper
-from regularized.scientific.lower_solvers import LowerSolver, check_constants, fista
+from regularized.scientific.bilevel_problem import BilevelProblem, Linearised, Lower, Tree, Upper, norm
+from regularized.scientific.lower_solvers import InnerToleranceNotReached, LowerSolver, check_constants, fista
 
 __all__ = ["BilevelDescent", "BilevelStep", "OfTheta", "Status"]
 
@@ -207,11 +207,30 @@ class BilevelDescent:
         found: Tensor = solution.x
         return found
 
+    def trials(
+        self, theta: Tensor, z: Tensor, steps: Iterable[float], eps: float
+    ) -> Iterator[tuple[float, Tensor, Tensor, float, Tensor]]:
+        """Points ``theta - a z`` of a line search, for each step size a where the lower problem can be solved to eps.
+
+        Yields:
+            a, theta and x there, g, and its gradient in x. Nothing is computed before it is asked for.
+        """
+        for a in steps:
+            moved = theta - a * z
+            if not self.solvable(moved):
+                continue
+            try:
+                x = self.solve(moved, eps)
+            except InnerToleranceNotReached:
+                continue  # too far: so badly conditioned there that it could not be solved
+            value, by_x, _ = self.problem.upper_gradient(x, moved)
+            yield a, moved, x, float(value), by_x
+
     def accurate(self, eps: float, graph: Linearised | None = None) -> Linearised:
         """Bring x to a distance of eps and return the gradient's graph there; solves only where x is farther."""
         mu, _ = self.constants(self._theta)
         graph = graph or self.problem.linearise(self._x, self._theta)
-        if not float(torch.linalg.vector_norm(graph.gradient)) <= mu * eps:
+        if not norm(graph.gradient) <= mu * eps:
             self._x = self.solve(self._theta, eps)
             graph = self.problem.linearise(self._x, self._theta)
         return graph
@@ -238,6 +257,32 @@ class BilevelDescent:
         mu, _ = self.constants(self._theta)
         inexact = Inexact(self._x, self._theta, graph, self._q, product, transposed, by_x, direct, mu)
         return float(loss), inexact
+
+    def report(
+        self,
+        status: Status,
+        *,
+        loss: float,
+        gradient_norm: float,
+        eps: float,
+        delta: float,
+        step_size: float,
+        loss_error: float | None = None,
+        bound: float | None = None,
+    ) -> BilevelStep:
+        """What a step did, with what all steps so far have cost."""
+        return BilevelStep(
+            loss=loss,
+            loss_error=loss_error,
+            gradient_norm=gradient_norm,
+            bound=bound,
+            eps=eps,
+            delta=delta,
+            step_size=step_size,
+            inner_iterations=self.problem.inner_gradients,
+            cg_iterations=self.problem.products,
+            status=status,
+        )
 
     def _check_deterministic(self) -> None:
         with torch.no_grad():

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from regularized.mechanisms.conjugate_gradient import conjugate_gradient
 from regularized.scientific.bilevel_descent import BilevelDescent, BilevelStep, OfTheta
-from regularized.scientific.bilevel_problem import Linearised, Lower, Tree, Upper
+from regularized.scientific.bilevel_problem import Linearised, Lower, Tree, Upper, norm
 from regularized.scientific.lower_solvers import InnerToleranceNotReached, LowerSolver, fista
 
 __all__ = ["OfficialMAID", "OfficialTrace"]
@@ -125,7 +125,7 @@ class OfficialMAID(BilevelDescent):
         eps, delta = self.eps, self.delta
         for round_ in range(3):
             z, omega = self._descent_direction()
-            z_norm, eps, delta = _norm(z), self.eps, self.delta
+            z_norm, eps, delta = norm(z), self.eps, self.delta
             taken = self._backtrack(z, 10 + round_)
             if taken:
                 self.step_size *= 10 / 9
@@ -138,17 +138,14 @@ class OfficialMAID(BilevelDescent):
             self.delta *= self.tau
         self.trace.eps.append(self.eps)
         self.trace.delta.append(self.delta)
-        return BilevelStep(
+        return self.report(
+            "descended" if taken else "tightened",
             loss=self.trace.loss[-1],
-            loss_error=None,
             gradient_norm=z_norm,
             bound=omega,
             eps=eps,
             delta=delta,
             step_size=taken,
-            inner_iterations=self.problem.inner_gradients,
-            cg_iterations=self.problem.products,
-            status="descended" if taken else "tightened",
         )
 
     def _descent_direction(self) -> tuple[Tensor, float]:
@@ -159,8 +156,8 @@ class OfficialMAID(BilevelDescent):
             q = self._cg(graph, by_x, x)
             z = -graph.cross_transpose(q)
             omega = self._bound(graph, by_x, q, z)
-            self.trace.bound_calls.append((omega, _norm(z), self.eps, self.delta))
-            if not omega / _norm(z) > 1.0 - self.eta:
+            self.trace.bound_calls.append((omega, norm(z), self.eps, self.delta))
+            if not omega / norm(z) > 1.0 - self.eta:
                 self._x = x
                 return z, omega
             self.eps *= self.tau
@@ -171,22 +168,22 @@ class OfficialMAID(BilevelDescent):
         cross = float(graph.cross(z).abs().max())
         first, second = self._noise(), self._noise()
         moved = -self.problem.linearise(first, self._theta).cross_transpose(q)
-        self._cross_lipschitz = max(self._cross_lipschitz, _norm(moved - z) / _norm(q))
+        self._cross_lipschitz = max(self._cross_lipschitz, norm(moved - z) / norm(q))
         other = self._cg(self.problem.linearise(second, self._theta), by_x, second)
-        self._inverse_lipschitz = max(self._inverse_lipschitz, _norm(other - q) / _norm(by_x))
-        size = _norm(by_x)
+        self._inverse_lipschitz = max(self._inverse_lipschitz, norm(other - q) / norm(by_x))
+        size = norm(by_x)
         c = cross / mu + self._inverse_lipschitz * size * cross + self._cross_lipschitz * size / mu
         return c * self.eps + cross / mu * self.delta + self._cross_lipschitz / mu * self.eps**2
 
     def _backtrack(self, z: Tensor, trials: int) -> float:
-        size_old = _norm(self.problem.upper_gradient(self._x, self._theta)[1])
-        squared = _norm(z) ** 2
+        size_old = norm(self.problem.upper_gradient(self._x, self._theta)[1])
+        squared = norm(z) ** 2
         for i in range(trials):
             a = self.step_size * self.rho**i
             theta = self._theta - a * z
             x = self._capped_solve(theta)
             value, by_x, _ = self.problem.upper_gradient(x, theta)
-            errors = (_norm(by_x) + size_old) * self.eps + 0.5 * self.Lg * self.eps**2
+            errors = (norm(by_x) + size_old) * self.eps + 0.5 * self.Lg * self.eps**2
             if float(value) + errors - self.trace.loss[-1] <= -a * self.eta * self.eta * squared:
                 self._theta, self._x, self.step_size = theta, x, a
                 self.trace.step_size.append(a)
@@ -214,7 +211,3 @@ class OfficialMAID(BilevelDescent):
         if self._perturbations is None:
             return torch.randn_like(self._x)
         return next(self._perturbations).to(self._x).reshape(-1)
-
-
-def _norm(v: Tensor) -> float:
-    return float(torch.linalg.vector_norm(v))

@@ -23,11 +23,16 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["BilevelProblem", "FlatTree", "Linearised", "Tree"]
+__all__ = ["BilevelProblem", "FlatTree", "Linearised", "Tree", "norm"]
 
 Tree: TypeAlias = Any  # a tensor, or tuples, lists and dictionaries of tensors
 Lower: TypeAlias = Callable[[Any, Any], Tensor]
 Upper: TypeAlias = Callable[..., Tensor]
+
+
+def norm(v: Tensor) -> float:
+    """Euclidean norm of a flat vector, read from the device."""
+    return float(torch.linalg.vector_norm(v))
 
 
 class FlatTree:

@@ -10,10 +10,8 @@ exact at x = x* and q solved exactly. At an approximate solution it is approxima
 
 from dataclasses import dataclass
 
-import torch
-
 from regularized.mechanisms.conjugate_gradient import conjugate_gradient
-from regularized.scientific.bilevel_problem import BilevelProblem, Lower, Tree, Upper
+from regularized.scientific.bilevel_problem import BilevelProblem, Lower, Tree, Upper, norm
 
 __all__ = ["Hypergradient", "hypergradient"]
 
@@ -73,6 +71,7 @@ def hypergradient(
         ValueError: lower or upper does not depend on x, or lower not on theta; something is not a scalar or not finite.
 
     Examples:
+        >>> import torch
         >>> theta = torch.tensor([1.0, 2.0])
         >>> result = hypergradient(
         ...     lambda x, t: 0.5 * (x - t).square().sum(), lambda x: x.square().sum(), theta, theta
@@ -100,5 +99,5 @@ def hypergradient(
         loss=float(loss),
         cg_iterations=solved.iterations,
         residual_norm=solved.residual_norm,
-        inner_gradient_norm=float(torch.linalg.vector_norm(graph.gradient)),
+        inner_gradient_norm=norm(graph.gradient),
     )

@@ -26,11 +26,11 @@ side; all in the dtype of the problem. The loop as it is in the code is
 :class:`~regularized.scientific.bilevel_official.OfficialMAID`.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-import torch
 from torch import Tensor
 
 from regularized.scientific.bilevel_bound import (
@@ -48,7 +48,7 @@ from regularized.scientific.bilevel_descent import (
     check_positive,
     check_share,
 )
-from regularized.scientific.bilevel_problem import Lower, Tree, Upper
+from regularized.scientific.bilevel_problem import Lower, Tree, Upper, norm
 from regularized.scientific.lower_solvers import InnerToleranceNotReached, LowerSolver, fista
 
 __all__ = ["MAID"]
@@ -104,6 +104,7 @@ class MAID(BilevelDescent):
         InnerToleranceNotReached: (in a step) ``max_inner`` iterations are not enough at the present theta.
 
     Examples:
+        >>> import torch
         >>> X, y, V, v = (torch.randn(20, *s, dtype=torch.float64) for s in ((5,), (), (5,), ()))
         >>> opt = MAID(
         ...     lower=lambda w, t: 0.5 * (X @ w - y).square().mean() + 0.5 * (t.exp() * w.square()).sum(),
@@ -180,9 +181,9 @@ class MAID(BilevelDescent):
                 if self.exhausted and not math.isnan(loss):
                     break
                 loss, at, omega = self._descent_direction()
-                z_norm, eps, delta = _norm(at.z), self.eps, self.delta
+                z_norm, eps, delta = norm(at.z), self.eps, self.delta
                 L_g = self._bound.upper_lipschitz(at.x, at.theta)
-                loss_error = _norm(at.upper_gradient) * eps + 0.5 * L_g * eps**2
+                loss_error = norm(at.upper_gradient) * eps + 0.5 * L_g * eps**2
                 if z_norm + omega <= self.tolerance:
                     status = "stationary"
                     break
@@ -201,7 +202,8 @@ class MAID(BilevelDescent):
             status = "stagnated"
             if math.isnan(loss):
                 loss = float(self.problem.upper_gradient(self._x, self._theta)[0])
-        return BilevelStep(
+        return self.report(
+            status,
             loss=loss,
             loss_error=loss_error,
             gradient_norm=z_norm,
@@ -209,9 +211,6 @@ class MAID(BilevelDescent):
             eps=eps,
             delta=delta,
             step_size=taken,
-            inner_iterations=self.problem.inner_gradients,
-            cg_iterations=self.problem.products,
-            status=status,
         )
 
     def _descent_direction(self) -> tuple[float, Inexact, float]:
@@ -221,7 +220,7 @@ class MAID(BilevelDescent):
             graph = self.accurate(self.eps, graph)
             loss, at = self.inexact_gradient(graph, self.delta)
             omega = self._bound.omega(at, self.eps, self.delta)
-            z_norm = _norm(at.z)
+            z_norm = norm(at.z)
             if not math.isfinite(loss + z_norm + omega):
                 raise ValueError(
                     f"upper loss {loss:.3g}, hypergradient {z_norm:.3g}, error bound {omega:.3g}: not finite; look for "
@@ -233,26 +232,16 @@ class MAID(BilevelDescent):
 
     def _line_search(self, loss: float, at: Inexact, L_g: float) -> tuple[float, float, float, Tensor, Tensor] | None:
         """The first trial step whose decrease inexact values can prove: step, loss, its error, theta, x."""
-        z = at.z
-        squared = _norm(z) ** 2
+        squared = norm(at.z) ** 2
         curved = 0.5 * L_g * self.eps**2
         # f(theta) >= g(x~) - ||grad g|| eps, and less L_g / 2 eps² where g is not convex.
-        below = loss - _norm(at.upper_gradient) * self.eps - (0.0 if self.convex else curved)
-        for i in range(_BACKTRACKS + self._failures):
-            if i and self.exhausted:
-                return None
-            a = self.step_size * self.rho**i
-            theta = at.theta - a * z
-            if not self.solvable(theta):
-                continue
-            try:
-                x = self.solve(theta, self.eps)
-            except InnerToleranceNotReached:
-                continue  # too far: so badly conditioned there that it could not be solved
-            value, by_x, _ = self.problem.upper_gradient(x, theta)
-            error = _norm(by_x) * self.eps + curved
-            if float(value) + error - below <= -self.eta * a * squared:
-                return a, float(value), error, theta, x
+        below = loss - norm(at.upper_gradient) * self.eps - (0.0 if self.convex else curved)
+        numbers = itertools.takewhile(lambda i: not (i and self.exhausted), range(_BACKTRACKS + self._failures))
+        steps = (self.step_size * self.rho**i for i in numbers)
+        for a, theta, x, value, by_x in self.trials(at.theta, at.z, steps, self.eps):
+            error = norm(by_x) * self.eps + curved
+            if value + error - below <= -self.eta * a * squared:
+                return a, value, error, theta, x
         return None
 
     def _tighten(self) -> None:
@@ -287,7 +276,3 @@ class MAID(BilevelDescent):
         self._failures = state["failures"]
         self._bound.load_state_dict(state["bound"])
         return self
-
-
-def _norm(v: Tensor) -> float:
-    return float(torch.linalg.vector_norm(v))

@@ -132,10 +132,15 @@ def fista(
         new = torch.sub(z, p, alpha=1.0 / L)
         if test.passed(p, new, iteration):
             return LowerSolution(new, test.norm, iteration)
-        t = (1.0 - q * t_old**2 + math.sqrt((1.0 - q * t_old**2) ** 2 + 4.0 * t_old**2)) / 2.0
-        momentum = (t_old - 1.0) * (1.0 - t * q) / (t * (1.0 - q)) if q < 1.0 else 0.0
-        z, old, t_old = torch.lerp(old, new, 1.0 + momentum), new, t
+        t, share = momentum(q, t_old)
+        z, old, t_old = torch.lerp(old, new, 1.0 + share), new, t
     raise test.failure(max_iterations)
+
+
+def momentum(q: float, t_old: float) -> tuple[float, float]:
+    """The recursion of :func:`fista` for q = mu / L: the next t, and the share of the last move that is added."""
+    t = (1.0 - q * t_old**2 + math.sqrt((1.0 - q * t_old**2) ** 2 + 4.0 * t_old**2)) / 2.0
+    return t, (t_old - 1.0) * (1.0 - t * q) / (t * (1.0 - q)) if q < 1.0 else 0.0
 
 
 def gradient_descent(
