@@ -9,17 +9,17 @@ The result goes to :mod:`regularized.evidence.report` (``write``, ``to_json``, `
 """
 
 import logging
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from regularized.evidence import ledger, pictures
 from regularized.evidence.claims import Claim
 from regularized.evidence.experiment import Experiment, Tuning, Unavailable
 from regularized.evidence.pool import Answer, Job, Pool
+from regularized.evidence.progress import display
 from regularized.evidence.provenance import checkout_state, closure, code_key, cores, environment, versions
 from regularized.evidence.results import Failure, ReproduceResult, TuningResult, outcomes, rank_trials
 from regularized.evidence.store import Run, Store, canonical
@@ -221,13 +221,13 @@ def _run_matrix(
     if todo:
         count = min(workers or cores(), len(todo))
         with (
-            _display(f"{slug} {todo[0].scale}", len(jobs), reused, progress) as display,
+            display(f"{slug} {todo[0].scale}", len(jobs), reused, shown=progress) as shown,
             Pool(module_name, todo, workers=count, code_key=key) as pool,
         ):
             try:
                 for job, answer in pool.answers():
                     keep(job, answer)
-                    display.show(job, answer)
+                    shown.show(job, answer)
             except KeyboardInterrupt:
                 for job, answer in pool.arrived():
                     keep(job, answer)
@@ -323,93 +323,3 @@ def _notes(
                 f"Claim {claim.id}: {claim.baseline} and {claim.method} did not see the same data with seeds {apart}, "
                 "so their difference is not that of the method alone."
             )
-
-
-# --- Showing how far it is ---
-
-
-class _Display(Protocol):
-    def show(self, job: Job, answer: Mapping[str, Any]) -> None: ...
-
-
-class _Silent:
-    def show(self, job: Job, answer: Mapping[str, Any]) -> None:
-        pass
-
-
-class _Lines:
-    """A line for each finished run, for logs."""
-
-    def __init__(self, title: str, total: int, done: int) -> None:
-        self._title, self._total, self._done = title, total, done
-        if done:
-            print(f"{title}: {done} of {total} runs are there from earlier calls", file=sys.stderr, flush=True)
-
-    def show(self, job: Job, answer: Mapping[str, Any]) -> None:
-        if answer["status"] == "started":
-            return
-        self._done += 1
-        outcome = f"{answer['seconds']:.1f} s" if answer["status"] == "done" else answer["error"]
-        print(f"[{self._done}/{self._total}] {_name(job)}: {outcome}", file=sys.stderr, flush=True)
-
-
-class _Bar:
-    """A bar over the whole matrix with the runs that are under way."""
-
-    def __init__(self, bar: Any, task: Any) -> None:
-        self._bar, self._task = bar, task
-        self._active: dict[str, None] = {}
-
-    def show(self, job: Job, answer: Mapping[str, Any]) -> None:
-        name = _name(job)
-        if answer["status"] == "started":
-            self._active[name] = None
-        else:
-            self._active.pop(name, None)
-            self._bar.advance(self._task)
-            if answer["status"] == "failed":
-                self._bar.console.print(f"{name} failed: {answer['error']}", style="red", markup=False, highlight=False)
-        self._bar.update(self._task, active=", ".join(self._active).replace("[", r"\["))
-
-
-def _name(job: Job) -> str:
-    tried = "".join(f" {name}={value}" for name, value in job.overrides.items())
-    return f"{job.arm}{tried} seed {job.seed}"
-
-
-@contextmanager
-def _display(title: str, total: int, done: int, progress: bool) -> Iterator[_Display]:
-    if not progress:
-        yield _Silent()
-        return
-    if not sys.stderr.isatty():
-        yield _Lines(title, total, done)
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = [
-        TextColumn("[bold]{task.description}", markup=True),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("runs"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[active]}"),
-    ]
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True) as bar:
-        if done:
-            console.print(
-                f"{done} of {total} runs are there from earlier calls with the same code, settings and versions"
-            )
-        task = bar.add_task(title, total=total, completed=done, active="")
-        yield _Bar(bar, task)
