@@ -14,7 +14,7 @@ from regularized.cli.output import console, emit_json, emit_table, in_terminal, 
 from regularized.cli.site import register as register_site
 
 if TYPE_CHECKING:
-    from regularized.evidence.results import Failure, ReproduceResult
+    from regularized.evidence.results import ReproduceResult
     from regularized.papers.catalogue import Entry
 
 __all__ = ["app"]
@@ -379,33 +379,22 @@ def ledger(
 
     For developers, in a checkout without uncommitted changes to the code that is measured.
     """
-    from regularized.evidence import ledger as ledgers
-    from regularized.evidence.provenance import checkout_state, closure
-    from regularized.evidence.runner import reproduce as run
-    from regularized.evidence.runner import tune as run_tuning
+    from regularized.evidence.ledger import LedgerError
+    from regularized.evidence.recording import check_committed, record
 
     entries = [entry for slug in slugs for entry in _entries(slug)] if slugs else _entries(None)
-    for entry in entries:
-        state = checkout_state(closure(entry.module_name("experiment")).values())
-        if state.dirty:
-            raise CommandError(
-                f"the code that {entry.slug} measures has uncommitted changes: commit first, then write the ledger",
-                Exit.FAILED,
-            )
+    for entry in entries:  # all of them before the first run, which may take hours
+        check_committed(entry.slug, entry.module_name("experiment"))
     written: list[dict[str, str]] = []
     failed: list[str] = []
     for entry in entries:
-        module = entry.module_name("experiment")
-        failures: list[Failure] = []
-        if hasattr(entry.experiment(), "TUNING"):
-            failures += run_tuning(entry.slug, module, workers=workers).failures
-        failures += run(entry.slug, module, entry.card.claims, seeds=seeds, workers=workers).failures
-        if failures:
-            note(f"{entry.slug}: not written, {len(failures)} runs failed; the first: {failures[0].error}")
+        try:
+            path = record(entry.slug, entry.module_name("experiment"), entry.card.claims, seeds=seeds, workers=workers)
+        except LedgerError as error:
+            note(str(error))
             failed.append(entry.slug)
-            continue
-        path = ledgers.export(entry.slug, module)
-        written.append({"slug": entry.slug, "ledger": str(path)})
+        else:
+            written.append({"slug": entry.slug, "ledger": str(path)})
     if as_json:
         emit_json(written)
     else:
