@@ -28,11 +28,11 @@ from torch.nn import functional as F
 from regularized import CrossEntropy, EarlyLearning, Ridge, Trainer
 from regularized.evidence.datasets import digits, flip_labels
 from regularized.evidence.statistics import interval_of_mean
-from regularized.scientific.adaptive_fista import AdaptiveFista
-from regularized.scientific.bilevel_problem import FlatTree
-from regularized.scientific.learn_strengths import learn_strengths
-from regularized.scientific.lower_solvers import InnerToleranceNotReached, solve_lower
-from regularized.scientific.strength_problem import StrengthProblem
+from regularized.scientific.inexact_bilevel.adaptive_fista import AdaptiveFista
+from regularized.scientific.inexact_bilevel.learn_strengths import learn_strengths
+from regularized.scientific.inexact_bilevel.lower_solvers import InnerToleranceNotReached, solve_lower
+from regularized.scientific.inexact_bilevel.problem import FlatTree
+from regularized.scientific.inexact_bilevel.strength_problem import StrengthProblem
 from regularized.training import Objective, TensorData
 
 TRAIN, VALID, NOISE, EPOCHS = 600, 200, 0.4, 5

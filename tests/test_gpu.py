@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from regularized import odeint, sdeint
 from regularized.evidence import contract
 from regularized.mechanisms.sample_history import store_rows
 from regularized.mechanisms.taps import Taps
 from regularized.papers.catalogue import load_catalogue
-from regularized.scientific.ode_solver import odeint
-from regularized.scientific.sde_solver import sdeint
 from regularized.training import (
     Batch,
     CrossEntropy,

@@ -69,6 +69,35 @@ def test_imports_go_downward(path):
     assert not upward, f"{module_of(path)} imports {sorted(upward)}"
 
 
+def folder_of_paper(module: str) -> str | None:
+    """``regularized.<problem>.<slug>`` for a module inside a paper's folder."""
+    parts = module.split(".")
+    inside = len(parts) >= 3 and parts[1] in FAMILIES and PACKAGE.joinpath(*parts[1:3]).is_dir()
+    return ".".join(parts[:3]) if inside else None
+
+
+def test_a_paper_imports_no_other_paper():
+    """Fails when a paper's folder reaches into another's, or a problem's shared file into any paper's.
+
+    What two papers need belongs into ``mechanisms/`` or flat into the problem's folder.
+    """
+    reaching = set()
+    for path in SOURCES:
+        module = module_of(path)
+        if storey(module) == STOREYS[next(iter(FAMILIES))]:
+            own = folder_of_paper(module)
+            others = {folder_of_paper(name) for name in imports(path)} - {None, own}
+            reaching |= {(module, other) for other in others}
+    assert not reaching, sorted(reaching)
+
+
+def test_the_rule_knows_the_papers_folders():
+    """Fails when the rule above looks for folders where there are none, and so can never fail."""
+    assert folder_of_paper("regularized.fine_tuning.sorsa.peft") == "regularized.fine_tuning.sorsa"
+    assert folder_of_paper("regularized.fine_tuning.peft_host") is None
+    assert sum(path.name == "__init__.py" and folder_of_paper(module_of(path)) is not None for path in SOURCES) >= 10
+
+
 @pytest.mark.parametrize(
     "path", [path for path in SOURCES if (storey(module_of(path)) or 0) in (0, 2) and path not in ROOF], ids=module_of
 )
@@ -169,14 +198,17 @@ def test_a_paper_is_named_in_its_own_files_alone(entry, words):
     if "_" not in entry.slug:
         pytest.skip("a slug that is an ordinary word occurs everywhere")
     modules = {name.rpartition(".")[0] for name in entry.card.implementation.names}
-    own = {PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py") for module in modules}
+    bases = {PACKAGE.parent.joinpath(*module.split(".")) for module in modules}
+    own = {base.with_suffix(".py") for base in bases}
+    folders = {entry.folder, *(base for base in bases if base.name == entry.slug)}
     own_tests = tuple(f"test_{stem}" for stem in (entry.slug, *(path.stem for path in own)))
     naming = {
         path
         for path, said in words.items()
         if entry.slug in said
         and path not in own
-        and entry.folder not in path.parents
+        and not folders & set(path.parents)
+        and path.parent.name != entry.slug
         and not path.stem.startswith(own_tests)
     }
     assert not naming, sorted(str(path.relative_to(ROOT)) for path in naming)

@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from regularized.evidence.pretrained import tiny_llama
 from regularized.fine_tuning import peft_host
 from regularized.fine_tuning.peft_host import FactorConfig, FactorLayer, Factors, export_lora, factor_layers
-from regularized.fine_tuning.sorsa_peft import SorsaConfig, inject, load
+from regularized.fine_tuning.sorsa.peft import SorsaConfig, inject, load
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fan_in_fan_out.*")
 

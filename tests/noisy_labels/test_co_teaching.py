@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from regularized.evidence.datasets import digits, flip_labels
 from regularized.evidence.models import mlp, seeded
 from regularized.noisy_labels.co_teaching import CoTeaching, forget_schedule, num_kept, small_loss_selection
-from regularized.noisy_labels.nested_dropout import NestedLinear, draw_together
-from regularized.noisy_labels.nested_width import select_width
+from regularized.noisy_labels.nested_dropout.layer import NestedLinear, draw_together
+from regularized.noisy_labels.nested_dropout.width import select_width
 from regularized.training.data import TensorData
 from regularized.training.progress import Progress, piecewise
 

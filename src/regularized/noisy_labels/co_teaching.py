@@ -5,7 +5,7 @@ batch with the smallest loss, and the *other* one learns from them, so that neit
 
     Han, Yao, Yu, Niu, Xu, Hu, Tsang, Sugiyama, "Co-teaching: Robust Training of Deep Neural Networks with Extremely
     Noisy Labels", NeurIPS 2018, arXiv 1804.06872. Here in the form that Chen et al. (:mod:`nested_dropout
-    <regularized.noisy_labels.nested_dropout>`, official code at 9a2fc40) use to fine-tune two trained networks.
+    <regularized.noisy_labels.nested_dropout.layer>`, official code at 9a2fc40) use to fine-tune two trained networks.
 
 =========  ====================  ======================================================================
 paper      here                  meaning

@@ -121,10 +121,9 @@ class Entry:
         """
         implementation = self.card.implementation
         module, _, name = implementation.names[0].rpartition(".") if implementation else ("", "", "")
-        file = _module_file(module) if module else None
-        if file is None:
+        tree = _home(module, name) if module else None
+        if tree is None:
             return ""
-        tree = _parsed(file, file.stat().st_mtime_ns)
         for statement in tree.body:
             if isinstance(statement, ast.FunctionDef | ast.ClassDef) and statement.name == name:
                 example = _example(ast.get_docstring(statement) or "")
@@ -303,10 +302,25 @@ def _nearest(slug: str, catalogue: Iterable[Entry]) -> list[str]:
 
 
 def _defines(qualified: str) -> bool:
-    """Whether the module of a fully qualified name defines it at its top level, without importing anything of it."""
+    """Whether the module of a fully qualified name defines it or passes it on, without importing anything of it."""
     module, _, name = qualified.rpartition(".")
+    return _home(module, name) is not None
+
+
+def _home(module: str, name: str) -> ast.Module | None:
+    """The module that defines a name: the one that is named, or the one that its package's ``__init__`` has it from."""
     file = _module_file(module)
-    return file is not None and name in set(_defined(_parsed(file, file.stat().st_mtime_ns).body))
+    if file is None:
+        return None
+    tree = _parsed(file, file.stat().st_mtime_ns)
+    if name in set(_defined(tree.body)):
+        return tree
+    for statement in tree.body:
+        if isinstance(statement, ast.ImportFrom) and file.name == "__init__.py":
+            for alias in statement.names:
+                if (alias.asname or alias.name) == name and statement.module and not statement.level:
+                    return _home(statement.module, alias.name)
+    return None
 
 
 def _module_file(module: str) -> Path | None:

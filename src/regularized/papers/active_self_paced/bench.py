@@ -2,8 +2,8 @@
 
 import torch
 
-from regularized.curriculum.active_self_paced import ActiveSelfPaced
-from regularized.curriculum.self_paced import one_vs_rest_hinge
+from regularized.curriculum.active_self_paced.loss import one_vs_rest_hinge
+from regularized.curriculum.active_self_paced.procedure import ActiveSelfPaced
 from regularized.evidence.bench import StepFunction, Workload
 
 

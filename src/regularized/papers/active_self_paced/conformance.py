@@ -8,8 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regularized.curriculum.active_self_paced import ActiveSelfPaced
-from regularized.curriculum.self_paced import (
+from regularized.curriculum.active_self_paced.loss import (
     Weighting,
     one_vs_rest_hinge,
     one_vs_rest_labels,
@@ -17,6 +16,7 @@ from regularized.curriculum.self_paced import (
     self_paced_penalty,
     self_paced_weights,
 )
+from regularized.curriculum.active_self_paced.procedure import ActiveSelfPaced
 from regularized.evidence.conformance import Case, UnknownCase
 
 TOLERANCE = 1e-12

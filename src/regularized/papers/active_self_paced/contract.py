@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regularized.curriculum.active_self_paced import ActiveSelfPaced
-from regularized.curriculum.self_paced import self_paced_weights
+from regularized.curriculum.active_self_paced.loss import self_paced_weights
+from regularized.curriculum.active_self_paced.procedure import ActiveSelfPaced
 from regularized.evidence.contract import BadInput, ProcedureSubject
 
 _N, _CLASSES = 24, 3

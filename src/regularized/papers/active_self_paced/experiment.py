@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regularized.curriculum.active_self_paced import ActiveSelfPaced, ambiguity
+from regularized.curriculum.active_self_paced.procedure import ActiveSelfPaced, ambiguity
 from regularized.evidence.datasets import data_folder, digits
 from regularized.evidence.experiment import Measurements, Tuning, Unavailable, data_fingerprint
 

@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from regularized.evidence.bench import StepFunction, Workload
-from regularized.scientific.deep_unfolding import SparseObjective, UnfoldedISTA
-from regularized.scientific.unfolded_training import BernoulliGaussian
+from regularized.scientific.deep_unfolding.layer import SparseObjective, UnfoldedISTA
+from regularized.scientific.deep_unfolding.procedure import BernoulliGaussian
 
 
 def _build(

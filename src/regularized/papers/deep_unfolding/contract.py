@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from regularized.evidence.contract import BadInput, ProcedureSubject, Subject
-from regularized.scientific.deep_unfolding import (
+from regularized.scientific.deep_unfolding.layer import (
     RecoveryObjective,
     SparseObjective,
     UnfoldedIHT,
@@ -16,7 +16,7 @@ from regularized.scientific.deep_unfolding import (
     hard_threshold,
     soft_threshold,
 )
-from regularized.scientific.unfolded_training import BernoulliGaussian, IncrementalTraining
+from regularized.scientific.deep_unfolding.procedure import BernoulliGaussian, IncrementalTraining
 from regularized.training.terms import Loss
 
 

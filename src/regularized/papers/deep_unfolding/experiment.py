@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from regularized.evidence.experiment import Measurements, Tuning, data_fingerprint
-from regularized.scientific.deep_unfolding import SparseObjective, UnfoldedIHT, UnfoldedISTA
-from regularized.scientific.unfolded_training import BernoulliGaussian, IncrementalTraining
+from regularized.scientific.deep_unfolding.layer import SparseObjective, UnfoldedIHT, UnfoldedISTA
+from regularized.scientific.deep_unfolding.procedure import BernoulliGaussian, IncrementalTraining
 
 _PROBLEM = {"density": 0.1, "noise": 0.01, "test": 1000}
 SCALES: Mapping[str, Mapping[str, Any]] = {

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from regularized.evidence.bench import StepFunction, Workload
 from regularized.evidence.models import mlp, resnet18, seeded
-from regularized.noisy_labels.early_learning import EarlyLearningLoss
-from regularized.noisy_labels.early_learning_plus import EarlyLearningPlus
+from regularized.noisy_labels.early_learning.loss import EarlyLearningLoss
+from regularized.noisy_labels.early_learning.procedure import EarlyLearningPlus
 
 SAMPLES = 50_000  # as in CIFAR
 SGD = partial(torch.optim.SGD, lr=0.02, momentum=0.9, weight_decay=1e-3)

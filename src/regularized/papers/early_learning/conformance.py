@@ -10,8 +10,8 @@ from torch import nn
 from regularized.evidence.conformance import Case, UnknownCase
 from regularized.mechanisms.ema import EMA, ramped_decay, running_mean_decay
 from regularized.mechanisms.mixup import Mix
-from regularized.noisy_labels.early_learning import EarlyLearningLoss
-from regularized.noisy_labels.early_learning_plus import EarlyLearningPlusLoss
+from regularized.noisy_labels.early_learning.loss import EarlyLearningLoss
+from regularized.noisy_labels.early_learning.procedure import EarlyLearningPlusLoss
 from regularized.training.progress import Progress, gaussian_ramp
 
 TOLERANCE = 1e-12

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from regularized.evidence.contract import BadInput, ProcedureSubject, Subject
 from regularized.evidence.models import mlp
 from regularized.mechanisms.ema import ramped_decay
-from regularized.noisy_labels.early_learning import EarlyLearning, EarlyLearningLoss
-from regularized.noisy_labels.early_learning_plus import EarlyLearningPlus
+from regularized.noisy_labels.early_learning.loss import EarlyLearning, EarlyLearningLoss
+from regularized.noisy_labels.early_learning.procedure import EarlyLearningPlus
 from regularized.training.data import TensorData
 from regularized.training.terms import CrossEntropy
 

@@ -26,8 +26,8 @@ from regularized.evidence.datasets import cifar, digits, flip_labels
 from regularized.evidence.experiment import Measurements, Tuning, data_fingerprint
 from regularized.evidence.models import mlp, preact_resnet18, resnet34, seeded
 from regularized.mechanisms.ema import ramped_decay
-from regularized.noisy_labels.early_learning import EarlyLearningLoss
-from regularized.noisy_labels.early_learning_plus import EarlyLearningPlus
+from regularized.noisy_labels.early_learning.loss import EarlyLearningLoss
+from regularized.noisy_labels.early_learning.procedure import EarlyLearningPlus
 from regularized.training.data import TensorData
 from regularized.training.progress import Progress, Schedule, as_schedule, cosine, piecewise
 from regularized.training.step import Batch

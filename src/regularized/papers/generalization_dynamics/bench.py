@@ -6,9 +6,9 @@ import torch
 
 from regularized.evidence.bench import StepFunction, Workload
 from regularized.evidence.models import mlp, seeded
-from regularized.understanding.frozen_subspace import frozen_subspace
-from regularized.understanding.generalization_dynamics import LinearDynamics
-from regularized.understanding.gradient_flow import GradientFlow
+from regularized.understanding.generalization_dynamics.dynamics import LinearDynamics
+from regularized.understanding.generalization_dynamics.gradient_flow import GradientFlow
+from regularized.understanding.generalization_dynamics.report import frozen_subspace
 
 
 def _report(sizes: tuple[int, ...], rows: int) -> tuple[StepFunction, StepFunction]:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regularized.evidence.conformance import Case, UnknownCase
-from regularized.understanding.generalization_dynamics import LinearDynamics
-from regularized.understanding.gradient_flow import GradientFlow
+from regularized.understanding.generalization_dynamics.dynamics import LinearDynamics
+from regularized.understanding.generalization_dynamics.gradient_flow import GradientFlow
 
 TOLERANCE = 1e-8
 

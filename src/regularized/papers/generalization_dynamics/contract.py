@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from regularized.evidence.contract import BadInput, DiagnosticSubject
-from regularized.understanding.frozen_subspace import frozen_drift, frozen_subspace
-from regularized.understanding.generalization_dynamics import LinearDynamics, Spectrum, steps_for
-from regularized.understanding.gradient_flow import GradientFlow
+from regularized.understanding.generalization_dynamics.dynamics import LinearDynamics, Spectrum, steps_for
+from regularized.understanding.generalization_dynamics.gradient_flow import GradientFlow
+from regularized.understanding.generalization_dynamics.report import frozen_drift, frozen_subspace
 
 
 def _network() -> nn.Module:

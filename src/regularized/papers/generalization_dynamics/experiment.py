@@ -25,8 +25,8 @@ from torch import Tensor
 
 from regularized.evidence.datasets import Split, digits, flip_labels, idx_images
 from regularized.evidence.experiment import Measurements, data_fingerprint
-from regularized.understanding.generalization_dynamics import LinearDynamics, Spectrum
-from regularized.understanding.gradient_flow import GradientFlow
+from regularized.understanding.generalization_dynamics.dynamics import LinearDynamics, Spectrum
+from regularized.understanding.generalization_dynamics.gradient_flow import GradientFlow
 
 SIGNAL, NOISE = 1.0, 0.25  # "SNR 4"
 WRONG = 0.2  # share of wrong labels among the training images

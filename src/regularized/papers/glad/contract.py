@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regularized.evidence.contract import BadInput, ProcedureSubject
-from regularized.fine_tuning.glad import GLAD, steer
-from regularized.fine_tuning.two_tower import FewShotClassifier, add_lora, few_shot_loss
+from regularized.fine_tuning.glad.optimizer import GLAD, steer
+from regularized.fine_tuning.glad.two_tower import FewShotClassifier, add_lora, few_shot_loss
 from regularized.training.data import TensorData
 
 

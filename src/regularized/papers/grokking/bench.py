@@ -7,13 +7,13 @@ from torch.nn import functional as F
 
 from regularized.evidence.bench import StepFunction, Workload
 from regularized.evidence.models import seeded
-from regularized.understanding.grokking import MemorizationProbe, neuron_ipr
-from regularized.understanding.modular_arithmetic import (
+from regularized.understanding.grokking.modular_arithmetic import (
     ModularArithmetic,
     QuadraticMLP,
     modular_optimizer,
     one_hot_mse,
 )
+from regularized.understanding.grokking.scores import MemorizationProbe, neuron_ipr
 
 
 def _step(net: QuadraticMLP, x: torch.Tensor, y: torch.Tensor) -> StepFunction:

@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regularized.evidence.conformance import Case, UnknownCase
-from regularized.understanding.grokking import (
-    gini,
-    inverse_participation_ratio,
-    neuron_ipr,
-    prune_by_score_,
-    spectrum,
-)
-from regularized.understanding.modular_arithmetic import (
+from regularized.understanding.grokking.modular_arithmetic import (
     ModularArithmetic,
     Operation,
     QuadraticMLP,
     modular_optimizer,
     one_hot_mse,
+)
+from regularized.understanding.grokking.scores import (
+    gini,
+    inverse_participation_ratio,
+    neuron_ipr,
+    prune_by_score_,
+    spectrum,
 )
 
 TOLERANCE = 1e-8

@@ -7,7 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from regularized.evidence.contract import BadInput, DiagnosticSubject
-from regularized.understanding.grokking import (
+from regularized.understanding.grokking.modular_arithmetic import (
+    ModularArithmetic,
+    ModularTransformer,
+    QuadraticMLP,
+    analytic_weights,
+    modular_optimizer,
+    one_hot_mse,
+)
+from regularized.understanding.grokking.phase_diagram import phase_diagram
+from regularized.understanding.grokking.phases import Phase, detect_phases, phase_of
+from regularized.understanding.grokking.plot import plot_grokking
+from regularized.understanding.grokking.scores import (
     MemorizationProbe,
     inverse_participation_ratio,
     neuron_ipr,
@@ -16,17 +27,6 @@ from regularized.understanding.grokking import (
     pruning_sweep,
     subset_accuracies,
 )
-from regularized.understanding.grokking_phases import Phase, detect_phases, phase_of
-from regularized.understanding.grokking_plot import plot_grokking
-from regularized.understanding.modular_arithmetic import (
-    ModularArithmetic,
-    ModularTransformer,
-    QuadraticMLP,
-    analytic_weights,
-    modular_optimizer,
-    one_hot_mse,
-)
-from regularized.understanding.phase_diagram import phase_diagram
 
 _P = 7
 

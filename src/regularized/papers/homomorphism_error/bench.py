@@ -11,8 +11,8 @@ from regularized.mechanisms.taps import Taps
 from regularized.papers.homomorphism_error.experiment import Transformer, task_loss
 from regularized.training.progress import Progress
 from regularized.training.step import Batch, Step
-from regularized.understanding.command_language import MODIFIERS, VOCABULARY, WORDS, commands, encode
-from regularized.understanding.homomorphism_error import Compositionality, CompositionOperators, PairPool
+from regularized.understanding.homomorphism_error.command_language import MODIFIERS, VOCABULARY, WORDS, commands, encode
+from regularized.understanding.homomorphism_error.penalty import Compositionality, CompositionOperators, PairPool
 
 _WORDS = [VOCABULARY.index(word) for word in WORDS]
 _MODIFIERS = [VOCABULARY.index(word) for word in MODIFIERS]

@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regularized.evidence.conformance import Case, UnknownCase
-from regularized.understanding.command_language import MODIFIERS, VOCABULARY, WORDS, commands
-from regularized.understanding.composition_probes import (
+from regularized.understanding.homomorphism_error.command_language import MODIFIERS, VOCABULARY, WORDS, commands
+from regularized.understanding.homomorphism_error.penalty import CompositionOperators, composition_loss
+from regularized.understanding.homomorphism_error.probes import (
     CompositionProbe,
     modifier_triples,
     probe_errors,
     segment_triples,
     split,
 )
-from regularized.understanding.homomorphism_error import CompositionOperators, composition_loss
 
 TOLERANCE = 1e-10
 

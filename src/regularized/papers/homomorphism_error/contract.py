@@ -11,19 +11,19 @@ from regularized.evidence.contract import BadInput, DiagnosticSubject, Subject
 from regularized.training.progress import Progress
 from regularized.training.step import Batch, Step
 from regularized.training.terms import CrossEntropy
-from regularized.understanding.command_language import commands, encode
-from regularized.understanding.composition_probes import (
-    CompositionProbe,
-    homomorphism_error,
-    modifier_triples,
-    segment_triples,
-)
-from regularized.understanding.homomorphism_error import (
+from regularized.understanding.homomorphism_error.command_language import commands, encode
+from regularized.understanding.homomorphism_error.penalty import (
     Compositionality,
     CompositionOperators,
     PairPool,
     composition_loss,
     find_pairs,
+)
+from regularized.understanding.homomorphism_error.probes import (
+    CompositionProbe,
+    homomorphism_error,
+    modifier_triples,
+    segment_triples,
 )
 
 _WORDS, _MODIFIERS = (1, 2), (3, 4)

@@ -22,14 +22,14 @@ from torch.nn import functional as F
 
 from regularized.evidence.experiment import Measurements, Tuning, data_fingerprint
 from regularized.evidence.models import seeded
-from regularized.understanding.command_language import MODIFIERS, VOCABULARY, WORDS, commands, encode
-from regularized.understanding.composition_probes import homomorphism_error, modifier_triples, segment_triples
-from regularized.understanding.homomorphism_error import (
+from regularized.understanding.homomorphism_error.command_language import MODIFIERS, VOCABULARY, WORDS, commands, encode
+from regularized.understanding.homomorphism_error.penalty import (
     CompositionOperators,
     PairPool,
     composition_loss,
     find_pairs,
 )
+from regularized.understanding.homomorphism_error.probes import homomorphism_error, modifier_triples, segment_triples
 
 _WORDS = [VOCABULARY.index(word) for word in WORDS]
 _MODIFIERS = [VOCABULARY.index(word) for word in MODIFIERS]

@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from regularized.evidence.bench import StepFunction, Workload
-from regularized.scientific.bilevel_baselines import FixedAccuracy
-from regularized.scientific.bilevel_bound import BilevelConstants
-from regularized.scientific.denoising import SquaredError, TotalVariation
-from regularized.scientific.hypergradient import hypergradient
-from regularized.scientific.inexact_bilevel import MAID
-from regularized.scientific.lower_solvers import solve_lower
+from regularized.scientific.inexact_bilevel.baselines import FixedAccuracy
+from regularized.scientific.inexact_bilevel.bound import BilevelConstants
+from regularized.scientific.inexact_bilevel.denoising import SquaredError, TotalVariation
+from regularized.scientific.inexact_bilevel.hypergradient import hypergradient
+from regularized.scientific.inexact_bilevel.lower_solvers import solve_lower
+from regularized.scientific.inexact_bilevel.maid import MAID
 
 _EPS = 1e-3
 

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regularized.evidence.conformance import Case, UnknownCase
-from regularized.scientific.bilevel_official import OfficialMAID
-from regularized.scientific.hypergradient import hypergradient
-from regularized.scientific.lower_solvers import gradient_descent, solve_lower
+from regularized.scientific.inexact_bilevel.hypergradient import hypergradient
+from regularized.scientific.inexact_bilevel.lower_solvers import gradient_descent, solve_lower
+from regularized.scientific.inexact_bilevel.official import OfficialMAID
 
 # What does not depend on the implementation is exact; the trace of the official heuristic is that of float32 parts.
 _EXACT = {"x_star_theta0": 1e-8, "hyper_exact": 1e-8, "theta_opt": 1e-8, "f_opt": 1e-8}

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from regularized.evidence.contract import BadInput, ProcedureSubject
 from regularized.mechanisms.conjugate_gradient import NotPositiveDefinite
-from regularized.scientific.bilevel_baselines import HOAG, FixedAccuracy
-from regularized.scientific.bilevel_bound import BilevelConstants
-from regularized.scientific.bilevel_descent import BilevelDescent
-from regularized.scientific.denoising import FieldsOfExperts, SquaredError, TotalVariation
-from regularized.scientific.hypergradient import hypergradient
-from regularized.scientific.inexact_bilevel import MAID
-from regularized.scientific.lower_solvers import InnerToleranceNotReached, solve_lower
+from regularized.scientific.inexact_bilevel.baselines import HOAG, FixedAccuracy
+from regularized.scientific.inexact_bilevel.bound import BilevelConstants
+from regularized.scientific.inexact_bilevel.denoising import FieldsOfExperts, SquaredError, TotalVariation
+from regularized.scientific.inexact_bilevel.descent import BilevelDescent
+from regularized.scientific.inexact_bilevel.hypergradient import hypergradient
+from regularized.scientific.inexact_bilevel.lower_solvers import InnerToleranceNotReached, solve_lower
+from regularized.scientific.inexact_bilevel.maid import MAID
 
 
 def _ridge(dtype: torch.dtype = torch.float64) -> dict[str, Any]:

@@ -28,12 +28,18 @@ from torch.nn import functional as F
 
 from regularized.evidence.datasets import idx_images, kodak, photographs
 from regularized.evidence.experiment import Illustrated, Measurements, Tuning, data_fingerprint
-from regularized.scientific.bilevel_baselines import HOAG, FixedAccuracy
-from regularized.scientific.bilevel_bound import BilevelConstants
-from regularized.scientific.bilevel_descent import BilevelDescent
-from regularized.scientific.denoising import FieldsOfExperts, SquaredError, TotalVariation, add_noise, psnr
-from regularized.scientific.inexact_bilevel import MAID
-from regularized.scientific.lower_solvers import InnerToleranceNotReached, solve_lower
+from regularized.scientific.inexact_bilevel.baselines import HOAG, FixedAccuracy
+from regularized.scientific.inexact_bilevel.bound import BilevelConstants
+from regularized.scientific.inexact_bilevel.denoising import (
+    FieldsOfExperts,
+    SquaredError,
+    TotalVariation,
+    add_noise,
+    psnr,
+)
+from regularized.scientific.inexact_bilevel.descent import BilevelDescent
+from regularized.scientific.inexact_bilevel.lower_solvers import InnerToleranceNotReached, solve_lower
+from regularized.scientific.inexact_bilevel.maid import MAID
 
 SCALES: Mapping[str, Mapping[str, Any]] = {
     "smoke": {

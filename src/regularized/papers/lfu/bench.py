@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from regularized.evidence.bench import StepFunction, Workload
-from regularized.fine_tuning.lfu import LfU
+from regularized.fine_tuning.lfu.regularizer import LfU
 
 VOCABULARY, LENGTH, BATCH = 512, 128, 8
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

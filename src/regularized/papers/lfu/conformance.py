@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regularized.evidence.conformance import Case, UnknownCase
-from regularized.fine_tuning.lfu import LfU
-from regularized.fine_tuning.lfu_consistency import Reduction, logit_consistency
-from regularized.fine_tuning.lfu_steps import AuxiliaryLoRA, steer
+from regularized.fine_tuning.lfu.penalty import Reduction, logit_consistency
+from regularized.fine_tuning.lfu.regularizer import LfU
+from regularized.fine_tuning.lfu.steps import AuxiliaryLoRA, steer
 
 TOLERANCE = 1e-9
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regularized.evidence.contract import BadInput, Subject
-from regularized.fine_tuning.lfu import LfU
-from regularized.fine_tuning.lfu_consistency import hidden_state_consistency
-from regularized.fine_tuning.lfu_steps import AuxiliaryLoRA
-from regularized.fine_tuning.lfu_term import LfUTerm
+from regularized.fine_tuning.lfu.penalty import hidden_state_consistency
+from regularized.fine_tuning.lfu.regularizer import LfU
+from regularized.fine_tuning.lfu.steps import AuxiliaryLoRA
+from regularized.fine_tuning.lfu.term import LfUTerm
 from regularized.training.terms import CrossEntropy
 
 TOKENS, LENGTH, WIDTH = 11, 5, 6

@@ -34,7 +34,7 @@ from regularized.evidence.experiment import Measurements, Tuning, Unavailable, d
 from regularized.evidence.models import seeded
 from regularized.evidence.pretrained import byte_tokens, smollm2, smollm2_tokenizer, tiny_llama
 from regularized.evidence.texts import module_docstrings, news_articles, python_topics, token_blocks
-from regularized.fine_tuning.lfu import LfU
+from regularized.fine_tuning.lfu.regularizer import LfU
 from regularized.mechanisms.ascent import ascent_direction, moved
 from regularized.training.progress import Progress, cosine, warmup
 

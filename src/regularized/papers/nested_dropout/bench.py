@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from regularized.evidence.bench import StepFunction, Workload
 from regularized.evidence.models import mlp, resnet18, seeded
 from regularized.noisy_labels.co_teaching import CoTeaching
-from regularized.noisy_labels.nested_dropout import NestedDropout, nest_classifier
+from regularized.noisy_labels.nested_dropout.layer import NestedDropout, nest_classifier
 
 SGD = partial(torch.optim.SGD, lr=1e-3, momentum=0.9, weight_decay=5e-4)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

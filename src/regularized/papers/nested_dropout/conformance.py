@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from regularized.evidence.conformance import Case, UnknownCase
 from regularized.noisy_labels.co_teaching import CoTeaching, forget_schedule
-from regularized.noisy_labels.nested_dropout import NestedLinear, nested_layers, width_distribution
-from regularized.noisy_labels.nested_width import best_width, width_accuracies
+from regularized.noisy_labels.nested_dropout.layer import NestedLinear, nested_layers, width_distribution
+from regularized.noisy_labels.nested_dropout.width import best_width, width_accuracies
 from regularized.training.data import TensorData
 from regularized.training.progress import Progress
 

@@ -12,14 +12,14 @@ from regularized.evidence.contract import BadInput, ProcedureSubject, Subject
 from regularized.evidence.models import mlp
 from regularized.mechanisms.surgery import NoEffectWarning
 from regularized.noisy_labels.co_teaching import CoTeaching, forget_schedule, num_kept
-from regularized.noisy_labels.nested_dropout import (
+from regularized.noisy_labels.nested_dropout.layer import (
     NestedDropout,
     NestedLinear,
     draw_together,
     nest_classifier,
     width_distribution,
 )
-from regularized.noisy_labels.nested_width import NestedWidth, cut_to_width, select_width
+from regularized.noisy_labels.nested_dropout.width import NestedWidth, cut_to_width, select_width
 from regularized.training.data import TensorData
 from regularized.training.terms import CrossEntropy
 

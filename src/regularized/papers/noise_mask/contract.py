@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from regularized.evidence.contract import BadInput, ProcedureSubject
-from regularized.overfitting.noise_mask import (
+from regularized.overfitting.noise_mask.procedure import (
     BetaMaskPolicy,
     MaskedInput,
     NoiseMask,

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from regularized.evidence.bench import StepFunction, Workload
 from regularized.evidence.models import seeded
-from regularized.scientific.ode_regularization import solver_penalty
-from regularized.scientific.ode_solver import odeint
-from regularized.scientific.solver_statistics import SolverStatistics
+from regularized.scientific.ode_regularization.layer import solver_penalty
+from regularized.scientific.ode_regularization.ode_solver import odeint
+from regularized.scientific.ode_regularization.solver_statistics import SolverStatistics
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = 1e-5

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regularized.evidence.conformance import Case, UnknownCase
-from regularized.scientific.ode_regularization import solver_penalty
-from regularized.scientific.ode_solver import SolverStatistics, odeint_on_grid
-from regularized.scientific.ode_tableaus import PAIRS
-from regularized.scientific.sde_solver import Increment, sdeint_on_grid
-from regularized.scientific.sde_tableaus import STOCHASTIC
+from regularized.scientific.ode_regularization.layer import solver_penalty
+from regularized.scientific.ode_regularization.ode_solver import SolverStatistics, odeint_on_grid
+from regularized.scientific.ode_regularization.ode_tableaus import PAIRS
+from regularized.scientific.ode_regularization.sde_solver import Increment, sdeint_on_grid
+from regularized.scientific.ode_regularization.sde_tableaus import STOCHASTIC
 
 TOLERANCE = 1e-9
 

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from regularized.evidence.contract import BadInput, Subject
-from regularized.scientific.ode_local import LocalNeuralODE, RandomEndTime
-from regularized.scientific.ode_regularization import (
+from regularized.scientific.ode_regularization.layer import (
     NeuralODE,
     NeuralSDE,
     SolverRegularization,
     exponential_decay,
     solver_penalty,
 )
-from regularized.scientific.ode_solver import odeint
-from regularized.scientific.sde_solver import sdeint, sdeint_on_grid
+from regularized.scientific.ode_regularization.local import LocalNeuralODE, RandomEndTime
+from regularized.scientific.ode_regularization.ode_solver import odeint
+from regularized.scientific.ode_regularization.sde_solver import sdeint, sdeint_on_grid
 from regularized.training.progress import Progress
 from regularized.training.step import Batch, Step
 from regularized.training.terms import CrossEntropy

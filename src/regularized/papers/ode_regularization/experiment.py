@@ -29,8 +29,8 @@ from torch.nn import functional as F
 from regularized.evidence.datasets import Split, digits, idx_images
 from regularized.evidence.experiment import Measurements, Tuning, data_fingerprint
 from regularized.evidence.models import seeded
-from regularized.scientific.ode_local import LocalNeuralODE, RandomEndTime
-from regularized.scientific.ode_regularization import NeuralODE, NeuralSDE, exponential_decay, solver_penalty
+from regularized.scientific.ode_regularization.layer import NeuralODE, NeuralSDE, exponential_decay, solver_penalty
+from regularized.scientific.ode_regularization.local import LocalNeuralODE, RandomEndTime
 from regularized.training.data import TensorData
 from regularized.training.progress import Progress
 

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from regularized.evidence.bench import StepFunction, Workload
 from regularized.evidence.models import ResNet, mlp, seeded
-from regularized.self_supervised.projection_head import BottleneckHead, EncoderWithHead
-from regularized.self_supervised.random_teacher import RandomTeacher
+from regularized.self_supervised.random_teacher.layer import BottleneckHead, EncoderWithHead
+from regularized.self_supervised.random_teacher.teacher import RandomTeacher
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

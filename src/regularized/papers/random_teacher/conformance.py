@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from regularized.evidence.conformance import Case, UnknownCase
-from regularized.self_supervised.distillation import Loss, distillation_losses
-from regularized.self_supervised.projection_head import BottleneckHead
-from regularized.self_supervised.student_init import interpolate_init, neighbourhood_init
+from regularized.self_supervised.random_teacher.layer import BottleneckHead
+from regularized.self_supervised.random_teacher.loss import Loss, distillation_losses
+from regularized.self_supervised.random_teacher.student_init import interpolate_init, neighbourhood_init
 
 TOLERANCE = 1e-12
 """The sheet's: double precision."""

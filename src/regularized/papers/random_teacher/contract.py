@@ -13,10 +13,10 @@ from regularized.mechanisms.mode_connectivity import WeightPlane, barrier, error
 from regularized.mechanisms.probes import knn_probe, linear_probe, logistic_probe
 from regularized.mechanisms.pruning import iterative_magnitude_pruning, magnitude_masks
 from regularized.mechanisms.surgery import NoEffectWarning
-from regularized.self_supervised.distillation import distillation_losses
-from regularized.self_supervised.projection_head import BottleneckHead, EncoderWithHead
-from regularized.self_supervised.random_teacher import MatchRandomTeacher, RandomTeacher
-from regularized.self_supervised.student_init import draw_weights, interpolate_init, neighbourhood_init
+from regularized.self_supervised.random_teacher.layer import BottleneckHead, EncoderWithHead
+from regularized.self_supervised.random_teacher.loss import distillation_losses
+from regularized.self_supervised.random_teacher.student_init import draw_weights, interpolate_init, neighbourhood_init
+from regularized.self_supervised.random_teacher.teacher import MatchRandomTeacher, RandomTeacher
 from regularized.training.finite import NonFiniteLoss
 from regularized.training.terms import CrossEntropy
 

@@ -32,9 +32,9 @@ from regularized.mechanisms.mode_connectivity import barrier, errors_between
 from regularized.mechanisms.probes import knn_probe, linear_probe, logistic_probe
 from regularized.mechanisms.pruning import iterative_magnitude_pruning
 from regularized.mechanisms.surgery import NoEffectWarning
-from regularized.self_supervised.projection_head import BottleneckHead, EncoderWithHead
-from regularized.self_supervised.random_teacher import RandomTeacher
-from regularized.self_supervised.student_init import draw_weights, interpolate_init
+from regularized.self_supervised.random_teacher.layer import BottleneckHead, EncoderWithHead
+from regularized.self_supervised.random_teacher.student_init import draw_weights, interpolate_init
+from regularized.self_supervised.random_teacher.teacher import RandomTeacher
 from regularized.training.data import TensorData
 
 SCALES: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regularized.curriculum.first_stage import FirstStageRun, read_qrels, read_run
+from regularized.curriculum.ranking_curriculum.first_stage import FirstStageRun, read_qrels, read_run
 from regularized.evidence.datasets import data_folder
 from regularized.evidence.experiment import Unavailable
 from regularized.evidence.models import seeded

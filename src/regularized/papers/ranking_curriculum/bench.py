@@ -6,8 +6,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from regularized.curriculum.ranking_curriculum import DifficultyWeightedLoss, RankingCurriculum, pairwise_difficulty
-from regularized.curriculum.ranking_losses import pairwise_softmax_loss
+from regularized.curriculum.ranking_curriculum.loss import (
+    DifficultyWeightedLoss,
+    RankingCurriculum,
+    pairwise_difficulty,
+)
+from regularized.curriculum.ranking_curriculum.reranker_losses import pairwise_softmax_loss
 from regularized.evidence.bench import StepFunction, Workload
 from regularized.evidence.models import mlp, resnet18, seeded
 

@@ -9,14 +9,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from regularized.curriculum.first_stage import FirstStageRun, kde_score, normalised_score, reciprocal_rank
-from regularized.curriculum.ranking_curriculum import (
+from regularized.curriculum.ranking_curriculum.first_stage import (
+    FirstStageRun,
+    kde_score,
+    normalised_score,
+    reciprocal_rank,
+)
+from regularized.curriculum.ranking_curriculum.loss import (
     DifficultyWeightedLoss,
     RankingCurriculum,
     pairwise_difficulty,
     pointwise_difficulty,
 )
-from regularized.curriculum.ranking_losses import (
+from regularized.curriculum.ranking_curriculum.reranker_losses import (
     pairwise_cross_entropy_loss,
     pairwise_hinge_loss,
     pairwise_softmax_loss,

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regularized.curriculum.first_stage import (
+from regularized.curriculum.ranking_curriculum.evaluation import evaluate_ranking
+from regularized.curriculum.ranking_curriculum.first_stage import (
     Easiness,
     FirstStageDifficulty,
     FirstStageRun,
@@ -20,15 +21,14 @@ from regularized.curriculum.first_stage import (
     read_run,
     reciprocal_rank,
 )
-from regularized.curriculum.ranking_curriculum import (
+from regularized.curriculum.ranking_curriculum.loss import (
     DifficultyWeighted,
     DifficultyWeightedLoss,
     RankingCurriculum,
     pairwise_difficulty,
     pointwise_difficulty,
 )
-from regularized.curriculum.ranking_evaluation import evaluate_ranking
-from regularized.curriculum.ranking_losses import (
+from regularized.curriculum.ranking_curriculum.reranker_losses import (
     pairwise_hinge_loss,
     pairwise_softmax_loss,
     pointwise_cross_entropy_loss,

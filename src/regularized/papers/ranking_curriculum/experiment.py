@@ -20,10 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from regularized.curriculum.first_stage import FirstStageDifficulty, FirstStageRun
-from regularized.curriculum.ranking_curriculum import DifficultyWeightedLoss, RankingCurriculum, pairwise_difficulty
-from regularized.curriculum.ranking_evaluation import evaluate_ranking
-from regularized.curriculum.ranking_losses import pairwise_softmax_loss
+from regularized.curriculum.ranking_curriculum.evaluation import evaluate_ranking
+from regularized.curriculum.ranking_curriculum.first_stage import FirstStageDifficulty, FirstStageRun
+from regularized.curriculum.ranking_curriculum.loss import (
+    DifficultyWeightedLoss,
+    RankingCurriculum,
+    pairwise_difficulty,
+)
+from regularized.curriculum.ranking_curriculum.reranker_losses import pairwise_softmax_loss
 from regularized.evidence.experiment import Measurements, Tuning, Unavailable, data_fingerprint
 from regularized.evidence.models import mlp, seeded
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from regularized.evidence.conformance import Case, UnknownCase
-from regularized.fine_tuning.sae_regularization import SelfReg
-from regularized.fine_tuning.sparse_autoencoder import SparseCodes, TopKSAE, normalized_error
+from regularized.fine_tuning.sae_regularization.autoencoder import SparseCodes, TopKSAE, normalized_error
+from regularized.fine_tuning.sae_regularization.penalty import SelfReg
 
 TOLERANCE = 1e-9
 """The sheet's: relative, double precision."""

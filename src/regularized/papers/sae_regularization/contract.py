@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from regularized.evidence.contract import BadInput, ProcedureSubject, Subject
-from regularized.fine_tuning.feature_judging import FeatureMask, select_features
-from regularized.fine_tuning.sae_regularization import SelfReg, SelfRegularization, Similarity
-from regularized.fine_tuning.sparse_autoencoder import TopKSAE
-from regularized.fine_tuning.sparse_autoencoder_training import SAETraining
+from regularized.fine_tuning.sae_regularization.autoencoder import TopKSAE
+from regularized.fine_tuning.sae_regularization.autoencoder_training import SAETraining
+from regularized.fine_tuning.sae_regularization.judging import FeatureMask, select_features
+from regularized.fine_tuning.sae_regularization.penalty import SelfReg, SelfRegularization, Similarity
 from regularized.training.step import Batch, Step
 from regularized.training.terms import CrossEntropy
 

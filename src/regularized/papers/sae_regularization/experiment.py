@@ -34,11 +34,11 @@ from torch.nn import functional as F
 from regularized.evidence.datasets import data_folder
 from regularized.evidence.experiment import Measurements, Tuning, Unavailable, data_fingerprint
 from regularized.evidence.models import seeded
-from regularized.fine_tuning.feature_judging import Example, FeatureMask, select_features
-from regularized.fine_tuning.sae_regularization import SelfReg
-from regularized.fine_tuning.sparse_autoencoder import TopKSAE
-from regularized.fine_tuning.sparse_autoencoder_files import load_sae
-from regularized.fine_tuning.sparse_autoencoder_training import SAETraining
+from regularized.fine_tuning.sae_regularization.autoencoder import TopKSAE
+from regularized.fine_tuning.sae_regularization.autoencoder_files import load_sae
+from regularized.fine_tuning.sae_regularization.autoencoder_training import SAETraining
+from regularized.fine_tuning.sae_regularization.judging import Example, FeatureMask, select_features
+from regularized.fine_tuning.sae_regularization.penalty import SelfReg
 
 SCALES: Mapping[str, Mapping[str, Any]] = {
     "smoke": {"text": False, "steps": 60, "sae_steps": 40, "batch": 64, "sae_batch": 256},

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from regularized.evidence.conformance import Case, UnknownCase
-from regularized.fine_tuning.nuclear_norm import nuclear_norm
-from regularized.fine_tuning.sara import SaRA, suggested_learning_rate
+from regularized.fine_tuning.sara.penalty import nuclear_norm
+from regularized.fine_tuning.sara.training import SaRA, suggested_learning_rate
 
 TOLERANCE = 1e-9
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from regularized.evidence.contract import BadInput, Subject
-from regularized.fine_tuning.nuclear_norm import Polar, polar_factor
-from regularized.fine_tuning.sara import SaRA, suggested_learning_rate
-from regularized.fine_tuning.sparse_adapter import SparseAdapter
+from regularized.fine_tuning.sara.adapter import SparseAdapter
+from regularized.fine_tuning.sara.penalty import Polar, polar_factor
+from regularized.fine_tuning.sara.training import SaRA, suggested_learning_rate
 from regularized.training.terms import CrossEntropy
 
 

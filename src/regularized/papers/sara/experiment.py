@@ -27,10 +27,10 @@ from torch.nn import functional as F
 
 from regularized.evidence.experiment import Measurements, Tuning, Unavailable, data_fingerprint
 from regularized.evidence.models import mlp, seeded
-from regularized.fine_tuning.magnitude_selection import magnitude_threshold
-from regularized.fine_tuning.nuclear_norm import nuclear_norm
-from regularized.fine_tuning.sara import SaRA, suggested_learning_rate
-from regularized.fine_tuning.sparse_entries import SparseEntries
+from regularized.fine_tuning.sara.entries import SparseEntries
+from regularized.fine_tuning.sara.penalty import nuclear_norm
+from regularized.fine_tuning.sara.selection import magnitude_threshold
+from regularized.fine_tuning.sara.training import SaRA, suggested_learning_rate
 
 SCALES: Mapping[str, Mapping[str, Any]] = {
     "smoke": {"hidden": 72, "pretrain_steps": 40, "steps": 8, "batch": 32, "fraction": 0.1},

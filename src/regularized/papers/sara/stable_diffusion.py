@@ -24,10 +24,10 @@ from torch.nn import functional as F
 
 from regularized.evidence.datasets import data_folder
 from regularized.evidence.experiment import Measurements, Unavailable, data_fingerprint
-from regularized.fine_tuning.magnitude_selection import magnitude_threshold
-from regularized.fine_tuning.nuclear_norm import nuclear_norm
-from regularized.fine_tuning.sara import SaRA
-from regularized.fine_tuning.sparse_entries import SparseEntries
+from regularized.fine_tuning.sara.entries import SparseEntries
+from regularized.fine_tuning.sara.penalty import nuclear_norm
+from regularized.fine_tuning.sara.selection import magnitude_threshold
+from regularized.fine_tuning.sara.training import SaRA
 
 __all__ = ["run_paper"]
 

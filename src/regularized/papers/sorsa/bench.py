@@ -13,8 +13,8 @@ from torch import nn
 
 from regularized.evidence.bench import StepFunction, Workload
 from regularized.evidence.pretrained import tiny_llama
-from regularized.fine_tuning.sorsa import OrthonormalPenalty
-from regularized.fine_tuning.sorsa_peft import inject
+from regularized.fine_tuning.sorsa.peft import inject
+from regularized.fine_tuning.sorsa.penalty import OrthonormalPenalty
 
 RANK, LR = 16, 3e-5
 _PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from regularized.evidence.contract import BadInput, Subject
 from regularized.evidence.models import mlp
-from regularized.fine_tuning.sorsa import (
+from regularized.fine_tuning.sorsa.penalty import (
     OrthonormalPenalty,
     Sorsa,
     SorsaLinear,

@@ -31,7 +31,7 @@ from regularized.evidence.experiment import Measurements, Tuning, Unavailable, d
 from regularized.evidence.models import seeded
 from regularized.evidence.pretrained import byte_tokens, smollm2, smollm2_tokenizer, tiny_llama
 from regularized.evidence.texts import module_docstrings, news_articles, python_topics, token_blocks
-from regularized.fine_tuning.sorsa import OrthonormalPenalty, inject_sorsa, merge_sorsa, spectral_drift
+from regularized.fine_tuning.sorsa.penalty import OrthonormalPenalty, inject_sorsa, merge_sorsa, spectral_drift
 from regularized.mechanisms.svd import thin_svd
 from regularized.training.progress import Progress, Schedule, cosine, warmup
 
@@ -338,7 +338,7 @@ def _adapt(base: nn.Module, s: Mapping[str, Any]) -> tuple[nn.Module, list[nn.Pa
     if s["adapter"] == "full":
         model = base  # float32, and bfloat16 by autocast: bfloat16 weights would lose most of the small updates
     elif s["adapter"] == "sorsa":
-        from regularized.fine_tuning.sorsa_peft import inject
+        from regularized.fine_tuning.sorsa.peft import inject
 
         model = inject(base, _PROJECTIONS, r=s["r"], niter=4)
     else:

@@ -9,8 +9,8 @@ from torch import nn
 
 from regularized.evidence.bench import StepFunction, Workload
 from regularized.evidence.models import seeded
-from regularized.fine_tuning.svfit import Rank
-from regularized.fine_tuning.svfit_model import svfit_param_groups
+from regularized.fine_tuning.svfit.layer import Rank
+from regularized.fine_tuning.svfit.model import svfit_param_groups
 
 _ATTENTION = ("q_proj", "v_proj")
 
@@ -47,7 +47,7 @@ def _lora(model: nn.Module, targets: Sequence[str], rank: int, initial: Any = Tr
 
 
 def _svfit(model: nn.Module, targets: Sequence[str], rank: Rank) -> nn.Module:
-    from regularized.fine_tuning.svfit_peft import inject
+    from regularized.fine_tuning.svfit.peft import inject
 
     return cast(nn.Module, inject(model, targets, r=rank))
 

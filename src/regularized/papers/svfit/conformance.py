@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from regularized.evidence.conformance import Case, UnknownCase
-from regularized.fine_tuning.svfit import SingularValueShift, SVFitLayer
+from regularized.fine_tuning.svfit.layer import SingularValueShift, SVFitLayer
 
 TOLERANCE = 1e-10
 

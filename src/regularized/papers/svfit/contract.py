@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 from regularized.evidence.contract import BadInput, Subject
 from regularized.evidence.models import mlp
-from regularized.fine_tuning.svfit import SingularValueShift, SVFitLayer, svfit_rank
-from regularized.fine_tuning.svfit_model import (
+from regularized.fine_tuning.svfit.layer import SingularValueShift, SVFitLayer, svfit_rank
+from regularized.fine_tuning.svfit.model import (
     SVFit,
     inject_svfit,
     load_svfit_state_dict,
     svfit_param_groups,
     svfit_state_dict,
 )
-from regularized.fine_tuning.svfit_product import shifted_weight
+from regularized.fine_tuning.svfit.product import shifted_weight
 from regularized.training.terms import CrossEntropy
 
 

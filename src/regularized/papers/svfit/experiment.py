@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from regularized.evidence.experiment import Measurements, Tuning, Unavailable, data_fingerprint
 from regularized.evidence.models import seeded
-from regularized.fine_tuning.svfit_model import inject_svfit, svfit_layers, svfit_param_groups
+from regularized.fine_tuning.svfit.model import inject_svfit, svfit_layers, svfit_param_groups
 from regularized.papers.svfit.published import run_published
 from regularized.papers.svfit.vision import enlarged, photo_crops, split_network
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from regularized.evidence.datasets import cifar, data_folder
 from regularized.evidence.experiment import Measurements, Unavailable, data_fingerprint
-from regularized.fine_tuning.svfit_model import inject_svfit, svfit_param_groups
+from regularized.fine_tuning.svfit.model import inject_svfit, svfit_param_groups
 
 __all__ = ["run_published"]
 

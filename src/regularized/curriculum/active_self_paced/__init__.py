@@ -1,0 +1,24 @@
+"""Active Self-Paced Learning for Cost-Effective and Progressive Face Identification."""
+
+from regularized.curriculum.active_self_paced.loss import (
+    one_vs_rest_hinge,
+    one_vs_rest_labels,
+    self_paced_implicit_loss,
+    self_paced_penalty,
+    self_paced_weights,
+)
+from regularized.curriculum.active_self_paced.oracles import CSVOracle, PromptOracle
+from regularized.curriculum.active_self_paced.procedure import ActiveSelfPaced, ambiguity, disagreement
+
+__all__ = [
+    "ActiveSelfPaced",
+    "CSVOracle",
+    "PromptOracle",
+    "ambiguity",
+    "disagreement",
+    "one_vs_rest_hinge",
+    "one_vs_rest_labels",
+    "self_paced_implicit_loss",
+    "self_paced_penalty",
+    "self_paced_weights",
+]

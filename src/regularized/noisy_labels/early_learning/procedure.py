@@ -1,0 +1,434 @@
+"""ELR+: early-learning regularisation with two networks that supervise each other, averaged weights, and mixup.
+
+For classifiers whose training labels are partly wrong, where the best accuracy is worth about three times the cost of
+plain training. :mod:`regularized.noisy_labels.early_learning.loss` has the paper, its symbols, and the one-network
+method.
+
+=========  ==================  =========================================================================
+paper      here                meaning
+=========  ==================  =========================================================================
+f1, f2     ``networks``        the two networks that are trained
+g1, g2     ``averages``        exponential moving averages of their weights
+t1, t2     ``losses.history``  (N, C) running averages; that of f1 is fed by g2 and the other way round
+l          ``mix.share``       share of mixup, at least 1/2, one for each batch
+q          (in the loss)       (B, C) rows of the history, mixed like the inputs
+=========  ==================  =========================================================================
+
+Paper and code (934af53) differ: labels are refined by q in the code only when there are exactly 100 classes; here that
+is ``refine_labels``. The code's averages start from initialisations of their own; ours from their network's, which the
+rising decay forgets within a few steps either way. Prediction is the mean of f1 and f2, as in the code on one GPU.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from regularized.mechanisms.ema import EMA, Decay, ramped_decay
+from regularized.mechanisms.mixup import Mix, draw_mix, one_hot
+from regularized.mechanisms.sample_history import check_index
+from regularized.mechanisms.two_networks import check_distinct, mean_logits
+from regularized.noisy_labels.early_learning.loss import (
+    PredictionHistory,
+    check_eps,
+    check_strength,
+    early_learning_penalty,
+)
+from regularized.training.data import as_source
+from regularized.training.progress import Coefficient, Progress, as_schedule
+from regularized.training.randomness import mix as mix_seeds
+from regularized.training.randomness import preserved, seed_all
+from regularized.training.step import Batch
+
+__all__ = ["EarlyLearningPlus", "EarlyLearningPlusLoss", "early_learning_plus_loss"]
+
+# Shapes: B samples of a batch, N samples of the training set, C classes.
+
+Parameters: TypeAlias = Iterable[nn.Parameter]
+
+
+def early_learning_plus_loss(
+    logits: Tensor, targets: Tensor, history: Tensor, *, strength: float, eps: float = 1e-4, refine_labels: bool = False
+) -> Tensor:
+    """Cross-entropy with mixed labels plus the regulariser with mixed history; mean over the batch.
+
+    Args:
+        logits: (B, C) of the mixed inputs.
+        targets: (B, C) mixed one-hot labels, rows sum to 1.
+        history: (B, C) rows q of the history, mixed like the inputs; constant.
+        strength: coefficient of the regulariser.
+        eps: probabilities are clamped to [eps, 1 - eps] in the regulariser.
+        refine_labels: multiply the targets by q and renormalise, which favours the labels that the history believes.
+
+    Returns:
+        Scalar, often negative.
+
+    Examples:
+        >>> logits, targets = torch.zeros(1, 2), torch.tensor([[0.8, 0.2]])
+        >>> early_learning_plus_loss(logits, targets, torch.tensor([[0.5, 0.5]]), strength=1.0)  # log 2 + log 1/2
+        tensor(0.)
+    """
+    # float32 at least: in half precision 1 - <q, p> rounds to 0 and its logarithm to -inf.
+    log_p = F.log_softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    if refine_labels:
+        targets = targets * history
+        # A history that has underflowed to 0 at the label leaves a row without a target, not nan.
+        targets = targets / targets.sum(dim=1, keepdim=True).clamp_min(torch.finfo(targets.dtype).tiny)
+    cross_entropy = -(targets * log_p).sum(dim=1).mean()
+    if strength == 0.0:
+        return cross_entropy
+    p = log_p.exp().clamp(eps, 1.0 - eps)
+    return cross_entropy.add(early_learning_penalty(p, history).mean(), alpha=strength)
+
+
+class EarlyLearningPlusLoss(PredictionHistory):
+    """The loss of one network of ELR+, with the history that the other network's average feeds.
+
+    Use it in a loop of your own; :class:`EarlyLearningPlus` is the whole procedure.
+
+    Args:
+        num_samples: N, length of the training set that ``index`` counts in.
+        num_classes: C.
+        momentum: share of the old average that stays, in [0, 1]; default 0.7 (CIFAR-10 with symmetric noise).
+        eps: probabilities are clamped to [eps, 1 - eps] in the regulariser; default 1e-4 (official code).
+        refine_labels: multiply the mixed labels by the history; default False (the code does it for CIFAR-100 alone).
+
+    Raises:
+        ValueError: a setting is outside its range; at the call: a shape is wrong, labels are soft, or no index.
+        IndexError: an index outside [0, N) (checked while the index is on the CPU).
+
+    Examples:
+        >>> criterion = EarlyLearningPlusLoss(num_samples=8, num_classes=3)
+        >>> index, mix = torch.tensor([3, 5]), Mix(0.8, torch.tensor([1, 0]))
+        >>> loss = criterion(
+        ...     torch.zeros(2, 3, requires_grad=True),
+        ...     torch.tensor([0, 2]),
+        ...     index,
+        ...     teacher_logits=torch.zeros(2, 3),
+        ...     mix=mix,
+        ...     strength=3.0,
+        ... )
+        >>> round(loss.item(), 4)
+        0.7825
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        num_classes: int,
+        *,
+        momentum: float = 0.7,
+        eps: float = 1e-4,
+        refine_labels: bool = False,
+    ) -> None:
+        super().__init__(num_samples, num_classes, momentum=momentum)
+        check_eps(eps, num_classes)
+        self.eps = eps
+        self.refine_labels = refine_labels
+
+    def forward(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        index: Tensor,
+        *,
+        teacher_logits: Tensor,
+        mix: Mix,
+        strength: float,
+    ) -> Tensor:
+        """Update the history with the teacher's view, mix it, and return the mean loss.
+
+        Args:
+            logits: (B, C) of this network for the mixed inputs.
+            labels: (B,) class labels before mixing.
+            index: (B,) position of each sample in the training set.
+            teacher_logits: (B, C) of the other network's average for the inputs *before* mixing.
+            mix: how the inputs were mixed.
+            strength: coefficient of the regulariser in this step, >= 0.
+
+        Returns:
+            Scalar.
+
+        Raises:
+            ValueError: a shape is wrong, labels are soft, or there is no index.
+            IndexError: an index outside [0, N).
+        """
+        self.check_logits(logits)
+        self.check_logits(teacher_logits)
+        if labels.is_floating_point() or labels.shape != logits.shape[:1]:
+            raise ValueError(
+                f"EarlyLearningPlusLoss needs class labels of shape ({len(logits)},), got {labels.dtype} of shape "
+                f"{tuple(labels.shape)}; give the labels before mixing, `mix` says how they are mixed"
+            )
+        check_index(index, self.num_samples, owner="EarlyLearningPlusLoss", batch_size=len(logits))
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        teacher = F.softmax(teacher_logits.detach(), dim=1, dtype=dtype)
+        history = mix(self.update(index, teacher).to(dtype))
+        targets = mix(one_hot(labels, self.num_classes, dtype))
+        return early_learning_plus_loss(
+            logits, targets, history, strength=strength, eps=self.eps, refine_labels=self.refine_labels
+        )
+
+    def extra_repr(self) -> str:
+        """Settings, for ``repr``."""
+        return f"{super().extra_repr()}, eps={self.eps}, refine_labels={self.refine_labels}"
+
+
+class EarlyLearningPlus:
+    """Two networks trained against label noise, each on what the other one's average believes.
+
+    In every epoch the first network is trained on all the data, then the second one. In a step of network k the inputs
+    and labels are mixed up, the *average* of the other network looks at the inputs before mixing, and its predictions
+    go into the history that regularises network k. The averages run in training mode, so that their batch
+    normalisation keeps its own statistics.
+
+    A step costs a plain step and a forward pass of the other average; with two networks an epoch costs at least 2.67
+    plain epochs. Memory: four models and two histories of N x C x 4 bytes. It runs in one process.
+
+    Not where one network is all that can be afforded: use
+    :class:`~regularized.noisy_labels.early_learning.EarlyLearningLoss`. Not for inputs that cannot be blended (tokens).
+
+    Args:
+        make_model: builds a network; called twice, and must give different initial weights.
+        num_samples: N, length of the training set that the index of a batch counts in.
+        num_classes: C.
+        optimizer: factory called with the parameters of a network, such as ``partial(torch.optim.SGD, lr=0.02,
+            momentum=0.9, weight_decay=5e-4)`` (the authors' for CIFAR).
+        schedule: factor on the learning rates, a number or a function of
+            :class:`~regularized.training.progress.Progress`; the authors divide by 10 once at 3/4 (CIFAR-10):
+            ``piecewise({0.75: 0.1})``.
+        strength: coefficient of the regulariser, a number or a schedule; default 3 (CIFAR-10). The authors ramp it for
+            CIFAR-100: ``gaussian_ramp(7.0, steps=40000)``.
+        momentum: share of the old history that stays, in [0, 1]; default 0.7 (CIFAR-10).
+        mixup: parameter of the Beta distribution of mixup, >= 0; default 1 (CIFAR, Clothing1M); 0 switches it off.
+        decay: decay of the averaged weights; default ``ramped_decay(0.997, steps=40000)`` (CIFAR). ``steps`` is about
+            half of that training: shorten it with yours.
+        eps: probabilities are clamped to [eps, 1 - eps]; default 1e-4.
+        refine_labels: multiply the labels by the history; default False (the code does it for CIFAR-100 alone).
+        device: where the networks are trained; default: where ``make_model`` puts them.
+        seed: decides mixup, and in :meth:`fit` the order of the data and what the networks draw at random; default 0.
+
+    Attributes:
+        networks: the two networks.
+        averages: their averaged copies, see :class:`~regularized.mechanisms.ema.EMA`.
+        losses: their losses, with the histories.
+        epoch: epochs done.
+        steps: optimizer steps done by each network.
+
+    Raises:
+        ValueError: a setting is outside its range, or ``make_model`` returned the same network twice, or two that share
+            parameters.
+
+    Examples:
+        >>> from functools import partial
+        >>> x, y = torch.randn(32, 4), torch.randint(3, (32,))
+        >>> batches = [(x[i], y[i], i) for i in torch.arange(32).split(8)]
+        >>> plus = EarlyLearningPlus(
+        ...     lambda: nn.Linear(4, 3), num_samples=32, num_classes=3, optimizer=partial(torch.optim.SGD, lr=0.1)
+        ... )
+        >>> losses = plus.fit(batches, epochs=2)
+        >>> plus.predict(x).shape, plus.suspected_label_errors(y).shape
+        (torch.Size([32, 3]), torch.Size([32]))
+    """
+
+    def __init__(
+        self,
+        make_model: Callable[[], nn.Module],
+        *,
+        num_samples: int,
+        num_classes: int,
+        optimizer: Callable[[Parameters], torch.optim.Optimizer],
+        schedule: Coefficient = 1.0,
+        strength: Coefficient = 3.0,
+        momentum: float = 0.7,
+        mixup: float = 1.0,
+        decay: Decay | None = None,
+        eps: float = 1e-4,
+        refine_labels: bool = False,
+        device: torch.device | str | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not callable(strength):
+            check_strength(strength)
+        if mixup < 0:
+            raise ValueError(f"mixup must be >= 0 (0 switches it off), got {mixup}")
+        self.networks = (make_model(), make_model())
+        check_distinct(self.networks, remedy="make_model must build a new one at each call")
+        if device is not None:
+            for network in self.networks:
+                network.to(device)
+        self.device = next(self.networks[0].parameters()).device
+        decay = ramped_decay() if decay is None else decay
+        self.averages = tuple(EMA(network, decay=decay, buffers="own") for network in self.networks)
+        self.losses = tuple(
+            EarlyLearningPlusLoss(num_samples, num_classes, momentum=momentum, eps=eps, refine_labels=refine_labels).to(
+                self.device
+            )
+            for _ in self.networks
+        )
+        self.optimizers = tuple(optimizer(list(network.parameters())) for network in self.networks)
+        for built in self.optimizers:
+            for group in built.param_groups:
+                group.setdefault("initial_lr", group["lr"])
+        self.schedule = as_schedule(schedule, name="schedule")
+        self.strength = as_schedule(strength, name="strength")
+        self.mixup = mixup
+        self.seed = seed
+        self.epoch = 0
+        self.steps = [0, 0]
+        self._generators = tuple(torch.Generator().manual_seed(mix_seeds(seed, net)) for net in range(2))
+
+    def training_step(self, net: int, batch: Any, *, progress: Progress | None = None) -> Tensor:
+        """One optimizer step of one network, and of its average.
+
+        Args:
+            net: 0 or 1, which network.
+            batch: (x, y, index), see :meth:`regularized.training.step.Batch.of`; x a floating-point tensor.
+            progress: position in the training, for the schedules; default: the steps done, of unknown total.
+
+        Returns:
+            The loss, detached, on the device.
+
+        Raises:
+            ValueError: ``net`` is not 0 or 1, or the batch lacks labels or index.
+            TypeError: the input is not a floating-point tensor.
+        """
+        if net not in (0, 1):
+            raise ValueError(f"net must be 0 or 1, got {net!r}")
+        sorted_batch = Batch.of(batch)
+        index = sorted_batch.index
+        check_index(index, self.losses[net].num_samples, owner="EarlyLearningPlus", batch_size=sorted_batch.size)
+        sorted_batch = sorted_batch.map(lambda t: t.to(self.device, non_blocking=True))
+        inputs, labels, index = sorted_batch.inputs, sorted_batch.targets, sorted_batch.index
+        if labels is None or index is None:
+            raise ValueError("EarlyLearningPlus needs labels and index in each batch: yield (x, y, index)")
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+            raise TypeError(
+                "EarlyLearningPlus blends inputs by mixup and needs them as one floating-point tensor, got "
+                f"{inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__}"
+            )
+        progress = Progress(self.steps[net], 0) if progress is None else progress
+        network, teacher, optimizer = self.networks[net], self.averages[1 - net], self.optimizers[net]
+        for module in (network, teacher):
+            if not module.training:
+                module.train()
+        mix = draw_mix(len(inputs), self.mixup, generator=self._generators[net], device=self.device, keep_larger=True)
+        logits = network(mix(inputs))
+        with torch.no_grad():
+            teacher_logits = teacher(inputs)
+        loss: Tensor = self.losses[net](
+            logits, labels, index, teacher_logits=teacher_logits, mix=mix, strength=self.strength(progress)
+        )
+        rate = self.schedule(progress)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * rate
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        self.averages[net].update(network)
+        self.steps[net] += 1
+        return loss.detach()
+
+    def fit(
+        self,
+        data: Any,
+        *,
+        epochs: int,
+        after_epoch: Callable[["EarlyLearningPlus"], None] | None = None,
+    ) -> list[tuple[float, float]]:
+        """Train both networks until ``epochs`` epochs are done in all.
+
+        A procedure restored by :meth:`load_state_dict` goes on where it stopped, and ends bit for bit (CPU) as one that
+        was never interrupted: orders and random numbers of an epoch depend on ``seed`` and the epoch alone. The two
+        networks see different orders.
+
+        Args:
+            data: what :func:`~regularized.training.data.as_source` takes: ``TensorData``, a ``DataLoader``, a list of
+                batches (x, y, index); or a pair of them, one for each network.
+            epochs: epochs in all.
+            after_epoch: called with this object after each epoch, for evaluation or saving.
+
+        Returns:
+            Mean loss of each network in each epoch of this call.
+
+        Raises:
+            TypeError: the data cannot be iterated.
+            ValueError: they are empty, or of unknown length.
+            FloatingPointError: the loss of an epoch is not finite.
+        """
+        pair = data if isinstance(data, tuple) else (data, data)
+        if len(pair) != 2:
+            raise ValueError(f"data must be one source of batches, or a pair, one for each network; got {len(pair)}")
+        sources = [as_source(one, seed=mix_seeds(self.seed, net)) for net, one in enumerate(pair)]
+        means: list[tuple[float, float]] = []
+        while self.epoch < epochs:
+            sums = []
+            for net, source in enumerate(sources):
+                total = torch.zeros((), device=self.device)
+                # Dropout and augmentation draw from the global generators: seeded here, they resume exactly.
+                with preserved():
+                    seed_all(mix_seeds(self.seed, self.epoch, net))
+                    for position, batch in enumerate(source.batches(2 * self.epoch + net)):
+                        progress = Progress(
+                            self.epoch * len(source) + position, epochs * len(source), self.epoch, epochs
+                        )
+                        total += self.training_step(net, batch, progress=progress)
+                sums.append(float(total) / len(source))
+                if not torch.isfinite(total):
+                    raise FloatingPointError(
+                        f"the loss of network {net} is not finite in epoch {self.epoch}; lower the learning rate, or "
+                        "look for inputs that are not finite"
+                    )
+            means.append((sums[0], sums[1]))
+            self.epoch += 1
+            if after_epoch is not None:
+                after_epoch(self)
+        return means
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        """Mean of the two networks' logits in evaluation mode, (B, C); the modes are put back afterwards."""
+        return mean_logits(self.networks, inputs.to(self.device))
+
+    def suspected_label_errors(self, labels: Tensor) -> Tensor:
+        """Which training labels both histories together contradict; (N,) labels to (N,) bool."""
+        both = PredictionHistory(self.losses[0].num_samples, self.losses[0].num_classes, momentum=0.0)
+        both.history = self.losses[0].history + self.losses[1].history
+        return both.suspected_label_errors(labels)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on: networks, averages, histories, optimizers, counters, random states.
+
+        Plain dictionaries and lists of tensors, numbers and strings: ``torch.load(..., weights_only=True)`` reads it.
+        Taken between epochs, the training goes on exactly.
+        """
+        return {
+            "networks": [network.state_dict() for network in self.networks],
+            "averages": [average.state_dict() for average in self.averages],
+            "losses": [loss.state_dict() for loss in self.losses],
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "generators": [generator.get_state() for generator in self._generators],
+            "steps": list(self.steps),
+            "epoch": self.epoch,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a state of :meth:`state_dict`, of a procedure built with the same settings.
+
+        Raises:
+            ValueError: parts of the state are missing or unknown.
+        """
+        needed = {"networks", "averages", "losses", "optimizers", "generators", "steps", "epoch"}
+        if set(state) != needed:
+            raise ValueError(
+                f"this is not a state of EarlyLearningPlus: missing {sorted(needed - set(state))}, unknown "
+                f"{sorted(set(state) - needed)}"
+            )
+        for name in ("networks", "averages", "losses", "optimizers"):
+            for part, saved in zip(getattr(self, name), state[name], strict=True):
+                part.load_state_dict(saved)
+        for generator, saved in zip(self._generators, state["generators"], strict=True):
+            generator.set_state(saved.cpu())
+        self.steps = list(state["steps"])
+        self.epoch = int(state["epoch"])
