@@ -45,8 +45,16 @@ def arguments(folder, **settings):
     return transformers.TrainingArguments(str(folder), **{**shared, **settings})
 
 
-def trained(folder, *, gamma=0.01, resume=None, **settings):
-    model = inject(tiny_llama(0), TARGETS, r=3, task_type="CAUSAL_LM")
+def stretched(model):
+    """Factors away from orthonormal: at the start of training, rounding alone decides whether the penalty acts."""
+    with torch.no_grad():
+        for _, layer in factor_layers(model):
+            layer.sorsa_left.default.mul_(1.1)
+    return model
+
+
+def trained(folder, *, gamma=0.01, resume=None, prepare=lambda model: model, **settings):
+    model = prepare(inject(tiny_llama(0), TARGETS, r=3, task_type="CAUSAL_LM"))
     trainer = transformers.Trainer(
         model, arguments(folder, **settings), train_dataset=samples(), callbacks=[SorsaCallback(gamma)]
     )
@@ -65,9 +73,10 @@ def distance(a, b):
 
 def test_penalty_in_transformers_trainer(tmp_path):
     """Fails when the callback is not called, or accumulation changes its share (PEFT's AdaLoRA multiplies it)."""
-    whole = factors(trained(tmp_path).model)
-    split = factors(trained(tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=4).model)
-    without = factors(trained(tmp_path, gamma=0.0).model)
+    split_up = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    whole = factors(trained(tmp_path, prepare=stretched).model)
+    split = factors(trained(tmp_path, prepare=stretched, **split_up).model)
+    without = factors(trained(tmp_path, prepare=stretched, gamma=0.0).model)
     assert distance(whole, split) < 1e-5
     assert distance(whole, without) > 1e-3
 
@@ -75,10 +84,7 @@ def test_penalty_in_transformers_trainer(tmp_path):
 def test_one_step_of_the_trainer_by_hand(tmp_path):
     """Fails when the penalty is added before the clip, not at all, or with another rate than the peak one."""
     gamma, lr = 0.01, 0.05
-    by_hand = inject(tiny_llama(0), TARGETS, r=3)
-    with torch.no_grad():
-        for _, layer in factor_layers(by_hand):
-            layer.sorsa_left.default.mul_(1.1)  # away from the dead zone
+    by_hand = stretched(inject(tiny_llama(0), TARGETS, r=3))
     automatic = copy.deepcopy(by_hand)
     data = samples(4)
     trainer = transformers.Trainer(
