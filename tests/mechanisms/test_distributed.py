@@ -1,77 +1,68 @@
 """Two real gloo processes with different data; each check compares with one process that has the whole batch."""
 
-import os
-import socket
-import subprocess
-import sys
+import copy
 
 import pytest
 import torch
-
-from regularized.mechanisms.distributed import gather_rows, gather_samples, rank, world_size
-
-WORKER = """
-import os, sys
-import torch
 import torch.distributed as dist
+from tests.processes import run_two
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
 from regularized.mechanisms.distributed import gather_rows, gather_samples, leave_process_group, rank, world_size
 
-torch.set_num_threads(1)
-dist.init_process_group("gloo")
-me = rank()
-assert world_size() == 2
 
-# Different numbers of rows, a repeated index, types, an empty part.
-index = torch.tensor([[4, 2, 4], [2]][me])
-rows = torch.tensor([[[1.0], [2.0], [3.0]], [[4.0]]][me], requires_grad=True)
-all_index, all_rows = gather_rows(index, rows)
-assert all_index.tolist() == [4, 2, 4, 2], all_index
-assert all_rows.flatten().tolist() == [1, 2, 3, 4] and not all_rows.requires_grad
-flags = gather_rows(index, index > 3)[1]
-assert flags.tolist() == [True, False, True, False]
-empty = gather_rows(index[:0] if me else index, rows[:0] if me else rows)
-assert empty[0].tolist() == [4, 2, 4] and empty[1].shape == (3, 1)
-
-# A statistic of the whole batch: value, and parameter gradient after DDP's averaging.
-torch.manual_seed(0)
-x = torch.randn(7, 3, dtype=torch.float64)
-def variance(h):
-    return h.var(0).log().sum() + (h.T @ h).square().sum()
-whole = nn.Linear(3, 2).double()
-loss = variance(whole(x))
-loss.backward()
-torch.manual_seed(0)
-torch.randn(7, 3, dtype=torch.float64)
-model = DistributedDataParallel(nn.Linear(3, 2).double())
-ours = variance(gather_samples(model(x[:5] if me == 0 else x[5:])))
-ours.backward()
-torch.testing.assert_close(ours, loss)
-torch.testing.assert_close(model.module.weight.grad, whole.weight.grad)
-torch.testing.assert_close(model.module.bias.grad, whole.bias.grad)
-del model, ours, loss
-leave_process_group()
-"""
+def gather():
+    """Different numbers of rows, a repeated index, types, an empty part."""
+    dist.init_process_group("gloo")
+    me = rank()
+    assert world_size() == 2
+    index = torch.tensor([[4, 2, 4], [2]][me])
+    rows = torch.tensor([[[1.0], [2.0], [3.0]], [[4.0]]][me], requires_grad=True)
+    all_index, all_rows = gather_rows(index, rows)
+    assert all_index.tolist() == [4, 2, 4, 2]
+    assert all_rows.flatten().tolist() == [1, 2, 3, 4]
+    assert not all_rows.requires_grad
+    flags = gather_rows(index, index > 3)[1]
+    assert flags.tolist() == [True, False, True, False]
+    empty = gather_rows(index[:0] if me else index, rows[:0] if me else rows)
+    assert empty[0].tolist() == [4, 2, 4]
+    assert empty[1].shape == (3, 1)
+    leave_process_group()
 
 
-def test_two_processes(tmp_path):
-    """Fails if rows come in another order, padding stays, or the gradient is that of one process's part (a collective
-    that autograd does not see gives 1 / world size of it)."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, script], env={**environment, "RANK": str(r)}, stderr=subprocess.PIPE, text=True
-        )
-        for r in range(2)
-    ]
-    errors = [worker.communicate(timeout=120)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(errors)
+def statistic():
+    """A statistic of the whole batch: value, and parameter gradient after DDP's averaging."""
+    dist.init_process_group("gloo")
+
+    def variance(h):
+        return h.var(0).log().sum() + (h.T @ h).square().sum()
+
+    torch.manual_seed(0)
+    x = torch.randn(7, 3, dtype=torch.float64)
+    whole = nn.Linear(3, 2).double()
+    loss = variance(whole(x))
+    loss.backward()
+    model = DistributedDataParallel(copy.deepcopy(whole))
+    model.zero_grad()
+    ours = variance(gather_samples(model(x[:5] if rank() == 0 else x[5:])))
+    ours.backward()
+    torch.testing.assert_close(ours, loss)
+    torch.testing.assert_close(model.module.weight.grad, whole.weight.grad)
+    torch.testing.assert_close(model.module.bias.grad, whole.bias.grad)
+    del model, ours, loss
+    leave_process_group()
+
+
+def test_rows_of_two_processes():
+    """Fails if rows come in another order, or padding stays."""
+    run_two(gather)
+
+
+def test_statistic_of_two_processes():
+    """Fails if the gradient is that of one process's part (a collective that autograd does not see gives 1 / world size
+    of it)."""
+    run_two(statistic)
 
 
 def test_one_process_is_the_identity():

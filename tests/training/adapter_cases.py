@@ -1,19 +1,14 @@
-"""What both adapters are tried with: terms of every kind, a loop by hand, our own loop; as a script, two processes.
-
-python adapter_cases.py huggingface|lightning OUT BATCH_SIZE ACCUMULATE      (RANK, WORLD_SIZE, ... in the environment)
-"""
+"""What both adapters are tried with: terms of every kind, a loop by hand, our own loop; also in two processes."""
 
 import dataclasses
 import json
 import os
-import socket
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from tests.processes import run_two
 from torch import nn
 from torch.nn import functional as F
 
@@ -291,30 +286,13 @@ def loader(x, y, batch: int, *, ranks: int = 1):
 
 
 def in_processes(name: str, folder: Path, *, batch: int, accumulate: int) -> list[dict[str, torch.Tensor]]:
-    """Run this file as a script in two processes with gloo: the final state of each."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    group |= {"TORCHELASTIC_RUN_ID": "test"}  # by which Lightning knows that somebody else starts the processes
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, name, folder, str(batch), str(accumulate)],
-            env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
-    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
+    """Train with an adapter in two processes with gloo: the final state of each."""
+    run_two(_train, name, folder, batch, accumulate)
     return [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
 
 
-def main() -> None:
-    name, out, batch, accumulate = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-    torch.set_num_threads(1)
+def _train(name: str, out: Path, batch: int, accumulate: int) -> None:
+    os.environ["TORCHELASTIC_RUN_ID"] = "test"  # by which Lightning knows that somebody else starts the processes
     if name == "huggingface":
         trainer = huggingface(out / "run", rows(*sentences(24)), batch, accumulate, ddp_backend="gloo")
         trainer.train()
@@ -332,7 +310,3 @@ def main() -> None:
     save_file({**final, "losses": losses}, out / f"{os.environ['RANK']}.safetensors")
     del trainer
     leave_process_group()
-
-
-if __name__ == "__main__":
-    main()

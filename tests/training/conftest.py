@@ -1,24 +1,14 @@
-import importlib.util
-import sys
-from pathlib import Path
+from importlib import import_module
 from types import ModuleType
 
 import pytest
 import torch
 
 
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("training_scenarios", Path(__file__).parent / "scenarios.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
 def scenarios() -> ModuleType:
-    """The trainings of scenarios.py, which other processes run as a script."""
-    return _load()
+    """The trainings of scenarios.py, which other processes run, too."""
+    return import_module("tests.training.scenarios")
 
 
 @pytest.fixture(autouse=True)

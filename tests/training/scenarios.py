@@ -1,4 +1,4 @@
-"""Trainings that tests start in this process and, as a script, in others: to be killed, or several at once.
+"""Trainings that tests start in this process and, by :func:`main`, in others: to be killed, or several at once.
 
 python scenarios.py NAME OUT [--folder CHECKPOINTS] [--resume] [--kill-at STEP | --kill-in-save STEP] [...]
 """
@@ -224,7 +224,8 @@ def final_state(model: nn.Module, trainer: Trainer) -> dict[str, torch.Tensor]:
     return {k: v.clone() for k, v in state.items()}
 
 
-def main() -> None:
+def main(*words: object) -> None:
+    """Run what the words say; without any, those of the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("name")
     parser.add_argument("out", type=Path)
@@ -236,7 +237,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=SAMPLES)
     parser.add_argument("--max-steps", type=int)
     parser.add_argument("--loader", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args([str(word) for word in words] or None)
     torch.set_num_threads(1)
     if arguments.name == "distributed":
         state, _ = distributed(

@@ -1,36 +1,22 @@
 """Two real gloo processes: the weights of one process with the whole batch."""
 
 import json
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
+from tests.processes import run_two
+from torch import nn
+
+from regularized.evidence.processes import run_in_processes
+from regularized.mechanisms.distributed import leave_process_group
+from regularized.training import CrossEntropy, Trainer
 
 SCRIPT = Path(__file__).parent / "scenarios.py"
-
-
-def run_two(*arguments):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    environment["OMP_NUM_THREADS"] = "1"
-    workers = [
-        subprocess.Popen(
-            [sys.executable, SCRIPT, *map(str, arguments)],
-            env={**environment, "RANK": str(r), "LOCAL_RANK": str(r), "LOCAL_WORLD_SIZE": "2"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for r in range(2)
-    ]
-    errors = [worker.communicate(timeout=120)[1] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(errors)
 
 
 @pytest.mark.slow
@@ -47,7 +33,15 @@ def test_two_processes_end_where_one_does(batch_size, accumulate, samples, loade
     counted for each process, clipping done on a part, initial weights not shared, or the samples split otherwise."""
     expected, history = scenarios.distributed(batch_size, accumulate, samples, loader=loader, log=tmp_path / "one")
     options = ["--batch-size", batch_size, "--accumulate", accumulate, "--samples", samples]
-    run_two("distributed", tmp_path, "--folder", tmp_path / "two", *options, *(["--loader"] if loader else []))
+    run_two(
+        scenarios.main,
+        "distributed",
+        tmp_path,
+        "--folder",
+        tmp_path / "two",
+        *options,
+        *(["--loader"] if loader else []),
+    )
     for number in range(2):
         state = load_file(tmp_path / f"{number}.safetensors")
         assert state.keys() == expected.keys()
@@ -70,9 +64,9 @@ def test_two_processes_resume_exactly(scenarios, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
     parts.mkdir()
-    run_two("resumable", whole, "--folder", tmp_path / "a")
+    run_two(scenarios.main, "resumable", whole, "--folder", tmp_path / "a")
     for stop in (5, 99):
-        run_two("resumable", parts, "--folder", tmp_path / "b", "--max-steps", stop)
+        run_two(scenarios.main, "resumable", parts, "--folder", tmp_path / "b", "--max-steps", stop)
     for number in range(2):
         expected, got = (load_file(folder / f"{number}.safetensors") for folder in (whole, parts))
         for name, tensor in expected.items():
@@ -91,20 +85,15 @@ def test_torchrun(tmp_path):
     assert torch.equal(*(load_file(tmp_path / f"{n}.safetensors")["model.0.weight"] for n in range(2)))
 
 
-def test_group_that_accelerate_does_not_see_is_refused(tmp_path):
+def unseen(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    with pytest.raises(ValueError, match="the process group has 2 processes"):
+        Trainer(nn.Linear(2, 2), terms={"task": CrossEntropy()}, optimizer=torch.optim.SGD)
+    leave_process_group()
+
+
+def test_group_that_accelerate_does_not_see_is_refused(tmp_path, monkeypatch):
     """Fails if two processes train as if each were alone."""
-    code = (
-        "import torch, sys; import torch.distributed as dist; from torch import nn;"
-        "from regularized.training import Trainer, CrossEntropy;"
-        "dist.init_process_group('gloo', init_method='file://' + sys.argv[2], rank=int(sys.argv[1]), world_size=2);"
-        "Trainer(nn.Linear(2, 2), terms={'task': CrossEntropy()}, optimizer=torch.optim.SGD)"
-    )
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(r), tmp_path / "group"], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for r in range(2)
-    ]
-    errors = [worker.communicate(timeout=120)[1] for worker in workers]
-    assert all("the process group has 2 processes" in error for error in errors), errors
+    for variable in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(variable, raising=False)
+    run_in_processes(unseen, tmp_path)

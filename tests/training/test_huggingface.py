@@ -2,24 +2,18 @@
 
 import builtins
 import importlib
-import importlib.util
 import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
+from tests.training import adapter_cases as cases
 from torch import nn
 from transformers import Trainer as PlainTrainer
 from transformers import TrainerCallback, TrainingArguments
 
 from regularized.training import Batch, CrossEntropy, NonFiniteLoss, Term
 from regularized.training.checkpoint import CheckpointError
-
-SCRIPT = Path(__file__).parent / "adapter_cases.py"
-_spec = importlib.util.spec_from_file_location("adapter_cases", SCRIPT)
-cases = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(cases)
 
 SAMPLES = 22  # batches of 8: the last step of an epoch has 6, which are 2 or 3 micro-batches instead of 2 or 4
 TAP = "bert.embeddings"

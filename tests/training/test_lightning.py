@@ -3,7 +3,6 @@
 import builtins
 import csv
 import importlib
-import importlib.util
 import math
 import sys
 from functools import partial
@@ -14,15 +13,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
+from tests.training import adapter_cases as cases
 from torch import nn
 
 from regularized.training import CrossEntropy, NonFiniteLoss, Term, cosine
 from regularized.training.lightning import TermsModule
-
-SCRIPT = Path(__file__).parent / "adapter_cases.py"
-_spec = importlib.util.spec_from_file_location("adapter_cases", SCRIPT)
-cases = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(cases)
 
 SAMPLES = 22  # batches of 8: the last step of an epoch has 6, which are 2 or 3 micro-batches instead of 2 or 4
 SPLITS = [(8, 1), (4, 2), (2, 4)]

@@ -1,18 +1,16 @@
 """Interrupted anywhere, resumed, and bit for bit the same: weights, terms, order, dropout, early stopping."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.multiprocessing import ProcessExitedException
 
-SCRIPT = Path(__file__).parent / "scenarios.py"
+from regularized.evidence.processes import run_in_processes
+
 STEPS = 5 * 4  # 30 samples, batches of 4, two to a step
 
 
@@ -54,11 +52,9 @@ def test_stopped_at_every_step(stop, scenarios, tmp_path):
     _equal(expected, scenarios.final_state(model, trainer))
 
 
-def _run(*arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, SCRIPT, *map(str, arguments)], env=environment, capture_output=True, text=True
-    )
+def _alone(rank, main, arguments):
+    torch.set_num_threads(1)
+    main(*arguments)
 
 
 @pytest.mark.slow
@@ -69,13 +65,14 @@ def test_killed_and_resumed(kind, seed, scenarios, tmp_path):
     expected, _ = _whole(scenarios, kind)
     folder, out = tmp_path / "checkpoints", tmp_path / "weights.safetensors"
     steps = sorted(random.Random(seed).sample(range(2, STEPS), 4))
+    arguments = (kind, out, "--folder", folder)
     for number, step in enumerate(steps):
         how = "--kill-in-save" if number == 1 else "--kill-at"
-        done = _run(kind, out, "--folder", folder, how, step)
-        assert done.returncode == -signal.SIGKILL, done.stderr
+        with pytest.raises(ProcessExitedException) as died:
+            run_in_processes(_alone, scenarios.main, (*arguments, how, step), count=1)
+        assert died.value.exit_code == -signal.SIGKILL
         assert not out.exists()
-    done = _run(kind, out, "--folder", folder)
-    assert done.returncode == 0, done.stderr
+    run_in_processes(_alone, scenarios.main, arguments, count=1)
     _equal(expected, load_file(out))
     assert not list(folder.glob(".partial*"))
     # The log has each record once, in order, although the killed processes had written beyond their checkpoints.

@@ -22,9 +22,9 @@ from typing import Any, TypeAlias
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
+from regularized.evidence.processes import run_in_processes
 from regularized.mechanisms.distributed import leave_process_group
 from regularized.mechanisms.taps import Taps
 from regularized.training.objective import Objective
@@ -244,7 +244,7 @@ def check_two_processes(subject: Subject) -> None:
     """Two gloo processes with different data give the gradients, weights and state of one process."""
     whole, gradients, objective = _train(subject, subject.terms())
     with tempfile.TemporaryDirectory() as folder:
-        spawn(_worker, args=(subject, folder), nprocs=2)
+        run_in_processes(_worker, subject, folder)
         for rank in range(2):
             saved = torch.load(Path(folder) / f"{rank}.pt", weights_only=True)
             for ours, theirs in zip(gradients, saved["gradients"], strict=True):

@@ -9,8 +9,6 @@ restored by subtraction, terms that remember the second pass.
 
 import copy
 import math
-import os
-import socket
 from contextlib import nullcontext
 from functools import partial
 
@@ -18,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from tests.processes import run_two
 from torch import nn
-from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -458,20 +456,16 @@ def _trainer():
     return weights(trainer.model)
 
 
-def _two(rank, port, folder):
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
+def _two(folder):
     dist.init_process_group("gloo")
+    rank = dist.get_rank()
     torch.save({"plain": _plain_loop(rank, 2), "trainer": _trainer()}, f"{folder}/{rank}.pt")
     leave_process_group()
 
 
 def test_two_processes_end_where_one_does(tmp_path):
     """Fails when a process steps uphill by its own gradient, or keeps a view of a bucket that is overwritten."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    spawn(_two, args=(port, str(tmp_path)), nprocs=2)
+    run_two(_two, str(tmp_path))
     expected = {"plain": _plain_loop(0, 1), "trainer": _trainer()}
     for rank in range(2):
         got = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from regularized.evidence.processes import run_in_processes
 from regularized.fine_tuning.lfu.penalty import hidden_state_consistency, logit_consistency
 from regularized.fine_tuning.lfu.regularizer import LfU
 from regularized.fine_tuning.lfu.steps import AuxiliaryLoRA, Steering, steer
@@ -500,7 +500,7 @@ def test_plain_loop_over_ddp(tmp_path):
     Fails when a process normalises its own direction, or divides by its own count.
     """
     _half(0, 1, str(tmp_path))
-    spawn(_worker, args=(str(tmp_path),), nprocs=2)
+    run_in_processes(_worker, str(tmp_path))
     one, *two = (torch.load(tmp_path / name, weights_only=True) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
     for process in two:
         torch.testing.assert_close(process, one, rtol=1e-4, atol=1e-7)
