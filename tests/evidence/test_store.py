@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from regularized.evidence.reservations import Heart, Owner, holds
 from regularized.evidence.store import Run, Store, StoreError, canonical, home
 
 RUN = Run(
@@ -70,6 +71,7 @@ WRITER = """
 import sys
 import time
 from dataclasses import replace
+from regularized.evidence.reservations import Heart, Owner, holds
 from regularized.evidence.store import Run, Store
 for part in range(5):  # opened anew each time: making the file and switching to WAL are part of the race
     with Store(sys.argv[1]) as store:
@@ -148,6 +150,171 @@ def test_one_damaged_row_is_left_out_and_the_rest_stays(tmp_path, caplog):
         assert [run.seed for run in store.find("paper")] == [0]
     assert "row 2" in caplog.text
     assert "row 3" in caplog.text
+
+
+def test_a_byte_that_is_no_utf8_costs_its_row_alone(tmp_path, caplog):
+    """Fails when one flipped bit in a text makes the whole store unreadable."""
+    file = tmp_path / "s.sqlite3"
+    filled(file, rows=3)
+    with sqlite3.connect(file) as connection:
+        connection.execute("UPDATE runs SET data = CAST(x'61ff62' AS TEXT) WHERE id = 2")
+    with Store(file) as store, caplog.at_level(logging.WARNING):
+        assert [run.seed for run in store.find("paper")] == [0, 2]
+    assert "row 2" in caplog.text
+
+
+def test_damage_is_told_on_opening(tmp_path):
+    """Fails when runs are made for hours before a damaged page of the store shows."""
+    file = tmp_path / "s.sqlite3"
+    whole = filled(file)
+    last = len(whole) - 4096  # far from what opening reads anyway
+    file.write_bytes(whole[:last] + b"\xff" * 4096)
+    with pytest.raises(StoreError, match="is damaged"):
+        Store(file)
+
+
+def test_half_a_surrogate_pair_is_kept(tmp_path):
+    """Fails when a finished run is lost because a name in it, such as that of a file, is no valid Unicode."""
+    run = replace(RUN, metrics={"loss of \udc80": 1.0}, environment={"cpu": "\udcff"}, data="x\udc80")
+    with Store(tmp_path / "s.sqlite3") as store:
+        store.add(run)
+        assert store.find("paper") == [replace(run, data="x\\udc80")]
+
+
+READER = """
+import sys
+from regularized.evidence.store import Store, StoreError
+with Store(sys.argv[1]) as store:
+    print(len(store.find("paper")))
+    try:
+        store.reserve("key")
+    except StoreError as error:
+        print(error)
+"""
+
+
+def test_runs_are_read_from_a_read_only_disk(tmp_path, read_only):
+    """Fails when runs that lie on a disk that may not be written cannot be shown."""
+    file = tmp_path / "s.sqlite3"
+    filled(file, rows=3)
+    done = read_only(tmp_path, [sys.executable, "-c", READER, str(file)])
+    assert done.returncode == 0, done.stderr
+    count, refused = done.stdout.splitlines()
+    assert count == "3"
+    assert "cannot use the store" in refused
+    assert "read-only" in refused
+
+
+# What wrote the first format, as it was.
+FIRST_FORMAT = """
+    CREATE TABLE runs (
+        id INTEGER PRIMARY KEY, created TEXT NOT NULL, slug TEXT NOT NULL, scale TEXT NOT NULL, arm TEXT NOT NULL,
+        overrides TEXT NOT NULL, seed INTEGER NOT NULL, code_key TEXT NOT NULL, versions TEXT NOT NULL,
+        dirty INTEGER NOT NULL, metrics TEXT NOT NULL, curves TEXT NOT NULL, curve_unit TEXT NOT NULL,
+        data TEXT NOT NULL, settings TEXT NOT NULL, environment TEXT NOT NULL, seconds REAL NOT NULL,
+        peak_memory INTEGER NOT NULL, checksum TEXT NOT NULL
+    );
+    CREATE INDEX runs_by_paper ON runs (slug, scale, code_key);
+    INSERT INTO runs VALUES (1, '2025-01-02T03:04:05+00:00', 'paper', 'laptop', 'plain', '{}', 0, 'k',
+        '{"torch":"2.13"}', 0, '{"accuracy":0.5}', '{}', 'epoch', '', '{}', '{}', 1.5, 7, '3f4ed69dfbbd543b');
+    PRAGMA application_id = 1380271957;
+    PRAGMA user_version = 1;
+"""
+
+
+def test_a_store_of_the_first_format_is_taken_over(tmp_path):
+    """Fails when a new version loses what users have measured, or two processes upgrade one file at once."""
+    file = tmp_path / "s.sqlite3"
+    with sqlite3.connect(file) as connection:
+        connection.executescript(FIRST_FORMAT)
+    program = [sys.executable, "-c", "import sys; from regularized.evidence.store import Store; Store(sys.argv[1])"]
+    openers = [subprocess.Popen([*program, str(file)]) for _ in range(4)]
+    assert [opener.wait(120) for opener in openers] == [0] * 4
+    with Store(file) as store:
+        assert [run.metrics for run in store.find("paper")] == [{"accuracy": 0.5}]
+        assert store.reserve("key")
+
+
+# -- reservations -------------------------------------------------------------------------------
+
+
+def test_a_run_is_reserved_once(tmp_path):
+    """Fails when two processes make the same run, or one that has given it back still blocks the other."""
+    file = tmp_path / "s.sqlite3"
+    with Store(file) as one, Store(file) as other:
+        assert one.reserve("a")
+        assert one.reserve("a"), "what one holds"
+        assert not other.reserve("a")
+        assert other.reserve("b")
+        other.release("a")  # not its own: nothing happens
+        assert not other.reserve("a")
+        one.release("a")
+        assert other.reserve("a")
+        other.release()
+        assert one.reserve("a")
+        assert one.reserve("b")
+    with Store(file) as later:
+        assert later.reserve("a"), "closing gives back"
+
+
+RESERVER = """
+import os, signal, sys
+from regularized.evidence.store import Store
+store = Store(sys.argv[1])
+assert store.reserve("a")
+print("reserved", flush=True)
+if sys.argv[2] == "die":
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.stdin.readline()
+os._exit(0)  # without closing
+"""
+
+
+def test_reservations_of_the_dead_are_void(tmp_path):
+    """Fails when a killed process blocks its runs, or one that lives does not hold them."""
+    file = tmp_path / "s.sqlite3"
+    subprocess.run([sys.executable, "-c", RESERVER, str(file), "die"], check=False)
+    with Store(file) as store:
+        assert store.reserve("a")
+    living = subprocess.Popen(
+        [sys.executable, "-c", RESERVER, str(file), "live"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert living.stdout.readline() == "reserved\n"
+    with Store(file) as store:
+        assert not store.reserve("a")
+        living.communicate("\n")
+        assert store.reserve("a")
+
+
+def test_a_number_that_went_to_another_process_is_no_life(tmp_path):
+    """Fails when a new process that got the number of a dead one keeps its reservations."""
+    owner = Owner.here()
+    assert holds(owner.to_text(), time.time())
+    assert not holds(replace(owner, born="earlier").to_text(), time.time())
+
+
+def test_elsewhere_the_heart_decides(tmp_path):
+    """Fails when a machine that went away holds its reservations for ever, or a living one loses them."""
+    elsewhere = replace(Owner.here(), place="another machine", process=1).to_text()
+    assert holds(elsewhere, time.time() - 60)
+    assert not holds(elsewhere, time.time() - 600)
+    assert not holds(elsewhere, time.time() + 600), "a clock that jumped back"
+    assert not holds("damaged", time.time())
+    assert not holds('{"place": "x"}', time.time())
+    file = tmp_path / "s.sqlite3"
+    with Store(file) as store:
+        assert store.reserve("a")
+        connection = sqlite3.connect(file, isolation_level=None)
+        connection.execute("UPDATE reservations SET owner = ?, beat = 0", (elsewhere,))
+        heart = Heart(file, elsewhere, seconds=0.01)
+        deadline = time.monotonic() + 60
+        while (beat := connection.execute("SELECT beat FROM reservations").fetchone()[0]) == 0:
+            assert time.monotonic() < deadline, "the heart does not beat"
+            time.sleep(0.01)
+        heart.stop()
+        connection.close()
+        assert abs(time.time() - beat) < 60
+        assert not store.reserve("a")
 
 
 def test_foreign_and_newer_files_are_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Finished runs, kept in one SQLite file: append-only, safe for several processes at once.
 
-Public names: :class:`Run` (one row), :class:`Store`, :class:`StoreError`, :func:`home`.
+Public names: :class:`Run` (one row), :class:`Store`, :class:`StoreError`, :func:`home`. Beside the runs stand
+reservations, by which processes that want the same run make it once (:mod:`regularized.evidence.reservations`).
 
 The file lies in ``REGULARIZED_HOME`` (default ``$XDG_DATA_HOME/regularized``, else ``~/.local/share/regularized``). It
 is never deleted, truncated or repaired here: what cannot be read is reported with the way to mend it.
@@ -13,41 +14,53 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from regularized.evidence.reservations import Heart, Owner, holds
+
 __all__ = ["Run", "Store", "StoreError", "canonical", "home"]
 
 log = logging.getLogger(__name__)
 
 _APPLICATION = 0x52454755  # "REGU": tells our file from another program's
-_SCHEMA = 1
 _BUSY_SECONDS = 60.0
-_COLUMNS = """
-    id INTEGER PRIMARY KEY,
-    created TEXT NOT NULL,
-    slug TEXT NOT NULL,
-    scale TEXT NOT NULL,
-    arm TEXT NOT NULL,
-    overrides TEXT NOT NULL,
-    seed INTEGER NOT NULL,
-    code_key TEXT NOT NULL,
-    versions TEXT NOT NULL,
-    dirty INTEGER NOT NULL,
-    metrics TEXT NOT NULL,
-    curves TEXT NOT NULL,
-    curve_unit TEXT NOT NULL,
-    data TEXT NOT NULL,
-    settings TEXT NOT NULL,
-    environment TEXT NOT NULL,
-    seconds REAL NOT NULL,
-    peak_memory INTEGER NOT NULL,
-    checksum TEXT NOT NULL
-"""
+# What makes each format out of the one before; a new file goes through all of them. Never edited, only added to: files
+# of every format are out there.
+_FORMATS = (
+    (
+        """
+        CREATE TABLE runs (
+            id INTEGER PRIMARY KEY,
+            created TEXT NOT NULL,
+            slug TEXT NOT NULL,
+            scale TEXT NOT NULL,
+            arm TEXT NOT NULL,
+            overrides TEXT NOT NULL,
+            seed INTEGER NOT NULL,
+            code_key TEXT NOT NULL,
+            versions TEXT NOT NULL,
+            dirty INTEGER NOT NULL,
+            metrics TEXT NOT NULL,
+            curves TEXT NOT NULL,
+            curve_unit TEXT NOT NULL,
+            data TEXT NOT NULL,
+            settings TEXT NOT NULL,
+            environment TEXT NOT NULL,
+            seconds REAL NOT NULL,
+            peak_memory INTEGER NOT NULL,
+            checksum TEXT NOT NULL
+        )
+        """,
+        "CREATE INDEX runs_by_paper ON runs (slug, scale, code_key)",
+    ),
+    ("CREATE TABLE reservations (key TEXT PRIMARY KEY, owner TEXT NOT NULL, beat REAL NOT NULL)",),
+)
+_SCHEMA = len(_FORMATS)
 _T = TypeVar("_T")
 
 
@@ -121,6 +134,11 @@ def _named(value: object) -> str:
     return getattr(value, "__qualname__", None) or str(value)
 
 
+def _storable(value: str | int | float) -> str | int | float:
+    """Text that UTF-8 can hold: half a surrogate pair, from an odd file name, as an escape, in JSON the same thing."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
 def _checksum(row: Mapping[str, str | int | float]) -> str:
     # SQLite has none: a flipped bit inside a number would pass for a measurement.
     return hashlib.sha256(canonical(row).encode()).hexdigest()[:16]
@@ -145,10 +163,10 @@ class Store:
                 f"cannot make the folder of the store {self.path}: {error}. Set REGULARIZED_HOME to a folder that you "
                 "may write to"
             ) from error
+        self._owner = Owner.here().to_text()
+        self._heart: Heart | None = None
         with self._explained():
-            # Autocommit; every write is one statement, so that no other process waits for longer than that.
-            self._connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None)
-            self._connection.row_factory = sqlite3.Row
+            self._connection = self._open()
         try:
             with self._explained():
                 self._prepare()
@@ -177,6 +195,7 @@ class Store:
             "seconds": run.seconds,
             "peak_memory": run.peak_memory,
         }
+        row = {name: _storable(value) for name, value in row.items()}
         row["checksum"] = _checksum(row)
         names = ", ".join(row)
         marks = ", ".join(f":{name}" for name in row)
@@ -215,8 +234,58 @@ class Store:
             rows = self._connection.execute(f"SELECT * FROM runs WHERE {where} ORDER BY id", conditions).fetchall()
         return [run for row in rows if (run := self._read(row)) is not None]
 
+    def reserve(self, key: str) -> bool:
+        """Say that a run is being made here, unless another process is making it.
+
+        Whoever gets False makes another run, looks for this one with :meth:`find` later on, and tries again: the
+        reservation may have been given back, or its owner may have died. A reservation lasts until :meth:`release`,
+        :meth:`close`, or the end of the process, however it ends.
+
+        Args:
+            key: what makes the run the same; any text.
+
+        Returns:
+            Whether the run is ours to make. To ask again for what one holds is fine.
+
+        Raises:
+            StoreError: the file cannot be written, so that a run could not be kept either.
+        """
+
+        def attempt() -> bool:
+            with self._alone():
+                row = self._connection.execute("SELECT owner, beat FROM reservations WHERE key = ?", (key,)).fetchone()
+                if row is not None and row["owner"] != self._owner and holds(row["owner"], row["beat"]):
+                    return False
+                self._connection.execute(
+                    "INSERT OR REPLACE INTO reservations (key, owner, beat) VALUES (?, ?, ?)",
+                    (key, self._owner, time.time()),
+                )
+                return True
+
+        with self._explained():
+            ours = self._patiently(attempt)
+        if ours and self._heart is None:
+            self._heart = Heart(self.path, self._owner)
+        return ours
+
+    def release(self, key: str | None = None) -> None:
+        """Give a reservation back, or all that this store holds; those of others stay.
+
+        Args:
+            key: as for :meth:`reserve`; default all.
+        """
+        which = "owner = ?" if key is None else "owner = ? AND key = ?"
+        values = (self._owner,) if key is None else (self._owner, key)
+        with self._explained():
+            self._patiently(lambda: self._connection.execute(f"DELETE FROM reservations WHERE {which}", values))
+
     def close(self) -> None:
-        """Close the file."""
+        """Give reservations back and close the file."""
+        if self._heart is not None:
+            self._heart.stop()
+            # What cannot be given back now is void as soon as this process has ended.
+            with suppress(StoreError):
+                self.release()
         self._connection.close()
 
     def __enter__(self) -> Self:
@@ -227,45 +296,78 @@ class Store:
     ) -> None:
         self.close()
 
+    def _open(self) -> sqlite3.Connection:
+        # Autocommit; a write is one statement or a few, so that no other process waits for longer than that.
+        connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None)
+        self._set_up(connection)
+        try:
+            self._patiently(lambda: connection.execute("PRAGMA schema_version"))
+        except sqlite3.OperationalError:
+            connection.close()
+            # On a read-only disk SQLite cannot make the files that it reads by. Without a log (-wal) beside it, the
+            # file is all there is.
+            log_file = self.path.with_name(f"{self.path.name}-wal")
+            if not self.path.is_file() or os.access(self.path.parent, os.W_OK) or log_file.exists():
+                raise
+            connection = sqlite3.connect(f"{self.path.absolute().as_uri()}?immutable=1", uri=True, isolation_level=None)
+            self._set_up(connection)
+        return connection
+
+    @staticmethod
+    def _set_up(connection: sqlite3.Connection) -> None:
+        connection.row_factory = sqlite3.Row
+        # A byte that is no UTF-8 spoils its row, which the checksum tells, and no more than that.
+        connection.text_factory = lambda data: data.decode("utf-8", "replace")
+
     def _prepare(self) -> None:
         # Switching to WAL needs the file for itself for a moment, and SQLite does not wait for that by itself.
         self._patiently(lambda: self._connection.execute("PRAGMA journal_mode = WAL"))
         self._connection.execute("PRAGMA synchronous = FULL")  # a finished run survives a power cut
+        # Damage is found before a run is made, not when the run cannot be kept.
+        (found,) = self._patiently(lambda: self._connection.execute("PRAGMA quick_check(1)").fetchone())
+        if found != "ok":
+            raise self._damaged(" ".join(found.split()))
         if self._marks() != (_APPLICATION, _SCHEMA):
-            self._patiently(self._create)
+            self._patiently(self._create_or_upgrade)
 
     def _marks(self) -> tuple[int, int]:
         """Whose file it is, and its format; both 0 in a new one."""
         application = self._connection.execute("PRAGMA application_id").fetchone()[0]
         return application, self._connection.execute("PRAGMA user_version").fetchone()[0]
 
-    def _create(self) -> None:
-        # Alone with the file from here on: looked at again, because another process may just have made it.
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
+    def _create_or_upgrade(self) -> None:
+        with self._alone():
+            # Looked at again, because another process may just have done it.
             application, schema = self._marks()
             if (application, schema) == (0, 0):
                 tables = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
                 application = -1 if tables else _APPLICATION
-                schema = _SCHEMA
-                if not tables:
-                    self._connection.execute(f"CREATE TABLE runs ({_COLUMNS})")
-                    self._connection.execute("CREATE INDEX runs_by_paper ON runs (slug, scale, code_key)")
-                    self._connection.execute(f"PRAGMA application_id = {_APPLICATION}")
-                    self._connection.execute(f"PRAGMA user_version = {_SCHEMA}")
             if application != _APPLICATION:
                 raise StoreError(
                     f"{self.path} is a database of another program. Move it aside, or set REGULARIZED_HOME to another "
                     "folder"
                 )
-            if schema != _SCHEMA:
+            if schema > _SCHEMA:
                 raise StoreError(
                     f"{self.path} has format {schema}, this version of regularized reads {_SCHEMA}. Update it, "
                     "or set REGULARIZED_HOME to another folder"
                 )
+            for statements in _FORMATS[schema:]:
+                for statement in statements:
+                    self._connection.execute(statement)
+            self._connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+            self._connection.execute(f"PRAGMA user_version = {_SCHEMA}")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """A transaction in which no other process writes; undone by an error."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
             self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:  # a full disk has undone it already
+                self._connection.execute("ROLLBACK")
             raise
 
     def _patiently(self, action: Callable[[], _T]) -> _T:
@@ -274,7 +376,7 @@ class Store:
             try:
                 return action()
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                if _code(error) not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                     raise
                 if time.monotonic() > end:
                     raise
@@ -284,8 +386,10 @@ class Store:
     def _explained(self) -> Iterator[None]:
         try:
             yield
+        except sqlite3.ProgrammingError:
+            raise  # a mistake in the calling code, such as the use of a closed store
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
+            if _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
                 raise self._damaged(error) from error
             raise StoreError(
                 f"cannot use the store {self.path}: {error}. Is the disk full, the file read-only, or another process "
@@ -294,10 +398,10 @@ class Store:
         except sqlite3.DatabaseError as error:
             raise self._damaged(error) from error
 
-    def _damaged(self, error: sqlite3.Error) -> StoreError:
+    def _damaged(self, what: object) -> StoreError:
         aside = self.path.with_name(f"{self.path.name}.damaged")
         return StoreError(
-            f"the store {self.path} is damaged ({error}). Nothing in it was changed. Move it aside with its -wal and "
+            f"the store {self.path} is damaged ({what}). Nothing in it was changed. Move it aside with its -wal and "
             f"-shm files (mv {self.path} {aside}): a new one is made, and finished runs are made again when asked for. "
             f"What is still readable can be saved with: sqlite3 {aside} .recover"
         )
@@ -334,3 +438,8 @@ class Store:
                 "row %s of %s is damaged and left out (%s); the run will be made again", row["id"], self.path, error
             )
             return None
+
+
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's primary result code; that of a general error where the error is Python's own and has none."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
