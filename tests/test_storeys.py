@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from importlib import metadata
 from pathlib import Path
 
@@ -96,6 +97,18 @@ def test_the_rule_knows_the_papers_folders():
     assert folder_of_paper("regularized.fine_tuning.sorsa.peft") == "regularized.fine_tuning.sorsa"
     assert folder_of_paper("regularized.fine_tuning.peft_host") is None
     assert sum(path.name == "__init__.py" and folder_of_paper(module_of(path)) is not None for path in SOURCES) >= 10
+
+
+def test_no_module_imports_one_that_imports_it():
+    """Fails when two modules need each other, however late: neither can then be read, or moved, without the other."""
+    modules = {module_of(path): path for path in SOURCES if path not in ROOF}
+    sorter: TopologicalSorter[str] = TopologicalSorter()
+    for module, path in modules.items():
+        # `from package import module` also names the package, which imports its modules to pass their names on.
+        named = {name for name in imports(path) if name in modules and not module.startswith(f"{name}.")}
+        below = {name for name in named if not any(other.startswith(f"{name}.") for other in named)}
+        sorter.add(module, *below)
+    sorter.prepare()
 
 
 @pytest.mark.parametrize(
