@@ -155,7 +155,7 @@ def bad_inputs() -> list[BadInput]:
             "no such module",
             partial(inject_svfit, _model(), target_modules=["q_prj"]),
             ValueError,
-            ("q_prj", "close names"),
+            ("q_prj", "there are"),
         ),
         BadInput(
             "not finite",
