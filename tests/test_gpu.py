@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from regularized import odeint, sdeint
-from regularized.evidence import contract
+from regularized.evidence.contract import Subject
+from regularized.evidence.contract.loop import distance, train
 from regularized.mechanisms.sample_history import store_rows
 from regularized.mechanisms.taps import Taps
 from regularized.papers.catalogue import load_catalogue
@@ -34,7 +35,7 @@ SUBJECTS = [
     for entry in load_catalogue()
     if entry.implemented
     for subject in entry.contract().subjects()
-    if isinstance(subject, contract.Subject)
+    if isinstance(subject, Subject)
 ]
 LONG = 1000
 IDS = [f"{slug}-{subject.name}" for slug, subject in SUBJECTS]
@@ -85,10 +86,10 @@ def test_a_step_never_waits_for_the_device(slug, subject):
 
 @pytest.mark.parametrize(("slug", "subject"), SUBJECTS, ids=IDS)
 def test_bf16_on_the_gpu(slug, subject):
-    exact, _, _ = contract._train(subject, subject.terms(), epochs=1, device="cuda")
-    low, _, _ = contract._train(subject, subject.terms(), epochs=1, device="cuda", autocast=True)
+    exact = train(subject, subject.terms(), epochs=1, device="cuda").weights
+    low = train(subject, subject.terms(), epochs=1, device="cuda", autocast=True).weights
     assert all(bool(tensor.isfinite().all()) for tensor in low.values())
-    assert contract._distance(exact, low) < 0.1
+    assert distance(exact, low) < 0.1
 
 
 class Poisoned(Term):

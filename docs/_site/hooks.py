@@ -5,11 +5,13 @@ Markers in a page:
 - ``{{ evidence:SLUG }}``: claims with verdicts, what each arm measured, and the learning curves, from the ledger;
 - ``{{ bench:SLUG }}``: overhead per step, from the saved bench rows;
 - ``{{ compare:FAMILY }}``: the techniques of a problem side by side: claims with effects, cost, what they need;
+- ``{{ contract }}``: the checks of the contract, and what came of them for each paper, from the saved outcomes;
 - ``{{ catalogue }}``: all papers by problem.
 
 A marker that names an unknown paper fails the build. One whose measurements do not exist yet says so.
 """
 
+import inspect
 import logging
 import re
 import tempfile
@@ -19,19 +21,19 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from regularized.evidence import bench
+from regularized.evidence import bench, contract
 from regularized.evidence._plots import save_curves
 from regularized.evidence.ledger import load
-from regularized.evidence.numbers import aligned, effect_text, interval_text, number
 from regularized.evidence.provenance import code_key
+from regularized.evidence.report import aligned, effect_text, interval_text, number
 from regularized.papers.card import FAMILIES
 from regularized.papers.catalogue import Entry, find, load_catalogue
 
 log = logging.getLogger("mkdocs.hooks.regularized")
 
-_MARKER = re.compile(r"\{\{ *(?P<kind>evidence|bench|compare|catalogue)(?::(?P<slug>[a-z_0-9]+))? *\}\}")
+_MARKER = re.compile(r"\{\{ *(?P<kind>evidence|bench|compare|catalogue|contract)(?::(?P<slug>[a-z_0-9]+))? *\}\}")
 _ROOT = Path(__file__).parents[2]
-_FIRST = ["index.md", "use", "evidence.md", "command_line.md", "papers.md"]
+_FIRST = ["index.md", "use", "evidence.md", "contract.md", "command_line.md", "papers.md"]
 _LAST = ["new_paper.md", "architecture.md", "contributing.md", "changelog.md"]
 _INCLUDED = {"architecture.md": "ARCHITECTURE.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 
@@ -85,6 +87,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     def fill(match: re.Match[str]) -> str:
         if match["kind"] == "catalogue":
             return _catalogue(up)
+        if match["kind"] == "contract":
+            return _contract(up)
         if match["kind"] == "compare":
             return _compare(match["slug"], up)
         return {"evidence": _evidence, "bench": _bench}[match["kind"]](find(match["slug"]), up)
@@ -202,6 +206,73 @@ def _bench(entry: Entry, up: str) -> str:
         f"process, one thread, {environment['cpu']}, torch {environment['torch']}; memory as ratio of the peaks of "
         "fresh processes.*"
     )
+
+
+def _contract(up: str) -> str:
+    """The checks in words; papers x checks; why what does not apply does not."""
+    kinds = {
+        "terms": contract.CHECKS,
+        "procedures": contract.PROCEDURE_CHECKS,
+        "diagnostics": contract.DIAGNOSTIC_CHECKS,
+    }
+    words = [
+        [f"`{name}`", kind, inspect.getdoc(check).split("\n\n")[0].replace("\n", " ")]
+        for kind, checks in kinds.items()
+        for name, check in checks.items()
+    ]
+    names = contract.all_checks()
+    rows, reasons, stale, made = [], {}, [], set()
+    for entry in sorted(load_catalogue(), key=lambda entry: entry.slug):
+        if not entry.implemented:
+            continue
+        saved = contract.load(entry.folder / "contract.json")
+        page = f"[{entry.slug}]({up}techniques/{entry.slug}.md)"
+        if saved is None:
+            rows.append([page, *("not run" for _ in names)])
+            continue
+        made.add(f"{saved['made']}, torch {saved['environment']['torch']}, {saved['environment']['device']}")
+        if saved["code_key"] != code_key(entry.module_name("contract")):
+            stale.append(entry.slug)
+        rows.append([page, *(_outcomes([o for o in saved["outcomes"] if o.check == name]) for name in names)])
+        for outcome in saved["outcomes"]:
+            if outcome.status != "passed":
+                where = reasons.setdefault((outcome.check, outcome.status, outcome.reason), {})
+                where.setdefault(entry.slug, []).append(outcome.subject)
+    why = [
+        [
+            f"`{check}`",
+            status.replace("_", " "),
+            reason,
+            "; ".join(f"{slug} ({', '.join(subjects)})" for slug, subjects in where.items()),
+        ]
+        for (check, status, reason), where in reasons.items()
+    ]
+    return "\n\n".join(
+        [
+            "## The checks",
+            _table(["check", "of", "what it asks"], words),
+            "## What came of them",
+            "Passed for so many of the paper's subjects; – where it applies to none of them; empty where the paper has "
+            "no subject of a kind that is asked this.",
+            _table(["paper", *(name.replace("_", " ") for name in names)], rows, frozenset(range(1, len(names) + 1))),
+            "*Made by `regularized contract --save` ("
+            + "; ".join(sorted(made))
+            + "). The test suite runs all of it again, and fails where this table says otherwise."
+            + (f" The code of {', '.join(stale)} has changed since." if stale else "")
+            + "*",
+            "## Why a check does not apply",
+            _table(["check", "", "reason", "subjects"], why),
+        ]
+    )
+
+
+def _outcomes(of: list[contract.Outcome]) -> str:
+    """One cell: how many subjects passed, of how many that are asked."""
+    applicable = [outcome for outcome in of if outcome.status != "not_applicable"]
+    passed = sum(outcome.status == "passed" for outcome in of)
+    if not applicable:
+        return "–" if of else ""
+    return f"{passed} of {len(of)}" if passed < len(of) else str(passed)
 
 
 def _compare(family: str, up: str) -> str:

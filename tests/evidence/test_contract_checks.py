@@ -1,5 +1,7 @@
 """The checks of the contract must be able to fail: each is given a technique with the fault that it looks for."""
 
+import json
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -13,10 +15,14 @@ from regularized.evidence.contract import (
     PROCEDURE_CHECKS,
     BadInput,
     DiagnosticSubject,
+    NotApplicable,
     ProcedureSubject,
     Subject,
     check_bad_input,
+    checks_of,
+    run,
 )
+from regularized.evidence.contract import suite as contract_suite
 from regularized.training.terms import CrossEntropy, Term
 
 
@@ -66,6 +72,44 @@ class Surgery(Term):
             model[0].weight.mul_(2)
 
 
+class Renamed(Term):
+    """Surgery that gives the weights of a layer other names, and does nothing else."""
+
+    contributes = False
+
+    def attach(self, model):
+        if not isinstance(model[0], nn.Sequential):
+            model[0] = nn.Sequential(model[0])
+
+
+class DrawsOnly(Term):
+    """Surgery that draws at random, and does nothing else."""
+
+    contributes = False
+
+    def attach(self, model):
+        torch.randn(3)
+
+
+class Halved(Term):
+    """Surgery that merging forgets to undo in part."""
+
+    contributes = False
+
+    def attach(self, model):
+        if not isinstance(model[0], nn.Sequential):
+            model[0] = nn.Sequential(model[0], nn.Dropout(0.0))
+
+    def merge(self, model):
+        model[0] = model[0][0]
+        with torch.no_grad():
+            model[0].weight.mul_(0.5)
+
+
+def with_dropout():
+    return nn.Sequential(nn.Linear(5, 6), nn.Dropout(0.5), nn.Linear(6, 3))
+
+
 def model():
     return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
 
@@ -80,8 +124,8 @@ def terms(fault, weight=0.5):
     return {"task": CrossEntropy(), "penalty": Penalty(fault, weight)}
 
 
-def with_surgery():
-    return {"task": CrossEntropy(), "surgery": Surgery()}
+def with_surgery(kind=Surgery):
+    return {"task": CrossEntropy(), "surgery": kind()}
 
 
 def plain():
@@ -110,13 +154,28 @@ def subject(fault="", **changes):
 @pytest.mark.parametrize("name", CHECKS)
 def test_sound_technique_passes(name):
     """The checks must not be impossible either."""
-    CHECKS[name](subject())
+    with suppress(NotApplicable):
+        CHECKS[name](subject())
+
+
+def test_what_does_not_apply_says_so():
+    """Fails when a check that looks at nothing returns as if it had passed."""
+    stateless = Subject("plain", model, plain, plain, data)
+    gpu = set() if torch.cuda.is_available() else {"gpu"}
+    outcomes = {outcome.check: outcome for outcome in run("test", [stateless])}
+    idle = {"coefficient_zero", "compile", "state", "attach", "merge", *gpu}
+    assert {check for check, outcome in outcomes.items() if outcome.status == "not_applicable"} == idle
+    assert all(outcomes[check].reason for check in idle)
+    assert outcomes["it_bites"].status == "failed"
+    assert "does not change the weights" in outcomes["it_bites"].reason
 
 
 @pytest.mark.parametrize(
     ("name", "faulty"),
     [
         ("it_bites", subject("does nothing")),
+        ("it_bites", Subject("renamed", model, partial(with_surgery, Renamed), plain, data)),
+        ("it_bites", Subject("draws", with_dropout, partial(with_surgery, DrawsOnly), plain, data)),
         ("deterministic", subject("unseeded")),
         ("coefficient_zero", subject(off=partial(terms, "", 1e-6))),
         ("accumulation", subject("mean for sum")),
@@ -127,25 +186,28 @@ def test_sound_technique_passes(name):
         ("bf16", subject("bf16 overflow")),
         ("compile", subject(part=breaking_part)),
         ("attach", Subject("surgery", model, with_surgery, plain, data)),
+        ("merge", Subject("halved", model, partial(with_surgery, Halved), plain, data)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_fault_is_found(name, faulty):
-    with pytest.raises(Exception):  # noqa: B017, PT011  an AssertionError, or what the compiler raises
+    with pytest.raises(Exception) as raised:  # noqa: PT011  an AssertionError, or what the compiler raises
         CHECKS[name](faulty)
+    assert not isinstance(raised.value, NotApplicable)
 
 
 class Procedure:
-    """A walk with a generator of its own; the faulty one forgets to save it."""
+    """A walk with a generator of its own; the faulty ones stand still, or forget to save it."""
 
-    def __init__(self, forgetful=False):
+    def __init__(self, forgetful=False, length=1.0):
+        self.length = length
         self.weight = torch.zeros(3)
         self.generator = torch.Generator().manual_seed(0)
         self.forgetful = forgetful
 
     def fit(self, epochs):
         for _ in range(epochs):
-            self.weight = self.weight + torch.randn(3, generator=self.generator)
+            self.weight = self.weight + self.length * torch.randn(3, generator=self.generator)
 
     def state_dict(self):
         state = {"weight": self.weight}
@@ -157,17 +219,36 @@ class Procedure:
             self.generator.set_state(state["generator"])
 
 
-def procedure(forgetful):
+def procedure(*, plain=0.5, walk=Procedure, **fault):
     return ProcedureSubject(
-        "walk", partial(Procedure, forgetful), lambda p, epochs: p.fit(epochs), lambda p: {"weight": p.weight}
+        "walk",
+        build=partial(walk, **fault),
+        plain=partial(Procedure, length=plain),
+        train=lambda p, epochs: p.fit(epochs),
+        weights=lambda p: {"weight": p.weight},
     )
 
 
-def test_procedures():
+class Unseeded(Procedure):
+    def fit(self, epochs):
+        self.generator.seed()
+        super().fit(epochs)
+
+
+@pytest.mark.parametrize(
+    ("name", "faulty", "says"),
+    [
+        ("it_bites", procedure(length=0.0), "changes nothing"),
+        ("it_bites", procedure(plain=1.0), "same place"),
+        ("deterministic", procedure(walk=Unseeded), "same seed"),
+        ("resume", procedure(forgetful=True), "resumed"),
+    ],
+)
+def test_fault_of_a_procedure_is_found(name, faulty, says):
     for check in PROCEDURE_CHECKS.values():
-        check(procedure(forgetful=False))
-    with pytest.raises(AssertionError, match="resumed"):
-        PROCEDURE_CHECKS["resume"](procedure(forgetful=True))
+        check(procedure())
+    with pytest.raises(AssertionError, match=says):
+        PROCEDURE_CHECKS[name](faulty)
 
 
 def dropped_out():
@@ -210,14 +291,50 @@ def changes_weights(model):
         ("leaves_alone", lambda model: {"out": torch.randn(3)}),
         ("deterministic", lambda model: {"out": torch.randn(3)}),
         ("deterministic", lambda model: {"out": model(torch.ones(2, 4))}),
-        ("sees", lambda model: {"out": torch.ones(3)}),
+        ("it_bites", lambda model: {"out": torch.ones(3)}),
     ],
 )
 def test_fault_of_a_diagnostic_is_found(name, faulty):
     for check in DIAGNOSTIC_CHECKS.values():
-        check(DiagnosticSubject("sound", dropped_out, sound_report))
+        with suppress(NotApplicable):
+            check(DiagnosticSubject("sound", dropped_out, sound_report))
     with pytest.raises(AssertionError):
         DIAGNOSTIC_CHECKS[name](DiagnosticSubject("faulty", dropped_out, faulty))
+
+
+def test_exceptions_of_a_card():
+    """Fails when an announced failure counts as one, or an exception outlives its reason."""
+    diagnostic = DiagnosticSubject("blind", dropped_out, lambda model: {"out": torch.ones(3)})
+    outcomes = {o.check: o for o in run("test", [diagnostic], exceptions={"it_bites": "is blind", "leaves_alone": "?"})}
+    assert (outcomes["it_bites"].status, outcomes["it_bites"].reason) == ("excepted", "is blind")
+    assert outcomes["leaves_alone"].status == "failed"
+    assert "remove the exception" in outcomes["leaves_alone"].reason
+
+
+def test_an_unknown_subject_is_refused():
+    with pytest.raises(TypeError, match="got str"):
+        checks_of("subject")
+
+
+def test_saved_outcomes(tmp_path, monkeypatch):
+    """Fails when failures are saved as if they were results, or a damaged file is not named."""
+    home = tmp_path / "a_paper"
+    home.mkdir()
+    (home / "mine.py").write_text("")
+    monkeypatch.syspath_prepend(str(home))
+    monkeypatch.setattr("regularized.evidence.provenance.code_key", lambda name: "key")
+    monkeypatch.setattr("regularized.evidence.provenance.environment", lambda name: {"torch": "2"})
+    outcomes = list(run("test", [DiagnosticSubject("sound", dropped_out, sound_report)]))
+    path = contract_suite.save(outcomes, "mine")
+    assert contract_suite.load(path)["outcomes"] == outcomes
+    blind = list(run("test", [DiagnosticSubject("blind", dropped_out, lambda model: {"out": torch.ones(3)})]))
+    with pytest.raises(ValueError, match="blind: it_bites"):
+        contract_suite.save(blind, "mine")
+    assert json.loads(path.read_text())["outcomes"][0]["status"] == "passed"
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="contract SLUG --save"):
+        contract_suite.load(path)
+    assert contract_suite.load(tmp_path / "nothing.json") is None
 
 
 def test_bad_input():

@@ -1,8 +1,10 @@
 """The commands. Each imports what it needs when it runs: ``--help`` must not wait for torch."""
 
+import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -325,6 +327,49 @@ def conform(
 
 
 @app.command()
+def contract(
+    slug: MaybeSlug = None,
+    module: Annotated[
+        str, typer.Option("--module", help="A module of yours with a function subjects(), in place of the papers.")
+    ] = "",
+    save: Annotated[
+        bool, typer.Option("--save", help="Write what came out beside the paper's contract, for the documentation.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Check what every technique promises: that it bites, is deterministic, resumes exactly, ...; exit 1 if one fails.
+
+    A check that does not apply says why; it counts neither as passed nor as failed.
+    """
+    from regularized.evidence.contract import Outcome, run
+    from regularized.evidence.contract import save as save_outcomes
+
+    if module and (slug or save):
+        raise CommandError("--module goes without SLUG and --save: it is about a module of yours", Exit.USAGE)
+    found: list[Outcome] = []
+    for name, subjects, exceptions, home in _subjects_of_module(module) if module else _subjects_of_papers(slug):
+        outcomes = []
+        for outcome in run(name, subjects, exceptions=exceptions):
+            outcomes.append(outcome)
+            if outcome.status == "failed":
+                note(f"{name}: {outcome.subject}: {outcome.check} failed: {outcome.reason}")
+        if save and not any(outcome.status == "failed" for outcome in outcomes):
+            note(f"saved {save_outcomes(outcomes, home)}")
+        found += outcomes
+    if as_json:
+        emit_json([outcome.to_dict() for outcome in found])
+    else:
+        emit_table(
+            ["slug", "subject", "check", "status", "reason"],
+            [[o.slug, o.subject, o.check, o.status.replace("_", " "), o.reason] for o in found],
+        )
+    counted = Counter(outcome.status for outcome in found)
+    note(", ".join(f"{number} {status.replace('_', ' ')}" for status, number in counted.items()))
+    if counted["failed"]:
+        raise typer.Exit(int(Exit.FAILED))
+
+
+@app.command()
 def bench(
     slug: MaybeSlug = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="Time for each size.")] = 12.0,
@@ -457,6 +502,31 @@ def _entries(slug: str | None) -> Sequence["Entry"]:
     from regularized.papers.catalogue import load_catalogue
 
     return sorted((entry for entry in load_catalogue() if entry.implemented), key=lambda entry: entry.slug)
+
+
+def _subjects_of_papers(slug: str | None) -> Iterator[tuple[str, Sequence[Any], Mapping[str, str], str]]:
+    """Slug, subjects, the card's exceptions by check, and the contract module of each paper."""
+    for entry in _entries(slug):
+        exceptions = {exception.check: exception.reason for exception in entry.card.exceptions}
+        yield entry.slug, entry.contract().subjects(), exceptions, entry.module_name("contract")
+
+
+def _subjects_of_module(name: str) -> Iterator[tuple[str, Sequence[Any], Mapping[str, str], str]]:
+    """The same for a module that is no paper's."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as `python -m` does: the module may lie in the working directory
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        raise CommandError(f"there is no module {name}, here or installed", Exit.NOT_FOUND) from error
+    if not callable(getattr(module, "subjects", None)):
+        raise CommandError(
+            f"{name} has no function subjects() that returns a list of regularized.evidence.contract.Subject",
+            Exit.USAGE,
+        )
+    yield name, module.subjects(), {}, name
 
 
 def _or_usage(run: Any, *arguments: Any, **options: Any) -> Any:

@@ -49,8 +49,8 @@ def _unsupervised(norm: Any, penalty: float) -> Mapping[str, nn.Module]:
     return {"objective": RecoveryObjective(SparseObjective(_matrix(), penalty, norm=norm))}
 
 
-def _off() -> Mapping[str, nn.Module]:
-    return {**_supervised(), "objective": RecoveryObjective(SparseObjective(_matrix(), 0.1), weight=0.0)}
+def _off(norm: Any, penalty: float) -> Mapping[str, nn.Module]:
+    return {**_supervised(), "objective": RecoveryObjective(SparseObjective(_matrix(), penalty, norm=norm), weight=0.0)}
 
 
 def _soft() -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -74,6 +74,13 @@ def _build(network: Callable[[], nn.Module], supervised: bool, **options: Any) -
     )
 
 
+def _from_three_layers_on() -> IncrementalTraining:
+    """What growing a network from its first layer must differ from."""
+    training = _build(_ista, True)
+    training.generation = 2
+    return training
+
+
 def _train(training: IncrementalTraining, epochs: int) -> None:
     training.fit(layers=training.generation + epochs)
 
@@ -85,14 +92,26 @@ def _weights(training: IncrementalTraining) -> Mapping[str, Tensor]:
 def subjects() -> list[Subject | ProcedureSubject]:
     """The objective as a term on both networks, and incremental training in its forms."""
     sgd = partial(torch.optim.SGD, lr=0.01)
+    terms = {
+        "ISTA on the objective": (_ista, ("l1", 0.1), _soft),
+        "IHT on the objective": (_iht, ("l0", 0.05), _hard),
+    }
     return [
-        Subject(
-            "ISTA on the objective", _ista, partial(_unsupervised, "l1", 0.1), _supervised, _data, _off, _soft, sgd
+        *(
+            Subject(name, model, partial(_unsupervised, *to), _supervised, _data, partial(_off, *to), part, sgd)
+            for name, (model, to, part) in terms.items()
         ),
-        Subject("IHT on the objective", _iht, partial(_unsupervised, "l0", 0.05), _supervised, _data, None, _hard, sgd),
-        ProcedureSubject("supervised ISTA", partial(_build, _ista, True), _train, _weights),
-        ProcedureSubject("unsupervised IHT", partial(_build, _iht, False), _train, _weights),
-        ProcedureSubject("newest layer alone", partial(_build, _ista, False, freeze_prefix=True), _train, _weights),
+        ProcedureSubject("supervised ISTA", partial(_build, _ista, True), _from_three_layers_on, _train, _weights),
+        ProcedureSubject(
+            "unsupervised IHT", partial(_build, _iht, False), partial(_build, _iht, True), _train, _weights
+        ),
+        ProcedureSubject(
+            "newest layer alone",
+            partial(_build, _ista, False, freeze_prefix=True),
+            partial(_build, _ista, False),
+            _train,
+            _weights,
+        ),
     ]
 
 

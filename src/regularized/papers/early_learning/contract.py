@@ -80,7 +80,9 @@ def subjects() -> list[Subject | ProcedureSubject]:
     """ELR as a term, and ELR+."""
     return [
         Subject("elr", model=_model, terms=_terms, off=_off, plain=_plain, data=_data, part=_part),
-        ProcedureSubject("elr_plus", build=_procedure, train=_train, weights=_weights),
+        ProcedureSubject(
+            "elr_plus", build=_procedure, plain=partial(_procedure, strength=0.0), train=_train, weights=_weights
+        ),
     ]
 
 

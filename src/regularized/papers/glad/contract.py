@@ -9,10 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regularized.evidence.contract import BadInput, ProcedureSubject
-from regularized.fine_tuning.glad.classifier import FewShotClassifier
-from regularized.fine_tuning.glad.loss import few_shot_loss
 from regularized.fine_tuning.glad.optimizer import GLAD, steer
-from regularized.fine_tuning.glad.peft import add_lora
+from regularized.fine_tuning.glad.two_tower import FewShotClassifier, add_lora, few_shot_loss
 from regularized.training.data import TensorData
 
 
@@ -65,13 +63,19 @@ def _weights(tuning: _Tuning) -> Mapping[str, Tensor]:
 
 
 def subjects() -> list[ProcedureSubject]:
-    """The three readings, and a second pass at every other step."""
+    """The three readings, the last at every other step; a step uphill of no length is plain training.
+
+    Far uphill and tensor by tensor, since near by the two gradients never point apart in so small a network.
+    """
     settings: dict[str, dict[str, Any]] = {
         "interpolate": {"rho": 0.1},
-        "project": {"rho": 2.0, "combine": "project"},
+        "project": {"rho": 2.0, "combine": "project", "per_tensor": True},
         "steer, every second step": {"rho": 0.1, "combine": "steer", "every": 2},
     }
-    return [ProcedureSubject(name, partial(_Tuning, **given), _train, _weights) for name, given in settings.items()]
+    plain = partial(_Tuning, rho=0.0)
+    return [
+        ProcedureSubject(name, partial(_Tuning, **given), plain, _train, _weights) for name, given in settings.items()
+    ]
 
 
 # -- bad input --------------------------------------------------------------------------------------

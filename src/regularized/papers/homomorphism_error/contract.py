@@ -72,17 +72,18 @@ def _with_term(weight: float = 0.5, detach: bool = False) -> Mapping[str, nn.Mod
 
 
 class _Part(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, detach: bool) -> None:
         super().__init__()
+        self.detach = detach
         self.operators = CompositionOperators(4, [3, 4], hidden=6)
 
     def forward(self, hidden: Tensor, row: Tensor, first: Tensor, which: Tensor) -> Tensor:
-        return composition_loss([hidden], (row, first, first + 1), which, self.operators)
+        return composition_loss([hidden], (row, first, first + 1), which, self.operators, detach_target=self.detach)
 
 
-def _part() -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def _part(detach: bool = False) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     row, first = torch.tensor([0, 1, 1]), torch.tensor([0, 2, 3])
-    return _Part(), (torch.randn(2, 6, 4, requires_grad=True), row, first, torch.tensor([0, 1, 0]))
+    return _Part(detach), (torch.randn(2, 6, 4, requires_grad=True), row, first, torch.tensor([0, 1, 0]))
 
 
 def _report(model: nn.Module) -> Mapping[str, Tensor]:
@@ -105,7 +106,9 @@ def subjects() -> list[Subject | DiagnosticSubject]:
     sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
     return [
         Subject("term", _Tagger, _with_term, _plain, _data, off, _part, sgd),
-        Subject("constant target", _Tagger, partial(_with_term, 0.5, True), _plain, _data, off, None, sgd),
+        Subject(
+            "constant target", _Tagger, partial(_with_term, 0.5, True), _plain, _data, off, partial(_part, True), sgd
+        ),
         DiagnosticSubject("probes", _Tagger, _report),
     ]
 

@@ -34,12 +34,15 @@ def _ridge(dtype: torch.dtype = torch.float64) -> dict[str, Any]:
     }
 
 
-def _denoiser() -> MAID:
+def _denoiser(method: Any) -> BilevelDescent:
     draws = torch.Generator().manual_seed(0)
     clean = torch.rand(2, 6, 6, generator=draws, dtype=torch.float64).round()
     lower = FieldsOfExperts(clean + 0.1 * torch.randn(2, 6, 6, generator=draws, dtype=torch.float64))
     theta = lower.start(filters=2, size=3, generator=draws)
-    return MAID(lower, SquaredError(clean), theta, lower.noisy, mu=lower.mu, L=lower.L, step=0.1)
+    opt: BilevelDescent = method(
+        lower, SquaredError(clean), theta, lower.noisy, mu=lower.mu, L=lower.L, eps=0.1, step=0.1
+    )
+    return opt
 
 
 def _build(method: Any, **options: Any) -> BilevelDescent:
@@ -57,12 +60,19 @@ def _weights(opt: BilevelDescent) -> Mapping[str, Tensor]:
 
 
 def subjects() -> list[ProcedureSubject]:
-    """The method on ridge weights and on filters, and what it is compared with."""
+    """The method on ridge weights and on filters, and what it is compared with; plain is one loose accuracy for all."""
+    loose = partial(_build, FixedAccuracy, eps=0.1, step=1.0)
     return [
-        ProcedureSubject("adaptive accuracies", partial(_build, MAID, step=1.0), _train, _weights),
-        ProcedureSubject("adaptive accuracies, filters", _denoiser, _train, _weights),
-        ProcedureSubject("HOAG", partial(_build, HOAG, schedule="quadratic"), _train, _weights),
-        ProcedureSubject("fixed accuracy", partial(_build, FixedAccuracy, eps=1e-6, step=1.0), _train, _weights),
+        ProcedureSubject("adaptive accuracies", partial(_build, MAID, step=1.0), loose, _train, _weights),
+        ProcedureSubject(
+            "adaptive accuracies, filters",
+            partial(_denoiser, MAID),
+            partial(_denoiser, FixedAccuracy),
+            _train,
+            _weights,
+        ),
+        ProcedureSubject("HOAG", partial(_build, HOAG, schedule="quadratic"), loose, _train, _weights),
+        ProcedureSubject("fixed accuracy", partial(_build, FixedAccuracy, eps=1e-6, step=1.0), loose, _train, _weights),
     ]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regularized.evidence.contract import BadInput, Subject
+from regularized.evidence.contract import BadInput, NotApplicable, Subject
 from regularized.fine_tuning.lfu.penalty import hidden_state_consistency
 from regularized.fine_tuning.lfu.regularizer import LfU
 from regularized.fine_tuning.lfu.steps import AuxiliaryLoRA
@@ -86,7 +86,7 @@ def subjects() -> list[Subject]:
             plain=_plain,
             data=_data,
             off=partial(_off, aux),
-            part=_part if aux == "self" else None,
+            part=_part if aux == "self" else NotApplicable("the penalty is the one of subject self"),
         )
         for aux in ("self", "lora", "steering")
     ]

@@ -47,6 +47,10 @@ def _always_all() -> Mapping[str, nn.Module]:
     return {**_plain(), "widths": NestedWidth("4", sigma=1e-3, mu=HIDDEN)}
 
 
+def _always_all_of_two() -> Mapping[str, nn.Module]:
+    return {**_plain(), "widths": NestedWidth(("2", "4"), sigma=1e-3, mu=HIDDEN)}
+
+
 def _data(n: int, seed: int) -> Mapping[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {
@@ -69,22 +73,22 @@ def _pair(**settings: Any) -> CoTeaching:
     return CoTeaching(_model(), _model(), optimizer=SGD, **{"forget_rate": 0.3, **settings})
 
 
-def _co_teaching() -> CoTeaching:
+def _co_teaching(forget_rate: float = 0.4) -> CoTeaching:
     networks = [
         nn.Sequential(
             nn.Linear(FEATURES, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.ReLU(), nn.Dropout(0.2), nn.Linear(HIDDEN, 3)
         )
         for _ in range(2)
     ]
-    return CoTeaching(*networks, optimizer=SGD, forget_rate=forget_schedule(0.4, gradual=2))
+    return CoTeaching(*networks, optimizer=SGD, forget_rate=forget_schedule(forget_rate, gradual=2))
 
 
-def _nested_co_teaching() -> CoTeaching:
+def _nested_co_teaching(forget_rate: float = 0.3) -> CoTeaching:
     networks = [_model(), _model()]
     for network in networks:
         nest_classifier(network, "4", sigma=3.0)
     draw_together(*networks, seed=0)
-    return CoTeaching(*networks, optimizer=SGD, forget_rate=0.3)
+    return CoTeaching(*networks, optimizer=SGD, forget_rate=forget_rate)
 
 
 def _batches() -> TensorData:
@@ -113,9 +117,15 @@ def subjects() -> list[Subject | ProcedureSubject]:
     """One nested layer, two that take turns, the classifier as a part, co-teaching with and without nested layers."""
     return [
         Subject("one layer", _model, _one_layer, _plain, _data, off=_always_all, part=_layer),
-        Subject("two layers", _model, _two_layers, _plain, _data, part=_classifier),
-        ProcedureSubject("co_teaching", _co_teaching, _train, _weights),
-        ProcedureSubject("nested_co_teaching", _nested_co_teaching, _train_and_choose, _weights),
+        Subject("two layers", _model, _two_layers, _plain, _data, off=_always_all_of_two, part=_classifier),
+        ProcedureSubject("co_teaching", _co_teaching, partial(_co_teaching, 0.0), _train, _weights),
+        ProcedureSubject(
+            "nested_co_teaching",
+            _nested_co_teaching,
+            partial(_nested_co_teaching, forget_rate=0.0),
+            _train_and_choose,
+            _weights,
+        ),
     ]
 
 

@@ -21,11 +21,19 @@ def _policy(grid: int = 4) -> BetaMaskPolicy:
     return BetaMaskPolicy(nn.Sequential(nn.Flatten(), nn.Linear(64, 6)), features=6, grid=grid)
 
 
-def _build(coupled: bool = True) -> NoiseMaskPretraining:
+class _Unmasked(NoiseMask):
+    """Draws the mask and leaves the images as they are."""
+
+    def forward(self, images: Tensor, *, cells: Tensor | None = None) -> MaskedInput:
+        """(B, C, S, S)."""
+        return super().forward(images, cells=cells)._replace(images=images)
+
+
+def _build(coupled: bool = True, mask: type[NoiseMask] = NoiseMask) -> NoiseMaskPretraining:
     sgd = partial(torch.optim.SGD, momentum=0.9)
     return NoiseMaskPretraining(
         nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.Dropout(0.1)),
-        NoiseMask(_policy(), kernel=3, sigma=1.0),
+        mask(_policy(), kernel=3, sigma=1.0),
         optimizer=partial(sgd, lr=0.05),
         policy_optimizer=partial(sgd, lr=0.005),
         credit="batch" if coupled else "sample",
@@ -51,8 +59,14 @@ def _weights(pretraining: NoiseMaskPretraining) -> Mapping[str, Tensor]:
 def subjects() -> list[ProcedureSubject]:
     """The official loss, and the one with credit for each image and the plain gradient."""
     return [
-        ProcedureSubject("official", _build, _train, _weights),
-        ProcedureSubject("credit for each image", partial(_build, coupled=False), _train, _weights),
+        ProcedureSubject("official", _build, partial(_build, mask=_Unmasked), _train, _weights),
+        ProcedureSubject(
+            "credit for each image",
+            partial(_build, coupled=False),
+            partial(_build, coupled=False, mask=_Unmasked),
+            _train,
+            _weights,
+        ),
     ]
 
 

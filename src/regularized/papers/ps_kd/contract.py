@@ -1,13 +1,14 @@
 """What the contract suite checks of PS-KD."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from regularized.evidence.contract import BadInput, Subject
 from regularized.evidence.models import mlp
-from regularized.mechanisms.prediction_store import DenseStore, TopKStore
+from regularized.mechanisms.prediction_store import DenseStore, PredictionStore, TopKStore
 from regularized.overfitting.ps_kd import ProgressiveDistillation, ProgressiveDistillationLoss
 from regularized.training.terms import CrossEntropy
 
@@ -22,22 +23,20 @@ def _plain() -> Mapping[str, nn.Module]:
     return {"task": CrossEntropy()}
 
 
-def _off() -> Mapping[str, nn.Module]:
-    return {"task": ProgressiveDistillation(SAMPLES, CLASSES, alpha=0.0)}
+def _exact() -> PredictionStore:
+    return DenseStore(SAMPLES, CLASSES)
 
 
-def _dense() -> Mapping[str, nn.Module]:
-    return {"task": ProgressiveDistillation(SAMPLES, CLASSES)}
+def _half() -> PredictionStore:
+    return DenseStore(SAMPLES, CLASSES, torch.bfloat16)
 
 
-def _half() -> Mapping[str, nn.Module]:
-    store = DenseStore(SAMPLES, CLASSES, torch.bfloat16)
-    return {"task": ProgressiveDistillation(SAMPLES, CLASSES, store=store)}
+def _top() -> PredictionStore:
+    return TopKStore(SAMPLES, CLASSES, k=2)
 
 
-def _top() -> Mapping[str, nn.Module]:
-    store = TopKStore(SAMPLES, CLASSES, k=2)
-    return {"task": ProgressiveDistillation(SAMPLES, CLASSES, store=store)}
+def _terms(store: Callable[[], PredictionStore], alpha: float = 0.8) -> Mapping[str, nn.Module]:
+    return {"task": ProgressiveDistillation(SAMPLES, CLASSES, alpha=alpha, store=store())}
 
 
 def _data(n: int, seed: int) -> Mapping[str, Tensor]:
@@ -46,14 +45,14 @@ def _data(n: int, seed: int) -> Mapping[str, Tensor]:
     return {"inputs": x, "targets": x[:, :CLASSES].argmax(1), "index": torch.arange(n)}
 
 
-def _loss(alpha: float = 0.8) -> ProgressiveDistillationLoss:
-    criterion = ProgressiveDistillationLoss(SAMPLES, CLASSES, epochs=3, alpha=alpha)
+def _loss(alpha: float = 0.8, store: PredictionStore | None = None) -> ProgressiveDistillationLoss:
+    criterion = ProgressiveDistillationLoss(SAMPLES, CLASSES, epochs=3, alpha=alpha, store=store)
     criterion.set_epoch(2)
     return criterion
 
 
-def _part() -> tuple[nn.Module, tuple[Tensor, ...]]:
-    criterion, index = _loss(), torch.tensor([3, 1, 20, 7, 0])
+def _part(store: Callable[[], PredictionStore]) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    criterion, index = _loss(store=store()), torch.tensor([3, 1, 20, 7, 0])
     criterion.store.write(index[:3], torch.rand(3, CLASSES).softmax(dim=1))  # two samples come for the first time
     return criterion, (torch.randn(5, CLASSES, requires_grad=True), torch.tensor([0, 3, 1, 2, 2]), index)
 
@@ -61,9 +60,8 @@ def _part() -> tuple[nn.Module, tuple[Tensor, ...]]:
 def subjects() -> list[Subject]:
     """The exact table, half precision, and the two largest of four entries."""
     return [
-        Subject("exact", _model, _dense, _plain, _data, off=_off, part=_part),
-        Subject("half", _model, _half, _plain, _data),
-        Subject("top", _model, _top, _plain, _data),
+        Subject(name, _model, partial(_terms, store), _plain, _data, partial(_terms, store, 0.0), partial(_part, store))
+        for name, store in (("exact", _exact), ("half", _half), ("top", _top))
     ]
 
 

@@ -34,7 +34,7 @@ from regularized.curriculum.ranking_curriculum.reranker_losses import (
     pointwise_cross_entropy_loss,
     two_output_pairwise_loss,
 )
-from regularized.evidence.contract import BadInput, Subject
+from regularized.evidence.contract import BadInput, NotApplicable, Subject
 from regularized.evidence.models import mlp
 from regularized.training.data import TensorData
 from regularized.training.terms import Loss
@@ -117,11 +117,10 @@ def _part() -> tuple[Callable[..., Any], tuple[Any, ...]]:
 
 def subjects() -> list[Subject]:
     """The term on pairs, with several negatives, and on single documents."""
+    same_part = NotApplicable("the part is that of pairs")
     return [
-        Subject(
-            "pairwise", model=_model, terms=_pairs, off=_pairs_off, plain=_plain_pairs, data=_pair_data, part=_part
-        ),
-        Subject("pointwise", model=_model, terms=_points, off=_points_off, plain=_plain_points, data=_point_data),
+        Subject("pairwise", _model, _pairs, _plain_pairs, _pair_data, off=_pairs_off, part=_part),
+        Subject("pointwise", _model, _points, _plain_points, _point_data, off=_points_off, part=same_part),
     ]
 
 

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from regularized.evidence.contract import BadInput, ProcedureSubject, Subject
 from regularized.fine_tuning.sae_regularization.autoencoder import TopKSAE
+from regularized.fine_tuning.sae_regularization.autoencoder_training import SAETraining
 from regularized.fine_tuning.sae_regularization.judging import FeatureMask, select_features
-from regularized.fine_tuning.sae_regularization.penalty import SelfReg, Similarity
-from regularized.fine_tuning.sae_regularization.procedure import SAETraining
-from regularized.fine_tuning.sae_regularization.term import SelfRegularization
+from regularized.fine_tuning.sae_regularization.penalty import SelfReg, SelfRegularization, Similarity
 from regularized.training.step import Batch, Step
 from regularized.training.terms import CrossEntropy
 
@@ -60,13 +59,16 @@ def _data(n: int, seed: int) -> Mapping[str, Tensor]:
     return {"inputs": x, "targets": x[:, :CLASSES].argmax(1), "index": torch.arange(n)}
 
 
-def _part() -> tuple[nn.Module, tuple[Tensor, ...]]:
-    reg = SelfReg(_sae(), _mask(), strength=0.5)
+def _part(similarity: Similarity = "preactivation") -> tuple[nn.Module, tuple[Tensor, ...]]:
+    reg = SelfReg(_sae(), _mask(), strength=0.5, similarity=similarity)
     return reg, (torch.randn(CLASSES, WIDTH, requires_grad=True),)
 
 
-def _training(dead_weight: float = 0.0) -> SAETraining:
-    return SAETraining(TopKSAE(WIDTH, FEATURES, k=2), k_start=None if dead_weight else 8, dead_weight=dead_weight)
+def _training(dead_weight: float = 0.0, k_start: int | None = 8) -> SAETraining:
+    sae = TopKSAE(WIDTH, FEATURES, k=2)
+    with torch.no_grad():
+        sae.encoder_bias[:5] = -10.0  # never active: what fine-tuning has a loss for
+    return SAETraining(sae, k_start=k_start, dead_weight=dead_weight)
 
 
 def _train(training: SAETraining, epochs: int) -> None:
@@ -81,9 +83,23 @@ def subjects() -> list[Subject | ProcedureSubject]:
     """The official penalty and the plain product; pre-training and fine-tuning of the autoencoder."""
     return [
         Subject("preactivation", _Classifier, _terms, _plain, _data, off=partial(_terms, weight=0.0), part=_part),
-        Subject("dot", _Classifier, partial(_terms, "dot"), _plain, _data),
-        ProcedureSubject("pre-training", _training, _train, _weights),
-        ProcedureSubject("fine-tuning", partial(_training, 0.1), _train, _weights),
+        Subject(
+            "dot",
+            _Classifier,
+            partial(_terms, "dot"),
+            _plain,
+            _data,
+            off=partial(_terms, "dot", 0.0),
+            part=partial(_part, "dot"),
+        ),
+        ProcedureSubject("pre-training", _training, partial(_training, k_start=2), _train, _weights),
+        ProcedureSubject(
+            "fine-tuning",
+            partial(_training, dead_weight=0.1, k_start=None),
+            partial(_training, k_start=2),
+            _train,
+            _weights,
+        ),
     ]
 
 

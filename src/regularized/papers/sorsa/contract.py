@@ -8,12 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regularized.evidence.contract import BadInput, Subject
+from regularized.evidence.contract import BadInput, NotApplicable, Subject
 from regularized.evidence.models import mlp
-from regularized.fine_tuning.sorsa.layer import SorsaLinear, inject_sorsa
-from regularized.fine_tuning.sorsa.penalty import OrthonormalPenalty, orthonormal_gradient, orthonormal_penalty
-from regularized.fine_tuning.sorsa.report import spectral_drift
-from regularized.fine_tuning.sorsa.term import Sorsa
+from regularized.fine_tuning.sorsa.penalty import (
+    OrthonormalPenalty,
+    Sorsa,
+    SorsaLinear,
+    inject_sorsa,
+    orthonormal_gradient,
+    orthonormal_penalty,
+    spectral_drift,
+)
 from regularized.training.terms import CrossEntropy
 
 FEATURES, CLASSES, LR = 6, 4, 0.1
@@ -61,8 +66,9 @@ def _penalty_part() -> tuple[Callable[..., Any], tuple[Any, ...]]:
 
 def subjects() -> list[Subject]:
     """Injection by the term, and the penalty on a model that was injected before."""
+    no_off = NotApplicable("without the penalty the adapter still is one: that is the other subject")
     return [
-        Subject("adapter", _model, _adapter, _plain, _data, part=_layer_part, optimizer=_SGD),
+        Subject("adapter", _model, _adapter, _plain, _data, no_off, _layer_part, _SGD),
         Subject("penalty", _injected, _adapter, _plain, _data, off=_off, part=_penalty_part, optimizer=_SGD),
     ]
 

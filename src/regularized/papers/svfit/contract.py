@@ -6,13 +6,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from regularized.evidence.contract import BadInput, Subject
+from regularized.evidence.contract import BadInput, NotApplicable, Subject
 from regularized.evidence.models import mlp
-from regularized.fine_tuning.svfit.files import load_svfit_state_dict, svfit_state_dict
 from regularized.fine_tuning.svfit.layer import SingularValueShift, SVFitLayer, svfit_rank
-from regularized.fine_tuning.svfit.model import inject_svfit, svfit_param_groups
+from regularized.fine_tuning.svfit.model import (
+    SVFit,
+    inject_svfit,
+    load_svfit_state_dict,
+    svfit_param_groups,
+    svfit_state_dict,
+)
 from regularized.fine_tuning.svfit.product import shifted_weight
-from regularized.fine_tuning.svfit.term import SVFit
 from regularized.training.terms import CrossEntropy
 
 
@@ -49,9 +53,10 @@ def _layer_part() -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 def subjects() -> list[Subject]:
     """All directions of every layer; and a few of one, in the paper's form, beside a head that is trained whole."""
+    no_off = NotApplicable("surgery has no coefficient: without it the weights themselves are trained")
     return [
-        Subject("full", _model, _full, _plain, _data, part=_part),  # type: ignore[arg-type]
-        Subject("rank 2, sigma, head", _model, _few, _plain, _data, part=_layer_part),
+        Subject("full", _model, _full, _plain, _data, off=no_off, part=_part),  # type: ignore[arg-type]
+        Subject("rank 2, sigma, head", _model, _few, _plain, _data, off=no_off, part=_layer_part),
     ]
 
 
@@ -155,7 +160,7 @@ def bad_inputs() -> list[BadInput]:
             "no such module",
             partial(inject_svfit, _model(), target_modules=["q_prj"]),
             ValueError,
-            ("q_prj", "there are"),
+            ("q_prj", "near are"),
         ),
         BadInput(
             "not finite",

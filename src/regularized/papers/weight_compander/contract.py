@@ -1,11 +1,12 @@
 """What the contract suite checks of Weight Compander."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from regularized.evidence.contract import BadInput, Subject
+from regularized.evidence.contract import BadInput, NotApplicable, Subject
 from regularized.evidence.models import mlp
 from regularized.mechanisms.surgery import NoEffectWarning, check_optimizer_is_current
 from regularized.overfitting.weight_compander import Compander, WeightCompander, compand_weights
@@ -34,15 +35,16 @@ def _data(n: int, seed: int) -> Mapping[str, Tensor]:
     return {"inputs": x, "targets": x[:, :4].argmax(1), "index": torch.arange(n)}
 
 
-def _part() -> tuple[nn.Module, tuple[Tensor, ...]]:
-    return Compander(1.0, 0.5, learnable=True), (torch.randn(5, 7, requires_grad=True),)
+def _part(learnable: bool = True) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    return Compander(1.0, 0.5, learnable=learnable), (torch.randn(5, 7, requires_grad=True),)
 
 
 def subjects() -> list[Subject]:
     """Fixed and learned a and b."""
+    no_off = NotApplicable("a reparametrisation has no coefficient")
     return [
-        Subject("fixed", _model, _fixed, _plain, _data, part=_part),
-        Subject("learned", _model, _learned, _plain, _data),
+        Subject("fixed", _model, _fixed, _plain, _data, off=no_off, part=partial(_part, False)),
+        Subject("learned", _model, _learned, _plain, _data, off=no_off, part=_part),
     ]
 
 
