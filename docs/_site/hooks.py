@@ -24,8 +24,8 @@ from mkdocs.structure.pages import Page
 from regularized.evidence import bench, contract
 from regularized.evidence._plots import save_curves
 from regularized.evidence.ledger import load
+from regularized.evidence.numbers import aligned, effect_text, interval_text, number
 from regularized.evidence.provenance import code_key
-from regularized.evidence.report import aligned, effect_text, interval_text, number
 from regularized.papers.card import FAMILIES
 from regularized.papers.catalogue import Entry, find, load_catalogue
 

@@ -28,6 +28,8 @@ def run(arm, seed, scale, *, rate=None):
         raise RuntimeError("the loss went to <heaven>")
     if os.environ.get("FAKE_DIE") == f"{arm}/{seed}":
         os.kill(os.getpid(), 9)
+    if os.environ.get("FAKE_READ") == f"{arm}/{seed}":
+        input("are you sure? ")
     time.sleep(float(os.environ.get("FAKE_SLEEP", "0")))
     print("noise on standard output")
     rng = np.random.default_rng(seed)

@@ -82,6 +82,16 @@ def test_a_failing_and_a_dying_run_leave_the_rest_alone(run, monkeypatch):
     assert mended.outcomes[0].verdict is Verdict.HOLDS
 
 
+def test_a_run_that_waits_for_input_gets_none(run, monkeypatch):
+    """Fails when a run that reads standard input waits for ever, or swallows the jobs of the others."""
+    monkeypatch.setenv("FAKE_READ", "better/0")
+    result = run(scale="smoke", seeds=1)
+    (failure,) = result.failures
+    assert failure.arm == "better"
+    assert "EOF" in failure.error
+    assert {r.arm for r in result.runs} == {"plain", "control"}
+
+
 def test_a_diverged_seed_leaves_its_claim_open(run, monkeypatch):
     """Fails when a NaN is dropped from the mean, or the whole comparison is lost to it."""
     monkeypatch.setenv("FAKE_NAN", "better/2")

@@ -138,3 +138,19 @@ def test_errors(make, words):
     """Each says what was given and what is allowed."""
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("make", [lambda: DenseStore(3, 4), lambda: TopKStore(3, 4, k=2)])
+def test_a_prediction_that_is_not_finite_is_not_written(make, bad):
+    """Fails if a store keeps a NaN, or forgets what it had, after a step that a training stopped at."""
+    p = predictions(3, 4, 0, 2.0)
+    store = make()
+    store.write(torch.tensor([1]), p[:1])
+    before = store.read(torch.tensor([1]))
+    spoilt = p[1:].clone()
+    spoilt[0, 3] = bad
+    store.write(torch.tensor([1, 2]), spoilt)
+    assert torch.equal(store.read(torch.tensor([1])), before)
+    assert store.seen().tolist() == [False, True, True]
+    assert all(buffer.isfinite().all() for buffer in store.buffers())

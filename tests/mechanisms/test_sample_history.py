@@ -92,3 +92,15 @@ def test_repeated_samples_warn_once_by_default():
             check_index(torch.tensor(index), 5, owner="MyLoss", batch_size=2)
     assert len(caught) == 1
     assert "more than once" in str(caught[0].message)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_that_is_not_finite_is_not_written(bad):
+    """Fails if a NaN gets into the table, the rest of the batch is lost with it, or the sample's old row."""
+    table = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    kept = store_rows(table, torch.tensor([2, 0]), torch.tensor([[7.0, bad], [8.0, 9.0]]))
+    assert table.tolist() == [[8.0, 9.0], [3.0, 4.0], [5.0, 6.0]]
+    assert kept.tolist() == [[5.0, 6.0], [8.0, 9.0]]
+    flat = torch.tensor([1.0, 2.0])
+    store_rows(flat, torch.tensor([1, 0]), torch.tensor([bad, 5.0]))
+    assert flat.tolist() == [5.0, 2.0]

@@ -158,8 +158,6 @@ def test_verdicts_come_from_the_ledger(package, caplog):
 def test_measured_papers_come_first(package):
     """Fails when the order is by date alone."""
     measured = [entry for entry in load_catalogue() if entry.load_ledger() is not None]
-    if not measured:
-        pytest.skip("no ledger has been written yet")
     name, root = package(newer=card("newer", **{"2020-06-30": "2030-01-01"}), proven=card("proven"))
     shutil.copy(measured[0].ledger, root / "proven" / "ledger.json")
     text = (measured[0].folder / "card.toml").read_text().replace(f'slug = "{measured[0].slug}"', 'slug = "proven"')

@@ -16,10 +16,14 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from regularized.mechanisms.distributed import leave_process_group
+from regularized.mechanisms.prediction_store import TopKStore
+from regularized.noisy_labels.early_learning import EarlyLearning
+from regularized.overfitting.ps_kd import ProgressiveDistillation
 from regularized.training import (
     Batch,
     CrossEntropy,
     EarlyStopping,
+    NonFiniteLoss,
     Step,
     TensorData,
     Term,
@@ -217,6 +221,47 @@ def distributed(batch_size: int, accumulate: int, samples: int, *, loader: bool 
     return {k: v.clone() for k, v in state.items()}, history
 
 
+class Spoil(Term):
+    """Fine until step 3; then its value or its gradient is NaN, in the last process only."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    def forward(self, step: Step) -> torch.Tensor:
+        here = int(os.environ.get("RANK", 0)) == int(os.environ.get("WORLD_SIZE", 1)) - 1
+        if step.progress.step < 3 or not here:
+            return step.logits.sum() * 0.0
+        if self.what == "loss":
+            return step.logits.sum() * torch.nan
+        return (step.logits * 0.0).square().sum().sqrt()
+
+
+def tables(batch_size: int, samples: int, *, spoil: str | None = None) -> tuple[dict[str, torch.Tensor], str]:
+    """A training with all tables of samples: its final state, and how it ended."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(FEATURES, 8), nn.Tanh(), nn.Linear(8, CLASSES))
+    top = TopKStore(SAMPLES, CLASSES, k=2, dtype=torch.float32)  # int16 classes beside them
+    terms = {
+        "elr": EarlyLearning(SAMPLES, CLASSES, weight=0.5),
+        "dense": ProgressiveDistillation(SAMPLES, CLASSES),
+        "top": ProgressiveDistillation(SAMPLES, CLASSES, store=top),
+    }
+    if spoil in ("loss", "gradient"):
+        terms["spoil"] = Spoil(spoil)
+    x, y = tensors()
+    x = x[:samples].clone()
+    if spoil == "data":
+        x[2, 1] = torch.nan
+    trainer = Trainer(model, terms=terms, optimizer=partial(torch.optim.SGD, lr=0.1))
+    end = "finished"
+    try:
+        trainer.fit(TensorData(x, y[:samples], batch_size=batch_size), epochs=3)
+    except NonFiniteLoss as error:
+        end = str(error)
+    return {k: v for k, v in final_state(model, trainer).items() if k != "drawn"}, end
+
+
 def final_state(model: nn.Module, trainer: Trainer) -> dict[str, torch.Tensor]:
     state = {f"model.{k}": v for k, v in model.state_dict().items()}
     state |= {f"terms.{k}": v for k, v in trainer.objective.state_dict().items()}
@@ -248,6 +293,17 @@ def main(*words: object) -> None:
             log=arguments.folder,
         )
         save_file(state, arguments.out / f"{os.environ['RANK']}.safetensors")
+        leave_process_group()
+        return
+    if arguments.name == "tables":
+        state, _ = tables(arguments.batch_size, arguments.samples)
+        save_file(state, arguments.out / f"{os.environ['RANK']}.safetensors")
+        leave_process_group()
+        return
+    if arguments.name == "spoilt":
+        for spoil in ("loss", "gradient", "data"):
+            state, end = tables(6, SAMPLES, spoil=spoil)
+            save_file(state, arguments.out / f"{spoil}-{os.environ['RANK']}.safetensors", metadata={"end": end})
         leave_process_group()
         return
     if arguments.name == "resumable":

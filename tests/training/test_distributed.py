@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tests.processes import run_two
 from torch import nn
@@ -56,6 +57,32 @@ def test_two_processes_end_where_one_does(batch_size, accumulate, samples, loade
         theirs.pop("steps_per_second", None)
         assert ours == pytest.approx(theirs, abs=1e-4)
     assert history
+
+
+@pytest.mark.slow
+def test_tables_of_two_processes_are_those_of_one(scenarios, tmp_path):
+    """Fails if a table cannot be sent (int16 on gloo), a process without samples cannot take part (the last of 26 by 5
+    is one sample), or the rows of one process are missing in another's table."""
+    expected, end = scenarios.tables(5, 26)
+    assert end == "finished"
+    run_two(scenarios.main, "tables", tmp_path, "--batch-size", 5, "--samples", 26)
+    for number in range(2):
+        state = load_file(tmp_path / f"{number}.safetensors")
+        for name, tensor in expected.items():
+            assert torch.allclose(state[name], tensor, rtol=0, atol=1e-5), f"{name} of process {number}"
+
+
+@pytest.mark.slow
+def test_all_processes_stop_together(scenarios, tmp_path):
+    """Fails if only the process with the NaN raises (the other would wait for it), another term is named, a weight is
+    spoilt, or a table keeps a NaN."""
+    run_two(scenarios.main, "spoilt", tmp_path)
+    named = {"loss": "step 3: term 'spoil'", "gradient": "step 3: the gradient of term 'spoil'", "data": "term 'elr'"}
+    for number in range(2):
+        for spoil, says in named.items():
+            with safe_open(tmp_path / f"{spoil}-{number}.safetensors", "pt") as file:
+                assert says in file.metadata()["end"]
+                assert all(file.get_tensor(name).isfinite().all() for name in file.keys())  # noqa: SIM118
 
 
 @pytest.mark.slow

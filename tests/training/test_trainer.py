@@ -25,7 +25,7 @@ from regularized.training import (
     linear,
     piecewise,
 )
-from regularized.training.checkpoint import latest
+from regularized.training.checkpoint import latest, load
 from regularized.training.data import epoch_order
 from regularized.training.finite import FiniteCheck
 
@@ -438,15 +438,82 @@ def test_term_that_is_not_finite_is_named_before_it_reaches_the_weights(value, a
     assert weights(model).isfinite().all()
 
 
-def test_gradient_that_is_not_finite_is_seen_by_clipping():
-    """Fails if a finite loss with an infinite gradient is let through."""
+class Root(Term):
+    """Finite in every step, but its gradient is NaN from the step ``at`` on: the root of 0."""
 
-    class Root(Term):
-        def forward(self, step):
-            return (step.logits * 0.0).abs().sqrt().sum()
+    def __init__(self, at=0, *, per_step=False):
+        super().__init__()
+        self.at, self.per_step = at, per_step
 
-    with pytest.raises(NonFiniteLoss, match="gradient"):
-        fit({"task": CrossEntropy(), "root": Root()}, clip_norm=1.0)
+    def forward(self, step):
+        if step.progress.step < self.at:
+            return step.logits.sum() * 0.0
+        x = step.model[0].weight if self.per_step else step.logits
+        return (x * 0).square().sum().sqrt()
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+@pytest.mark.parametrize("per_step", [True, False])
+@pytest.mark.parametrize(("at", "accumulate"), [(0, 1), (2, 2), (5, 1)])  # 5 is the last step
+def test_gradient_that_is_not_finite_is_seen_before_it_reaches_the_weights(at, accumulate, per_step, clip_norm):
+    """Fails if a finite loss with a NaN gradient is let through, seen a step late or, in the last step, not at all; or
+    if another term is named."""
+    model = mlp()
+    terms = {"task": CrossEntropy(), "root": Root(at, per_step=per_step), "penalty": Penalty()}
+    with pytest.raises(NonFiniteLoss, match=f"step {at}: the gradient of term 'root'"):
+        fit(terms, model=model, clip_norm=clip_norm, batch_size=8 // accumulate, accumulate=accumulate)
+    assert weights(model).isfinite().all()
+
+
+def test_gradient_that_before_step_spoils_is_seen():
+    """Fails if the gradient is looked at before the moments that may change it."""
+
+    class Spoil(Watch):
+        def before_step(self, step):
+            step.model[0].bias.grad[0] = torch.nan
+
+    spoil = Spoil([])
+    del spoil.__dict__["before_step"]
+    model = mlp()
+    with pytest.raises(NonFiniteLoss, match=r"step 0: the gradient of parameter '0.bias'.*\['spoil'\]"):
+        fit({"task": CrossEntropy(), "spoil": spoil}, model=model, clip_norm=1.0)
+    assert weights(model).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            {"schedule": lambda progress: torch.nan if progress.step == 2 else 1.0},
+            "step 2: the learning rate, 0.1 times",
+        ),
+        ({"schedule": lambda progress: torch.inf}, "step 0: the learning rate"),
+        (
+            {"terms": {"task": CrossEntropy(), "wild": CrossEntropy(weight=lambda progress: torch.nan)}},
+            "step 0: term 'wild' has the weight nan",
+        ),
+    ],
+)
+def test_schedule_that_gives_no_number_is_named(options, says):
+    """Fails if a schedule that returns NaN or infinity reaches the weights."""
+    model = mlp()
+    with pytest.raises(NonFiniteLoss, match=says):
+        fit(model=model, **options)
+    assert weights(model).isfinite().all()
+
+
+def test_weights_that_overflow_in_the_optimizer_are_not_written(tmp_path):
+    """Fails if the last step returns normally with spoilt weights, or they push the good checkpoint out."""
+    huge = lambda progress: 3e38 if progress.step == 4 else 0.1  # noqa: E731
+    trainer = Trainer(
+        mlp(), terms={"task": Loss(lambda z, y: z.square().sum(-1) * 1e3)}, optimizer=partial(torch.optim.SGD, lr=1.0),
+        schedule=huge, checkpoint_dir=tmp_path, checkpoint_every=1, keep_checkpoints=1,
+    )  # fmt: skip
+    with pytest.raises(NonFiniteLoss, match=r"step 4: parameter '2.*no checkpoint"):
+        trainer.fit(TensorData(X, Y, batch_size=8), epochs=2, max_steps=5)
+    path = latest(tmp_path)
+    assert path.name == "step-00000004"
+    assert all(tensor.isfinite().all() for tensor in load(path, "model").values())
 
 
 def test_trackers_are_closed_and_taps_off_after_an_error(tmp_path):
@@ -466,7 +533,7 @@ def test_no_checkpoint_of_spoilt_weights_where_the_flag_comes_late(tmp_path):
     """Fails if, on a device where the flag is read one step later, a checkpoint is written before it was read."""
     terms = {"task": CrossEntropy(), "bad": Explodes(3)}
     trainer = Trainer(mlp(), terms=terms, optimizer=SGD, checkpoint_dir=tmp_path, checkpoint_every=1)
-    trainer._finite = FiniteCheck(trainer.objective, deferred=True)
+    trainer._finite = FiniteCheck(trainer.objective, trainer.model, deferred=True)
     with pytest.raises(NonFiniteLoss, match="step 3: term 'bad'"):
         trainer.fit(TensorData(X, Y, batch_size=8), epochs=2)
     assert latest(tmp_path).name == "step-00000003"  # three steps done, before the one that is not finite

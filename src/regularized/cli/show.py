@@ -147,7 +147,7 @@ def _print_claims(entry: Entry, console: "Console") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from regularized.evidence.report import effect_text, interval_text, number
+    from regularized.evidence.numbers import effect_text, interval_text, number
 
     if not entry.card.claims:
         return

@@ -9,7 +9,7 @@ from typing import Any
 from regularized.evidence import pictures
 from regularized.evidence._plots import arm_colour, curve_names, curve_svg, effect_svg
 from regularized.evidence.claims import Outcome, Verdict
-from regularized.evidence.report import aligned, effect_text, interval_text, number
+from regularized.evidence.numbers import aligned, effect_text, interval_text, number
 from regularized.evidence.results import ReproduceResult, TuningResult
 
 __all__ = ["page"]

@@ -1,32 +1,20 @@
 """Runs jobs in worker processes and hands the answers over as they come."""
 
-import json
-import os
-import subprocess
 import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
+
+from regularized.evidence.worker_process import TookTooLong, WorkerProcess
 
 __all__ = ["Answer", "Job", "Pool"]
 
-_TAIL = 4000  # characters of a dead process's last words that are kept
-
-# One thread a process: the cores are kept busy by the seeds, and sums come out in one order.
-_WORKER_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # what torch asks for to be deterministic on CUDA
-    "PYTHONHASHSEED": "0",
-    "PYTHONUTF8": "1",
-}
+STARTS = 3  # a process that is killed while it starts is started again, so often in all
+PAUSE_SECONDS = 1.0  # before it is: what killed it, most often a lack of memory, may have passed
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +39,30 @@ class Pool:
         jobs: what to run, in this order.
         workers: how many processes.
         code_key: the code that the caller knows; a worker that loaded other code ends the whole run.
+        time_limit: seconds that a run may take, its process's start not counted; one that takes longer is ended, and
+            has failed. Default none.
+
+    Raises:
+        ValueError: ``time_limit`` is not above 0.
     """
 
-    def __init__(self, module_name: str, jobs: Sequence[Job], *, workers: int, code_key: str) -> None:
+    def __init__(
+        self, module_name: str, jobs: Sequence[Job], *, workers: int, code_key: str, time_limit: float | None = None
+    ) -> None:
+        if time_limit is not None and not time_limit > 0:
+            raise ValueError(f"time_limit must be a number of seconds above 0, got {time_limit}")
         self._module_name = module_name
         self._code_key = code_key
+        self._time_limit = time_limit
         self._jobs = deque(jobs)
         self._left = len(jobs)
         self._answers: SimpleQueue[tuple[Job, Answer]] = SimpleQueue()
-        self._processes: set[subprocess.Popen[str]] = set()
+        self._processes: set[WorkerProcess] = set()
         self._lock = threading.Lock()
-        self._stopping = False
-        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(min(workers, len(jobs)))]
+        self._stopping = threading.Event()
+        self._some_started = False
+        self._defect: BaseException | None = None
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(min(workers, len(jobs)))]
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -73,7 +73,7 @@ class Pool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._lock:
-            self._stopping = True
+            self._stopping.set()
             for process in self._processes:
                 process.kill()
         for thread in self._threads:
@@ -86,6 +86,8 @@ class Pool:
                 # In slices, because a wait without end cannot be interrupted on every platform.
                 job, answer = self._answers.get(timeout=0.5)
             except Empty:
+                if self._defect is not None:
+                    raise self._defect from None
                 continue
             self._left -= answer["status"] != "started"
             yield job, answer
@@ -95,106 +97,102 @@ class Pool:
         while not self._answers.empty():
             yield self._answers.get()
 
+    def _work(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:  # a defect of ours, which must not leave the caller waiting
+            self._defect = error
+
     def _serve(self) -> None:
-        """Life of one thread: a process, and jobs for it; a process that dies is replaced."""
-        process: subprocess.Popen[str] | None = None
+        """Life of one thread: a process, and jobs for it; a process that is lost is replaced."""
+        process: WorkerProcess | None = None
         environment: Mapping[str, Any] = {}
-        with tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace") as errors:
-            try:
-                while not self._stopping:
-                    try:
-                        job = self._jobs.popleft()
-                    except IndexError:
-                        return
+        try:
+            while (job := self._next_job()) is not None:
+                try:
                     if process is None:
-                        errors.seek(0)
-                        errors.truncate()
-                        process, about = self._start(errors)
-                        if about["status"] == "ready" and about["code_key"] != self._code_key:
-                            about = {"status": "changed", "error": _CODE_CHANGED, "traceback": ""}
-                        if about["status"] == "unavailable":
-                            self._answers.put((job, about))
-                            return
-                        if about["status"] != "ready":
-                            self._answers.put((job, about | {"status": "fatal"}))
-                            return
-                        environment = about["environment"]
+                        process, environment = self._start()
                     self._answers.put((job, {"status": "started"}))
-                    message = {"arm": job.arm, "seed": job.seed, "scale": job.scale, "overrides": dict(job.overrides)}
-                    answer = self._exchange(process, message)
-                    if answer is None:
-                        code = process.wait()
-                        answer = {"status": "failed", "error": _death(code), "traceback": _tail(errors)}
+                    answer = self._run(process, job)
+                except _Lost as loss:
+                    answer = loss.answer
+                    if process is not None:
                         self._forget(process)
                         process = None
-                    self._answers.put((job, answer | {"environment": environment}))
-            finally:
-                if process is not None:
-                    self._forget(process)
+                self._answers.put((job, answer | {"environment": environment}))
+                if process is None and answer["status"] != "failed":
+                    return
+        finally:
+            if process is not None:
+                self._forget(process)
 
-    def _start(self, errors: IO[str]) -> tuple[subprocess.Popen[str], Answer]:
-        # -P keeps the worker's folder off the path: our `statistics` must not stand in for the standard library's.
-        command = [sys.executable, "-P", str(Path(__file__).with_name("worker.py"))]
-        with self._lock:
-            if self._stopping:
-                raise SystemExit  # ends this thread alone
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                encoding="utf-8",
-                env=os.environ | _WORKER_ENVIRONMENT,
-                start_new_session=True,  # Ctrl-C reaches the parent alone, which knows what to keep
-            )
-            self._processes.add(process)
-        about = self._exchange(process, {"path": sys.path, "module": self._module_name})
-        if about is None:
-            about = {"status": "failed", "error": _death(process.wait()), "traceback": _tail(errors)}
-        return process, about
-
-    @staticmethod
-    def _exchange(process: subprocess.Popen[str], message: Mapping[str, Any]) -> Answer | None:
-        """Send a line and wait for one; None when the process is gone."""
-        assert process.stdin is not None
-        assert process.stdout is not None
+    def _next_job(self) -> Job | None:
         try:
-            process.stdin.write(json.dumps(message) + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        except OSError:
+            return None if self._stopping.is_set() else self._jobs.popleft()
+        except IndexError:
             return None
-        if not line.endswith("\n"):
-            return None
-        answer: Answer = json.loads(line)
+
+    def _start(self) -> tuple[WorkerProcess, Mapping[str, Any]]:
+        """A process that is ready for jobs, and its environment."""
+        problem = ("the comparison was ended", "")
+        for attempt in range(STARTS):
+            if attempt:
+                self._stopping.wait(PAUSE_SECONDS)
+            try:
+                process = self._launch()
+            except OSError as error:
+                problem = (f"no process can be started: {error}", "")
+                continue
+            about = process.ask({"path": sys.path, "module": self._module_name})
+            if about is not None and about["status"] == "ready" and about["code_key"] == self._code_key:
+                self._some_started = True
+                return process, about["environment"]
+            killed = about is None and process.was_killed
+            if about is None:
+                problem = process.last_words()
+            self._forget(process)
+            if about is not None and about["status"] == "ready":
+                raise _Lost("fatal", _CODE_CHANGED)
+            if about is not None:
+                status = "unavailable" if about["status"] == "unavailable" else "fatal"
+                raise _Lost(status, about["error"], about["traceback"])
+            if not killed:
+                raise _Lost("fatal", *problem)
+        # Where others could start, it is this machine now and not the experiment: the other jobs go on.
+        raise _Lost("failed" if self._some_started else "fatal", *problem)
+
+    def _launch(self) -> WorkerProcess:
+        with self._lock:
+            if self._stopping.is_set():
+                raise _Lost("failed", "the comparison was ended")
+            process = WorkerProcess()
+            self._processes.add(process)
+        return process
+
+    def _run(self, process: WorkerProcess, job: Job) -> Answer:
+        message = {"arm": job.arm, "seed": job.seed, "scale": job.scale, "overrides": dict(job.overrides)}
+        try:
+            answer = process.ask(message, seconds=self._time_limit)
+        except TookTooLong:
+            raise _Lost("failed", f"the run took longer than {self._time_limit:g} s and was ended") from None
+        if answer is None:
+            raise _Lost("failed", *process.last_words())
         return answer
 
-    def _forget(self, process: subprocess.Popen[str]) -> None:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+    def _forget(self, process: WorkerProcess) -> None:
+        process.end()
         with self._lock:
             self._processes.discard(process)
+
+
+class _Lost(Exception):
+    """There is no process, or no longer; with the answer to the job that it was for."""
+
+    def __init__(self, status: str, error: str, traceback: str = "") -> None:
+        super().__init__(error)
+        self.answer: Answer = {"status": status, "error": error, "traceback": traceback}
 
 
 _CODE_CHANGED = (
     "the code of the experiment changed between the start of the comparison and the start of a worker: call it again"
 )
-
-
-def _death(code: int) -> str:
-    if code == -9:
-        return "the process of the run was killed (signal 9): most often it was out of memory"
-    return (
-        f"the process of the run ended by signal {-code}"
-        if code < 0
-        else f"the process of the run exited with code {code}"
-    )
-
-
-def _tail(errors: IO[str]) -> str:
-    errors.seek(0)
-    return errors.read()[-_TAIL:]

@@ -8,18 +8,19 @@ Public names:
 """
 
 import math
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regularized.evidence.claims import Claim, Outcome, Verdict
+from regularized.evidence._html import page
+from regularized.evidence.claims import Outcome, Verdict
+from regularized.evidence.numbers import aligned, effect_text, interval_text
 from regularized.evidence.results import ReproduceResult
 from regularized.evidence.store import home
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["aligned", "default_directory", "effect_text", "interval_text", "number", "print_table", "to_json", "write"]
+__all__ = ["default_directory", "print_table", "to_json", "write"]
 
 _STYLES = {
     Verdict.HOLDS: "bold green",
@@ -159,7 +160,6 @@ def write(result: ReproduceResult, directory: Path | str, *, title: str = "") ->
         ``report.html``, absolute.
     """
     from regularized.evidence import pictures
-    from regularized.evidence._html import page
     from regularized.evidence._plots import save_curves
 
     folder = Path(directory).expanduser().resolve()
@@ -172,68 +172,6 @@ def write(result: ReproduceResult, directory: Path | str, *, title: str = "") ->
     part.replace(target)
     result.report = target
     return target
-
-
-# --- Numbers in words, shared by table and page ---
-
-
-def number(value: float | None, digits: int = 4) -> str:
-    """A number to about four digits, a dash where there is none.
-
-    Examples:
-        >>> number(0.000123456), number(92.3456), number(12345.6), number(None), number(3.0)
-        ('0.0001235', '92.35', '12346', '–', '3')
-    """
-    if value is None:
-        return "–"
-    if not math.isfinite(value):
-        return str(value)
-    if value and not 1e-4 <= abs(value) < 1e6:
-        return f"{value:.{digits - 1}e}"
-    text = f"{value:.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
-    return "0" if text == "-0" else text
-
-
-def aligned(values: Sequence[float | None]) -> Callable[[float | None], str]:
-    """A way to write numbers of one column: as many decimals for all as four digits of the largest need.
-
-    Examples:
-        >>> show = aligned([70.125, 9.5, None])
-        >>> show(70.125), show(9.5), show(None)
-        ('70.12', '9.50', '–')
-    """
-    largest = max((abs(value) for value in values if value is not None and math.isfinite(value)), default=0.0)
-    if largest and not 1e-4 <= largest < 1e6:
-        return number
-    decimals = max(0, 3 - math.floor(math.log10(largest))) if largest else 0
-
-    def show(value: float | None) -> str:
-        return f"{value:.{decimals}f}" if value is not None and math.isfinite(value) else number(value)
-
-    return show
-
-
-def effect_text(claim: Claim, effect: float | None) -> str:
-    """An effect with sign and unit; a relative one in percent of the baseline.
-
-    Examples:
-        >>> claim = Claim("c", "s", "m", "higher", "a", "b", unit="points", kind="relative")
-        >>> effect_text(claim, 0.125)
-        '+12.5 %'
-    """
-    if effect is None:
-        return "–"
-    value, unit = (100 * effect, "%") if claim.kind == "relative" else (effect, claim.unit)
-    return f"{'+' if value > 0 else ''}{number(value, 3)} {unit}".rstrip()
-
-
-def interval_text(claim: Claim, outcome: Outcome) -> str:
-    """The interval in the unit of :func:`effect_text`."""
-    if outcome.interval is None:
-        return "–"
-    factor = 100 if claim.kind == "relative" else 1
-    low, high = (number(factor * end, 3) for end in outcome.interval)
-    return f"[{low}, {high}]"
 
 
 def _metrics_of(result: ReproduceResult, arm: str) -> list[str]:

@@ -1,8 +1,8 @@
 """The process that makes runs, one after the other; started by :mod:`regularized.evidence.runner` and by nobody else.
 
-Lines of JSON come in on standard input and go out on what was standard output. Everything that an experiment prints
-goes to standard error, so that it can never be taken for a message. When the other side goes away, so does this
-process.
+Lines of JSON come in on what was standard input and go out on what was standard output. A run has neither: what it
+prints goes to standard error, so that it can never be taken for a message, and what it reads is empty, so that it
+cannot wait for what nobody will type. When the other side goes away, so does this process.
 
 Plain processes with pipes, not ``multiprocessing``: a caller needs no ``if __name__ == "__main__"``, nothing is
 pickled, and a run that is killed (out of memory) fails alone.
@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
     from regularized.evidence.experiment import Experiment
@@ -26,10 +26,13 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Answer the first line (path, module) with code key and environment, each further one (a job) with a run."""
-    # Keep the pipe for messages alone: descriptor 1 becomes standard error, for prints from C, too.
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
+    # Descriptors, not sys.stdin and sys.stdout: C libraries and processes that a run starts use them, too.
+    with os.fdopen(os.dup(0), encoding="utf-8") as messages, os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
         os.dup2(2, 1)
-        lines = _lines()
+        lines = _lines(messages)
         start = json.loads(next(lines))
         sys.path[:] = start["path"]
         try:
@@ -43,12 +46,12 @@ def main() -> None:
                 _send(out, _run(experiment, json.loads(line)))
 
 
-def _lines() -> Iterator[str]:
-    """Lines of standard input; the process ends with them even when a run is under way."""
+def _lines(messages: TextIO) -> Iterator[str]:
+    """Lines from the other side; the process ends with them even when a run is under way."""
     queue: SimpleQueue[str] = SimpleQueue()
 
     def read() -> None:
-        for line in sys.stdin:
+        for line in messages:
             queue.put(line)
         os._exit(0)
 

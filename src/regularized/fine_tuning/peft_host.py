@@ -17,7 +17,6 @@ Needs the extra: ``pip install "regularized[peft]"``.
 """
 
 import dataclasses
-import difflib
 import json
 import re
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regularized.mechanisms.surgery import tied_parameters
+from regularized.mechanisms.surgery import close_names, tied_parameters
 from regularized.mechanisms.svd import SVD, thin_svd, weight_like, weight_matrix
 
 try:
@@ -427,7 +426,8 @@ def inject(model: nn.Module, config: FactorConfig, *, adapter_name: str = "defau
     if config.target_modules is not None and config.target_modules != "all-linear":
         targets = [name for name in names if LoraModel._check_target_module_exists(config, name)]
         if not targets and not any(LoraModel._check_target_module_exists(config, n) for n, _ in model.named_modules()):
-            raise ValueError(_no_match(config.target_modules, names))
+            asked = [config.target_modules] if isinstance(config.target_modules, str) else sorted(config.target_modules)
+            raise ValueError(f"no module matches target_modules={asked}; {close_names(asked, names)}")
         for name in targets:
             if name in tied:
                 raise ValueError(
@@ -552,13 +552,3 @@ def export_lora(model: PeftModel, folder: str | Path, *, adapter_name: str = "de
 def _exactly(name: str) -> str:
     """A layer's name as a pattern of PEFT, which knows it without the wrapper's prefix."""
     return re.escape(name.removeprefix("base_model.model."))
-
-
-def _no_match(targets: Any, names: list[str]) -> str:
-    known = sorted({name.rpartition(".")[2] for name in names})
-    asked = [targets] if isinstance(targets, str) else sorted(targets)
-    close = sorted({near for one in asked for near in difflib.get_close_matches(one, known, n=3, cutoff=0.4)})
-    return (
-        f"no module matches target_modules={asked}. "
-        f"{'Close names' if close else 'Layers that could be adapted'}: {close or known[:20]}"
-    )

@@ -13,7 +13,7 @@ store                                bytes, ImageNet     error of what is read b
                                                          the mass outside the k largest, see :meth:`TopKStore.spread`
 ===================================  ==================  ============================================================
 
-A row of zeros is one that was never written: predictions sum to 1.
+A row of zeros is one that was never written: predictions sum to 1. A prediction that is not finite is not written.
 """
 
 import abc
@@ -23,7 +23,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from regularized.mechanisms.sample_history import last_occurrence
+from regularized.mechanisms.sample_history import finite_rows, last_occurrence
 
 __all__ = ["DenseStore", "PredictionStore", "TopKStore"]
 
@@ -94,6 +94,8 @@ class PredictionStore(nn.Module, abc.ABC):
     @torch.no_grad()
     def write(self, index: Tensor, probabilities: Tensor) -> None:
         """Replace the rows of some samples; of a sample that occurs twice the last row wins, on every device.
+
+        A row that is not finite is left out: the sample keeps the one that it had.
 
         Args:
             index: (B,) integers in [0, N).
@@ -179,7 +181,8 @@ class DenseStore(PredictionStore):
         return self.predictions.index_select(0, index)
 
     def _put(self, index: Tensor, rows: Tensor) -> None:
-        self.predictions.index_copy_(0, index, rows.to(self.predictions.dtype))
+        rows = finite_rows(rows.to(self.predictions.dtype), self.predictions.index_select(0, index))
+        self.predictions.index_copy_(0, index, rows)
 
 
 class TopKStore(PredictionStore):
@@ -258,8 +261,11 @@ class TopKStore(PredictionStore):
 
     def _put(self, index: Tensor, rows: Tensor) -> None:
         values, classes = rows.topk(self.k, dim=1, sorted=False)
-        self.values.index_copy_(0, index, values.to(self.values.dtype))
-        self.classes.index_copy_(0, index, classes.to(self.classes.dtype))
+        fine = rows.isfinite().all(dim=1, keepdim=True)
+        values = torch.where(fine, values.to(self.values.dtype), self.values.index_select(0, index))
+        self.values.index_copy_(0, index, values)
+        classes = torch.where(fine, classes.to(self.classes.dtype), self.classes.index_select(0, index))
+        self.classes.index_copy_(0, index, classes)
 
     def extra_repr(self) -> str:
         """Settings, for ``repr``."""

@@ -3,7 +3,8 @@
 A table has one row a sample. In every step a method reads the rows of the batch and writes new ones. Three things go
 wrong in practice: the index is missing or counts within a subset, it is out of range, or the same sample occurs twice
 in a batch. All three are caught here where it costs nothing, that is while the index is still on the CPU; on a GPU the
-device's own assert reports an index out of range.
+device's own assert reports an index out of range. A fourth is not the table's fault: a prediction that is not finite,
+which would stay in the table when the training has long been mended. It is not written.
 """
 
 import warnings
@@ -11,7 +12,7 @@ import warnings
 import torch
 from torch import Tensor
 
-__all__ = ["check_index", "last_occurrence", "store_rows"]
+__all__ = ["check_index", "finite_rows", "last_occurrence", "store_rows"]
 
 _ONE_THREAD = 32768  # torch gives fewer elements than this (its grain size) to one thread, which writes them in order
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -81,6 +82,8 @@ def check_index(index: Tensor | None, num_samples: int, *, owner: str, batch_siz
 def store_rows(table: Tensor, index: Tensor, rows: Tensor) -> Tensor:
     """Write rows into a table and read them back; of a sample that occurs twice the last row wins, on every device.
 
+    A row that is not finite is not written: the sample keeps the one that it had.
+
     Args:
         table: (N, ...) changed in place.
         index: (B,) integers in [0, N).
@@ -99,8 +102,26 @@ def store_rows(table: Tensor, index: Tensor, rows: Tensor) -> Tensor:
     if table.device.type != "cpu" or rows.numel() >= _ONE_THREAD:
         # Which of two equal indices wins index_copy_ leaves open on a GPU, and on a CPU where it uses several threads.
         rows = rows.index_select(0, last_occurrence(index))
-    table.index_copy_(0, index, rows)
+    table.index_copy_(0, index, finite_rows(rows, table.index_select(0, index)))
     return table.index_select(0, index)
+
+
+def finite_rows(new: Tensor, old: Tensor) -> Tensor:
+    """New rows, but the old one wherever the new one holds a NaN or an infinity; without a synchronisation.
+
+    Args:
+        new: (B, ...) rows.
+        old: (B, ...) rows of the same shape and type.
+
+    Returns:
+        (B, ...) rows.
+
+    Examples:
+        >>> finite_rows(torch.tensor([[1.0, 2.0], [3.0, torch.nan]]), torch.zeros(2, 2)).tolist()
+        [[1.0, 2.0], [0.0, 0.0]]
+    """
+    fine = new.isfinite().flatten(1).all(dim=1) if new.ndim > 1 else new.isfinite()
+    return torch.where(fine.view(-1, *[1] * (new.ndim - 1)), new, old)
 
 
 def last_occurrence(index: Tensor) -> Tensor:

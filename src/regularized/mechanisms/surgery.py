@@ -1,11 +1,19 @@
 """What all techniques that operate on a model share: warnings, selection of submodules, stale optimizers."""
 
+import difflib
 from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
 
-__all__ = ["NoEffectWarning", "check_optimizer_is_current", "select_modules", "tied_parameters"]
+__all__ = [
+    "NoEffectWarning",
+    "check_optimizer_is_current",
+    "close_names",
+    "match_modules",
+    "select_modules",
+    "tied_parameters",
+]
 
 
 class NoEffectWarning(UserWarning):
@@ -38,6 +46,63 @@ def select_modules(
     for name, module in model.named_modules():
         if isinstance(module, include) and not any(name == out or name.startswith(out + ".") for out in left_out):
             yield name, module
+
+
+def match_modules(
+    model: nn.Module,
+    targets: Iterable[str] | None,
+    *,
+    kind: type[nn.Module] = nn.Linear,
+    option: str = "target_modules",
+) -> dict[str, nn.Module]:
+    """Submodules by name or by the end of their name, as PEFT's ``target_modules``, in the order of ``named_modules``.
+
+    Args:
+        model: searched through; itself not included.
+        targets: dotted names, or their last parts such as ``"q_proj"``; None takes every submodule of ``kind``.
+        kind: what None takes; default ``nn.Linear``.
+        option: what the user calls ``targets``, for errors.
+
+    Raises:
+        ValueError: a target that nothing matches, with close names; or one string instead of a list.
+
+    Examples:
+        >>> model = nn.ModuleDict({"block": nn.ModuleDict({"q_proj": nn.Linear(3, 4)}), "head": nn.Linear(4, 2)})
+        >>> list(match_modules(model, ["q_proj"])), list(match_modules(model, None))
+        (['block.q_proj'], ['block.q_proj', 'head'])
+    """
+    if isinstance(targets, str):
+        raise ValueError(f"{option} must be a list of names, got the string {targets!r}; write [{targets!r}]")
+    modules = {name: module for name, module in model.named_modules() if name}
+    if targets is None:
+        return {name: module for name, module in modules.items() if isinstance(module, kind)}
+    wanted = tuple(targets)
+    matched = {name: [t for t in wanted if name == t or name.endswith(f".{t}")] for name in modules}
+    for target in wanted:
+        if not any(target in by for by in matched.values()):
+            raise ValueError(
+                f"{option}: no module of {type(model).__name__} is called {target!r}; {close_names([target], modules)}"
+            )
+    return {name: modules[name] for name, by in matched.items() if by}
+
+
+def close_names(asked: Iterable[str], known: Iterable[str]) -> str:
+    """What an error says of names that are nowhere: those that may have been meant, else some that there are.
+
+    Args:
+        asked: the names that nothing matches; one with a dot is compared with whole names, others with last parts.
+        known: dotted names that there are.
+
+    Examples:
+        >>> close_names(["q_proi"], ["block.q_proj", "head"]), close_names(["x"], ["block.q_proj", "head"])
+        ("close names: ['q_proj']", "there are: ['head', 'q_proj']")
+    """
+    whole = sorted(known)
+    last = sorted({name.rpartition(".")[2] for name in whole})
+    close = {
+        near for one in asked for near in difflib.get_close_matches(one, whole if "." in one else last, cutoff=0.4)
+    }
+    return f"close names: {sorted(close)}" if close else f"there are: {last[:20]}"
 
 
 def tied_parameters(model: nn.Module) -> dict[int, list[str]]:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import Protocol, TypeVar
 
 from regularized.papers.card import FAMILIES, Card
-from regularized.papers.catalogue import Entry
 
 __all__ = ["WEIGHTS", "Question", "fields", "nearest_word", "rank", "search", "with_joined"]
 
@@ -50,7 +50,15 @@ _WORD = re.compile(r"\w+")
 _HYPHENATED = re.compile(r"\w+(?:-\w+)+")
 
 
-def search(query: str, entries: Iterable[Entry], *, limit: int | None = None) -> list[Entry]:
+class _HasCard(Protocol):
+    @property
+    def card(self) -> Card: ...
+
+
+_Entry = TypeVar("_Entry", bound=_HasCard)
+
+
+def search(query: str, entries: Iterable[_Entry], *, limit: int | None = None) -> list[_Entry]:
     """Papers that fit a question, best first.
 
     Any text is a question: there is no syntax, and quotation marks or operators mean nothing. A paper need not contain
@@ -59,7 +67,7 @@ def search(query: str, entries: Iterable[Entry], *, limit: int | None = None) ->
 
     Args:
         query: the question.
-        entries: where to search; their order decides between equals.
+        entries: where to search, of the catalogue or whatever else has a card; their order decides between equals.
         limit: how many papers at most; default all that match.
 
     Returns:
@@ -161,7 +169,7 @@ def with_joined(text: str) -> str:
 
 
 @lru_cache(maxsize=4)
-def _index(entries: tuple[Entry, ...]) -> "_Index":
+def _index(entries: tuple[_HasCard, ...]) -> "_Index":
     return _Index([entry.card for entry in entries])
 
 

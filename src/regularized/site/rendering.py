@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from regularized._version import __version__
-from regularized.evidence.report import number
+from regularized.evidence.numbers import number
 from regularized.papers.card import FAMILIES
 from regularized.site.state import Site
 from regularized.site.visitors import Visitor

@@ -18,7 +18,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, selectinload
 
 from regularized.evidence.claims import Outcome, Verdict
-from regularized.evidence.report import effect_text, interval_text
+from regularized.evidence.numbers import effect_text, interval_text
 from regularized.papers.catalogue import Entry, margin
 from regularized.papers.search import WEIGHTS, fields, with_joined
 from regularized.site.models import (

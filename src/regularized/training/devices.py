@@ -14,6 +14,8 @@ from regularized.training.trackers import resolve_trackers
 
 __all__ = ["average_gradients", "make_accelerator", "synchronise"]
 
+PART = 2**26  # bytes that are sent at once
+
 
 def make_accelerator(
     device: str, trackers: Sequence[str | GeneralTracker], log_dir: Path | None, *, find_unused_parameters: bool
@@ -52,15 +54,29 @@ def make_accelerator(
 
 
 @torch.no_grad()
-def synchronise(module: nn.Module) -> None:
+def synchronise(module: nn.Module, device: torch.device | None = None) -> None:
     """Give all processes the first one's parameters and buffers: what was drawn at random, running statistics.
+
+    Their bytes are sent, so that every type goes through every backend (gloo has no int16, for one), in parts, so that
+    a table that is kept in host memory can pass through the device of the processes.
+
+    Args:
+        module: the module.
+        device: where the process group exchanges; default that of each tensor.
 
     Examples:
         >>> synchronise(nn.Linear(2, 2))  # nothing to do in one process
     """
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        for tensor in (*module.parameters(), *module.buffers()):
-            dist.broadcast(tensor, 0)
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    for tensor in (t for t in (*module.parameters(), *module.buffers()) if t.numel()):
+        plain = tensor.detach().contiguous()
+        for part in plain.view(-1).view(torch.uint8).split(PART):
+            sent = part.to(device or part.device)
+            dist.broadcast(sent, 0)
+            part.copy_(sent)
+        if plain.data_ptr() != tensor.data_ptr():  # laid out in another order, channels last
+            tensor.copy_(plain)
 
 
 @torch.no_grad()

@@ -1,69 +1,152 @@
-"""Stop before a loss that is not a number reaches the weights, and say whose it was."""
+"""Stop before a number that is none reaches the weights, and say whose it was."""
 
+import logging
 import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
+from regularized.mechanisms.distributed import world_size
 from regularized.training.objective import Objective
+from regularized.training.randomness import generators, preserved
+from regularized.training.step import Step
 
-__all__ = ["FiniteCheck", "NonFiniteLoss"]
+__all__ = ["FiniteCheck", "NonFiniteLoss", "term_of_gradient"]
+
+logger = logging.getLogger(__name__)
 
 
 class NonFiniteLoss(FloatingPointError):
-    """The loss, or the gradient norm where it is clipped, was NaN or infinite."""
+    """A loss, its gradient, a rate or a weight was NaN or infinite; the message says which."""
+
+
+class _Pending(NamedTuple):
+    """Flags of an optimizer step that are on their way from the device."""
+
+    suspects: list[str]
+    fine: Tensor
+    event: torch.cuda.Event | None
+    step: int
 
 
 class FiniteCheck:
-    """One check for each optimizer step over all terms that enter the loss.
+    """The checks of one optimizer step, in the order of the step: losses, rate, gradients; and of what is saved.
 
-    On the CPU it looks at once, and the weights are still those of before the step. On an accelerator looking would
-    make the host wait: there the flags are copied to pinned memory asynchronously and read just before the *next*
-    optimizer step and before every checkpoint. The weights of the guilty step are then already changed, but no
-    checkpoint holds them.
+    On the CPU each looks at once, and the weights are still those of before the step. On an accelerator looking would
+    make the host wait: there the flags of losses and gradients are copied to pinned memory asynchronously and read just
+    before the *next* optimizer step and before every checkpoint. The weights of the guilty step are then already
+    changed, but no checkpoint holds them. With several processes all of them raise, whoever it happened to.
 
     Args:
         objective: whose terms are watched.
+        model: the model, for the names of its parameters.
         deferred: look one step later, without waiting for the device.
 
     Examples:
         >>> from regularized.training.terms import CrossEntropy
-        >>> check = FiniteCheck(Objective({"task": CrossEntropy()}), deferred=False)
-        >>> check.watch([torch.tensor(0.5)], None, step=0)
+        >>> check = FiniteCheck(Objective({"task": CrossEntropy()}), nn.Linear(2, 2), deferred=False)
+        >>> check.losses([torch.tensor(0.5)], step=0)
         >>> try:
-        ...     check.watch([torch.tensor(torch.nan)], None, step=1)
+        ...     check.losses([torch.tensor(torch.nan)], step=1)
         ... except NonFiniteLoss as error:
         ...     str(error).split(":")[0]
         'not finite in optimizer step 1'
     """
 
-    def __init__(self, objective: Objective, *, deferred: bool) -> None:
+    def __init__(self, objective: Objective, model: nn.Module, *, deferred: bool) -> None:
         self._objective = objective
+        self._model = model
         self._deferred = deferred
-        self._pending: tuple[list[str], Tensor, torch.cuda.Event | None, int] | None = None
+        self._values: list[tuple[str, Tensor]] = []  # of the present step, where looking is deferred
+        self._pending: _Pending | None = None
 
-    def watch(self, losses: list[Tensor], norm: Tensor | None, step: int) -> None:
-        """Take in the losses of an optimizer step's micro-batches, and the norm of the gradient if it is known.
+    def losses(self, losses: Sequence[Tensor], step: int) -> None:
+        """Take in the losses of an optimizer step's micro-batches.
+
+        Raises:
+            NonFiniteLoss: one of them is not finite, in this or another process; or a term's coefficient is not.
+        """
+        if unruly := self._objective.unruly():
+            raise _error(f"term {unruly[0]!r} has the weight {unruly[1]}, which its schedule gave", step)
+        if self._deferred:
+            self._values = self._suspects(losses)
+        elif not _everywhere(math.isfinite(sum(loss.item() for loss in losses))):
+            suspects, values = zip(*self._suspects(losses), strict=True)
+            raise _error(_first(suspects, _agreed(torch.stack(list(values)))) or "the losses, in their sum", step)
+
+    def rate(self, base: float, factor: float, step: int) -> None:
+        """Take in the learning rate of the step.
+
+        Args:
+            base: the optimizer's own.
+            factor: what the schedule gave.
+            step: number of the optimizer step.
+
+        Raises:
+            NonFiniteLoss: the product is not finite.
+        """
+        if not math.isfinite(base * factor):
+            raise _error(f"the learning rate, {base:g} times the {factor} that the schedule gave", step)
+
+    def gradients(
+        self,
+        parameters: Sequence[Tensor],
+        step: int,
+        *,
+        norm: Tensor | None = None,
+        blame: Callable[[], str | None] | None = None,
+    ) -> None:
+        """Look at the gradients, just before the optimizer's step.
+
+        Args:
+            parameters: what the optimizer changes.
+            step: number of the optimizer step.
+            norm: of the whole gradient where it is known, because it was clipped.
+            blame: finds the name of the term whose gradient it is, once it is known that there is one; called in all
+                processes. Not called where looking is deferred: the weights have changed then.
 
         Raises:
             NonFiniteLoss: this step (at once) or the step before (deferred) was not finite.
         """
-        if not self._deferred:
-            total = sum(loss.item() for loss in losses) + (0.0 if norm is None else norm.item())
-            if not math.isfinite(total):
-                raise _error(self._objective.guilty(), step)
+        held = [p for p in parameters if p.grad is not None and p.grad.numel()] if norm is None else []
+        grads = [_entries(p.grad) for p in held if p.grad is not None]
+        if self._deferred:
+            self.settle()
+            # The largest entry cannot overflow as the usual norm can, which the CPU looks at again.
+            norms = list(torch._foreach_norm(grads, math.inf)) if grads else []
+            suspects = [f"the gradient of {name}, of no single term" for name in self._names(held)]
+            if norm is not None:
+                norms, suspects = [norm], ["the gradient, of no single term"]
+            self._watch([*self._values, *zip(suspects, norms, strict=True)], step)
+            self._values = []
             return
+        norms = [norm] if norm is not None else list(torch._foreach_norm(grads)) if grads else []
+        fine = math.isfinite(sum(value.item() for value in norms)) or (norm is None and _all_finite(grads))
+        if not _everywhere(fine):
+            raise _error(self._gradient_of(held, blame), step)
+
+    def saved(self, parameters: Sequence[Tensor], step: int) -> None:
+        """Look at the weights before they are written down, and at what is still on its way.
+
+        Args:
+            parameters: the weights that were trained.
+            step: number of optimizer steps done.
+
+        Raises:
+            NonFiniteLoss: they are not finite.
+        """
         self.settle()
-        names, values = zip(*self._objective.active(), strict=True)
-        extra = [losses[-1].detach()] if norm is None else [losses[-1].detach(), norm.detach()]
-        flags = torch.stack([value.to(torch.float32) for value in (*values, *extra)]).isfinite()
-        event = None
-        if flags.is_cuda:
-            host = torch.empty(flags.shape, dtype=torch.bool, pin_memory=True)
-            flags = host.copy_(flags, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-        self._pending = ([f"term {name!r}" for name in names], flags, event, step)
+        weights = [p.detach() for p in parameters if p.numel()]
+        with torch.no_grad():
+            fine = not weights or math.isfinite(sum(torch._foreach_norm(weights))) or _all_finite(weights)
+        if not _everywhere(fine, weights[0].device if weights else None):
+            bad = [p for p in parameters if not _all_finite([p.detach()])]
+            which = ", ".join(self._names(bad[:3])) or "a weight of another process"
+            raise _error(f"{which}, although the gradient was finite; no checkpoint is written", step - 1)
 
     def settle(self) -> None:
         """Read what is still on its way.
@@ -73,12 +156,134 @@ class FiniteCheck:
         """
         if self._pending is None:
             return
-        (names, flags, event, step), self._pending = self._pending, None
-        if event is not None:
-            event.synchronize()
-        if not bool(flags.all()):
-            guilty = [name for name, fine in zip(names, flags.tolist()) if not fine]
-            raise _error(guilty[0] if guilty else "no single term: their sum or its gradient", step)
+        pending, self._pending = self._pending, None
+        if pending.event is not None:
+            pending.event.synchronize()
+        if guilty := _first(pending.suspects, pending.fine):
+            raise _error(guilty, pending.step)
+
+    def forget(self) -> None:
+        """Drop what a run that was interrupted has left on its way."""
+        self._values, self._pending = [], None
+
+    def _suspects(self, losses: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
+        terms = [(f"term {name!r}", value) for name, value in self._objective.active()]
+        return [*terms, ("no single term, but their sum", losses[-1].detach())]
+
+    def _watch(self, values: Sequence[tuple[str, Tensor]], step: int) -> None:
+        suspects, tensors = zip(*values, strict=True)
+        fine = _agreed(torch.stack([value.to(torch.float32) for value in tensors]))
+        event = None
+        if fine.is_cuda:
+            host = torch.empty(fine.shape, dtype=torch.bool, pin_memory=True)
+            fine = host.copy_(fine, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._pending = _Pending(list(suspects), fine, event, step)
+
+    def _gradient_of(self, held: Sequence[Tensor], blame: Callable[[], str | None] | None) -> str:
+        term = None
+        try:
+            term = blame() if blame is not None else None
+        except Exception:  # what cannot be explained must be reported all the same
+            logger.debug("the search for the term was given up", exc_info=True)
+        if term is not None:
+            return f"the gradient of term {term!r}, whose value is finite"
+        bad = [p for p in held if p.grad is not None and not _all_finite([p.grad])]
+        which = f"the gradient of {self._names(bad[:1])[0]}" if bad else "the gradient"
+        others = [name for name, term in self._objective.terms.items() if callable(getattr(term, "before_step", None))]
+        return f"{which}, of no single term" + (f" unless before_step of {others} added it" if others else "")
+
+    def _names(self, parameters: Iterable[Tensor]) -> list[str]:
+        names = {id(p): f"parameter {name!r}" for name, p in self._model.named_parameters()}
+        names |= {id(p): f"parameter {name!r} of the terms" for name, p in self._objective.terms.named_parameters()}
+        return [names.get(id(p), "a parameter") for p in parameters]
+
+
+def term_of_gradient(
+    objective: Objective, model: nn.Module, steps: Iterable[Step], parameters: Iterable[Tensor]
+) -> str | None:
+    """Which term has a gradient that is not finite: a further pass for each, which leaves no trace.
+
+    Args:
+        objective: the terms, of which those are asked that entered the last loss.
+        model: the model, whose buffers and generators are put back.
+        steps: the micro-batches of the optimizer step, fresh; in several processes each its own.
+        parameters: what is differentiated by.
+
+    Returns:
+        Its name; None where each by itself is finite.
+
+    Examples:
+        >>> from regularized.training import Batch, Progress, Term
+        >>> class Root(Term):
+        ...     def forward(self, step):
+        ...         return (step.logits * 0).square().sum().sqrt()
+        >>> model, objective = nn.Linear(2, 2), Objective({"root": Root()})
+        >>> batch = Batch.of(torch.ones(3, 2))
+        >>> value = objective.loss(Step(model, batch, Progress(0, 1)), objective.counts([batch]))
+        >>> bool(value.isfinite()), term_of_gradient(
+        ...     objective, model, [Step(model, batch, Progress(0, 1))], model.parameters()
+        ... )
+        (True, 'root')
+    """
+    wanted = [p for p in parameters if p.requires_grad]
+    names = [name for name, _ in objective.active()]
+    fine = dict.fromkeys(names, True)
+    with _put_back(model, objective):
+        for number, step in enumerate(steps):
+            for entry in objective.entries:
+                if entry.name not in fine or (entry.per_step and number):
+                    continue
+                value = entry.term(step)
+                if value.requires_grad:
+                    found = torch.autograd.grad(value, wanted, retain_graph=True, allow_unused=True)
+                    fine[entry.name] &= _all_finite([g for g in found if g is not None])
+    return _first(names, _agreed(torch.tensor([0.0 if fine[name] else math.nan for name in names])))
+
+
+@contextmanager
+def _put_back(*modules: nn.Module) -> Iterator[None]:
+    """Buffers, generators and the global random state are afterwards what they were."""
+    buffers = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+    states = [(g, g.get_state()) for module in modules for g in generators(module).values()]
+    try:
+        with preserved():
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        for generator, state in states:
+            generator.set_state(state)
+
+
+def _all_finite(tensors: Iterable[Tensor]) -> bool:
+    return all(bool(_entries(tensor).isfinite().all()) for tensor in tensors)
+
+
+def _entries(tensor: Tensor) -> Tensor:
+    """What a tensor holds; of a sparse gradient the values."""
+    return tensor._values() if tensor.is_sparse else tensor
+
+
+def _everywhere(fine: bool, device: torch.device | None = None) -> bool:
+    """Whether it is so in all processes; exchanged on a device."""
+    return fine if world_size() == 1 else bool(_agreed(torch.tensor([0.0 if fine else math.nan], device=device)).all())
+
+
+def _agreed(values: Tensor) -> Tensor:
+    """Which of some numbers are finite in every process, on the device of the numbers."""
+    fine = values.isfinite()
+    if world_size() == 1:
+        return fine
+    exchanged = fine.to(torch.int32)
+    dist.all_reduce(exchanged, dist.ReduceOp.MIN)
+    return exchanged.to(torch.bool)
+
+
+def _first(suspects: Sequence[str], fine: Tensor) -> str | None:
+    return next((name for name, good in zip(suspects, fine.tolist(), strict=True) if not good), None)
 
 
 def _error(guilty: str, step: int) -> NonFiniteLoss:

@@ -89,7 +89,8 @@ class TermsTrainer(transformers.Trainer):
         ImportError: transformers is not installed.
         ValueError: an option that would change the loss or the step behind the terms' back: label smoothing, the Liger
             kernel, ``DataParallel``, FSDP, DeepSpeed, or context and sequence parallelism.
-        NonFiniteLoss: while training, a loss was NaN or infinite (not in fp16, where that is the scaler's business).
+        NonFiniteLoss: while training, a loss or a gradient was NaN or infinite (not in fp16, where that is the
+            scaler's business).
 
     Examples:
         >>> import tempfile
@@ -174,7 +175,7 @@ class TermsTrainer(transformers.Trainer):
             self.label_names = ["labels"]
 
         self._transforms = self.objective.moments("transform")
-        self._finite = FiniteCheck(self.objective, deferred=self.args.device.type != "cpu")
+        self._finite = FiniteCheck(self.objective, self.model, deferred=self.args.device.type != "cpu")
         self._taps: Taps | None = None
         self._fetched: list[Any] = []  # micro-batches of the next optimizer step, as the loader gave them
         self._window: deque[Batch] = deque()  # those that are still to come, ready for the model
@@ -279,7 +280,7 @@ class TermsTrainer(transformers.Trainer):
     # -- the moments, called by the callback below -------------------------------------------------
 
     def _begin(self) -> None:
-        synchronise(self.objective)  # what its terms drew at random
+        synchronise(self.objective, self.args.device)  # what its terms drew at random
         self.objective.train()
         self._sums, self._summed = {}, 0
         self._epoch = int(self.state.epoch or 0) - 1
@@ -293,10 +294,15 @@ class TermsTrainer(transformers.Trainer):
 
     def _before_update(self) -> None:
         # Gradients are free of fp16's scale by now: transformers clips them, or takes their norm for the log.
-        if getattr(self.accelerator, "scaler", None) is None:
-            self._finite.watch(self._losses, None, self.state.global_step)
+        watched = getattr(self.accelerator, "scaler", None) is None
+        if watched:
+            self._finite.losses(self._losses, self.state.global_step)
         for moment in self.objective.moments("before_step"):
             moment(self._last_step)
+        if watched:
+            assert self.optimizer is not None
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            self._finite.gradients(parameters, self.state.global_step)
 
     def _after_update(self) -> None:
         if not self.accelerator.optimizer_step_was_skipped:

@@ -92,7 +92,7 @@ class TermsModule(pl.LightningModule):
         TypeError: ``optimizer`` is a built optimizer.
         ValueError: an argument is outside its range; at ``fit``, an unsupported strategy or precision, or a run without
             an end (schedules need one).
-        NonFiniteLoss: while training, a loss was NaN or infinite.
+        NonFiniteLoss: while training, a loss, a gradient or a learning rate was NaN or infinite.
 
     Examples:
         >>> from functools import partial
@@ -200,16 +200,20 @@ class TermsModule(pl.LightningModule):
                 loss = objective.loss(step, counts, first=i == 0, scale=float(world_size()))
                 self.manual_backward(loss)
             losses.append(loss.detach())
+        self._finite.losses(losses, progress.step)
         norm = None if self.clip_norm is None else nn.utils.clip_grad_norm_(self._optimized, self.clip_norm)
-        self._finite.watch(losses, norm, progress.step)
         factor = self.schedule(progress)
+        self._finite.rate(self._rates[0], factor, progress.step)
         for group, base in zip(optimizer.param_groups, self._rates):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(base * factor)
             else:
                 group["lr"] = base * factor
-        for moment in objective.moments("before_step"):
+        before = objective.moments("before_step")
+        for moment in before:
             moment(step)
+        # These moments may have changed the gradient since its norm was taken.
+        self._finite.gradients(self._optimized, progress.step, norm=None if before else norm)
         optimizer.step()
         for moment in objective.moments("after_step"):
             moment(step)
@@ -316,7 +320,7 @@ class TermsModule(pl.LightningModule):
                 f"TermsModule cannot train with precision={self.trainer.precision!r}: Lightning unscales gradients "
                 'after they were clipped and shown to the terms. Use "bf16-mixed" or "32-true"'
             )
-        self._finite = FiniteCheck(self.objective, deferred=self.device.type != "cpu")
+        self._finite = FiniteCheck(self.objective, self.model, deferred=self.device.type != "cpu")
         self._seen = {}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

@@ -8,18 +8,29 @@ Counts depend on the batches alone, so they are known before the first backward 
 back-propagated by itself. A ``per_step`` term enters once, with the first micro-batch.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from regularized.training.progress import Coefficient, as_schedule, is_always
+from regularized.training.progress import Coefficient, Schedule, as_schedule, is_always
 from regularized.training.step import Batch, Step
 
 __all__ = ["Objective", "coefficients", "reweigh", "term_means"]
+
+
+class Entry(NamedTuple):
+    """A term that contributes to the loss, with what the sum asks of it at each step looked up once."""
+
+    name: str
+    term: nn.Module
+    weight: Schedule
+    per_step: bool
+    counter: Callable[[Batch], int | Tensor] | None
 
 
 class Objective(nn.Module):
@@ -56,21 +67,21 @@ class Objective(nn.Module):
                     "wrap a plain loss function as regularized.training.Loss(function)"
                 )
         self.terms = nn.ModuleDict(terms)
-        self._entries = [
-            (
+        self.entries = [
+            Entry(
                 name,
                 term,
                 as_schedule(getattr(term, "weight", 1.0), name=f"weight of term {name!r}"),
-                bool(getattr(term, "per_step", False)),
-                getattr(term, "count", None),
+                per_step=bool(getattr(term, "per_step", False)),
+                counter=getattr(term, "count", None),
             )
             for name, term in terms.items()
             if getattr(term, "contributes", True)
         ]
-        if not self._entries:
+        if not self.entries:
             raise ValueError(f"none of the terms {list(terms)} contributes a loss; add one such as CrossEntropy()")
         self._values: dict[str, Tensor] = {}
-        self._silent: set[str] = set()
+        self._coefficients: dict[str, float] = {}  # of the last step
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -109,9 +120,10 @@ class Objective(nn.Module):
             device: where counts are summed over processes; needed in a distributed run only.
         """
         counts: dict[str, float | Tensor] = {}
-        for name, _, _, per_step, count in self._entries:
-            if not per_step:
-                counts[name] = sum(batch.size if count is None else count(batch) for batch in batches)
+        for entry in self.entries:
+            if not entry.per_step:
+                count = entry.counter
+                counts[entry.name] = sum(batch.size if count is None else count(batch) for batch in batches)
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 and counts:
             local = torch.stack(
                 [torch.as_tensor(value, dtype=torch.float64, device=device) for value in counts.values()]
@@ -135,17 +147,15 @@ class Objective(nn.Module):
             ValueError: a term did not return a scalar tensor.
         """
         total: Tensor | None = None
-        for name, term, weight, per_step, _ in self._entries:
+        for name, term, weight, per_step, _ in self.entries:
             if per_step and not first:
                 continue
-            coefficient = weight(step.progress)
+            coefficient = self._coefficients[name] = weight(step.progress)
             if coefficient == 0.0:
                 # State must go on as if the term were there, but 0 * inf must not become nan, nor the graph grow.
-                self._silent.add(name)
                 with torch.no_grad():
                     value = term(step)
             else:
-                self._silent.discard(name)
                 value = term(step)
             if not isinstance(value, Tensor) or value.ndim != 0:
                 raise ValueError(
@@ -175,14 +185,14 @@ class Objective(nn.Module):
         For a further pass over batches that have been counted already.
         """
         modes = [(module, module.training) for module in self.modules()]
-        values, silent = dict(self._values), set(self._silent)
+        values, coefficients = dict(self._values), dict(self._coefficients)
         self.eval()
         try:
             yield
         finally:
             for module, mode in modes:
                 module.training = mode
-            self._values, self._silent = values, silent
+            self._values, self._coefficients = values, coefficients
 
     def values(self) -> Iterator[tuple[str, Tensor]]:
         """Unweighted mean of each term in the last optimizer step, detached, on the device (this process's share)."""
@@ -190,14 +200,11 @@ class Objective(nn.Module):
 
     def active(self) -> Iterator[tuple[str, Tensor]]:
         """Those of :meth:`values` that entered the loss: terms of coefficient 0 may be anything."""
-        return ((name, value) for name, value in self._values.items() if name not in self._silent)
+        return ((name, value) for name, value in self._values.items() if self._coefficients[name] != 0.0)
 
-    def guilty(self) -> str:
-        """Which term's last value was not finite, in words. Reads the device: for error messages only."""
-        for name, value in self.active():
-            if not torch.isfinite(value).item():
-                return f"term {name!r}"
-        return "no single term: their sum, its gradient, or the parameters"
+    def unruly(self) -> tuple[str, float] | None:
+        """A term whose coefficient in the last step was NaN or infinite, and that coefficient; None as it should be."""
+        return next((pair for pair in self._coefficients.items() if not math.isfinite(pair[1])), None)
 
 
 # The loss as a function of its coefficients, for who differentiates by them.
@@ -218,7 +225,7 @@ def term_means(objective: Objective, step: Step, counts: Mapping[str, float | Te
         ValueError: a term did not return a scalar tensor.
     """
     means = {}
-    for name, term, _, per_step, _ in objective._entries:
+    for name, term, _, per_step, _ in objective.entries:
         value = term(step)
         if not isinstance(value, Tensor) or value.ndim != 0:
             raise ValueError(f"term {name!r} must return a scalar tensor, the sum over its items; got {value!r:.80}")
@@ -238,10 +245,10 @@ def coefficients(objective: Objective) -> dict[str, Coefficient]:
         {'task': 0.5}
     """
     found: dict[str, Coefficient] = {}
-    for name, _, schedule, _, _ in objective._entries:
-        value = getattr(schedule, "value", None)
-        constant = isinstance(value, float) and is_always(schedule, value)
-        found[name] = value if constant and value is not None else schedule
+    for entry in objective.entries:
+        value = getattr(entry.weight, "value", None)
+        constant = isinstance(value, float) and is_always(entry.weight, value)
+        found[entry.name] = value if constant and value is not None else entry.weight
     return found
 
 
@@ -264,11 +271,11 @@ def reweigh(objective: Objective, weights: Mapping[str, Coefficient]) -> None:
         >>> coefficients(objective), objective.terms["task"].weight
         ({'task': 0.25}, 0.25)
     """
-    known = [entry[0] for entry in objective._entries]
+    known = [entry.name for entry in objective.entries]
     if unknown := [name for name in weights if name not in known]:
         raise ValueError(f"the objective has no term {unknown} that contributes; it has {known}")
     schedules = {name: as_schedule(value, name=f"weight of term {name!r}") for name, value in weights.items()}
-    for place, (name, term, _, per_step, count) in enumerate(objective._entries):
-        if name in schedules:
-            cast(Any, term).weight = weights[name]
-            objective._entries[place] = (name, term, schedules[name], per_step, count)
+    for place, entry in enumerate(objective.entries):
+        if entry.name in schedules:
+            cast(Any, entry.term).weight = weights[entry.name]
+            objective.entries[place] = entry._replace(weight=schedules[entry.name])

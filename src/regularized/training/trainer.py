@@ -1,7 +1,7 @@
 """The loop: batches in, one shared forward pass, a sum of named terms, an optimizer step. Accelerate owns devices."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from regularized.mechanisms.surgery import check_optimizer_is_current
 from regularized.mechanisms.taps import Taps
 from regularized.training.data import as_source
 from regularized.training.devices import average_gradients, make_accelerator, synchronise
-from regularized.training.finite import FiniteCheck
+from regularized.training.finite import FiniteCheck, term_of_gradient
 from regularized.training.monitor import Monitor
 from regularized.training.objective import Objective
 from regularized.training.progress import Coefficient, Progress, as_schedule
@@ -148,13 +148,13 @@ class Trainer:
 
         self.model = model.to(self.device)
         self.objective = Objective(terms).to(self.device)
-        synchronise(self.model)  # before terms derive anything from it
+        synchronise(self.model, self.device)  # before terms derive anything from it
         for attach in self.objective.moments("attach"):
             attach(model)
         self.model.to(self.device)
         self.objective.to(self.device)
         self._wrapped = self.accelerator.prepare_model(self.model)
-        synchronise(self.objective)
+        synchronise(self.objective, self.device)
         self.optimizer = self._build(optimizer)
         self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -181,7 +181,7 @@ class Trainer:
         )
         self.history: list[Metrics] = []
         self._monitor = Monitor(every=log_every, bar=progress_bar, main=self.rank == 0)
-        self._finite = FiniteCheck(self.objective, deferred=self.device.type != "cpu")
+        self._finite = FiniteCheck(self.objective, self.model, deferred=self.device.type != "cpu")
         self._call = call_model if self._wrapped is model and precision == "no" else self._call_wrapped
         self._transforms, self._before, self._after, self._epoch_start = (
             self.objective.moments(name) for name in ("transform", "before_step", "after_step", "epoch_start")
@@ -216,7 +216,8 @@ class Trainer:
             The results of the evaluations, ``trainer.history``.
 
         Raises:
-            NonFiniteLoss: a loss was NaN or infinite.
+            NonFiniteLoss: a loss, its gradient, a rate or a weight was NaN or infinite. On the CPU the weights are
+                those of before the step; on an accelerator no checkpoint holds others.
             CheckpointError: a checkpoint is damaged or of another run; or there are some and ``resume`` is False.
         """
         _at_least_one(epochs=epochs, max_steps=max_steps, batches_per_epoch=batches_per_epoch)
@@ -234,7 +235,7 @@ class Trainer:
                 while run.step < last and not run.stopped:
                     self._epoch(run, last)
                 self._save(run)
-                synchronise(self.model)
+                synchronise(self.model, self.device)
                 if run.over and self.early_stopping is not None:
                     self.early_stopping.restore(self.model)
                 if run.over and task is not None:
@@ -288,9 +289,10 @@ class Trainer:
             window = [transform(batch) for batch in window]
         counts = objective.counts(window, device=self.device)
         step, losses = self._backward(window, counts, progress)
+        self._finite.losses(losses, progress.step)
         norm = None if self.clip_norm is None else nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
-        self._finite.watch(losses, norm, progress.step)
         factor = self.schedule(progress)
+        self._finite.rate(self._rates[0], factor, progress.step)
         for group, base in zip(self.optimizer.param_groups, self._rates):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(base * factor)
@@ -298,6 +300,12 @@ class Trainer:
                 group["lr"] = base * factor
         for moment in self._before:
             moment(step)
+        self._finite.gradients(
+            self._parameters,
+            progress.step,
+            norm=None if self._before else norm,  # these moments may have changed the gradient
+            blame=lambda: self._term_of_gradient(window, progress),
+        )
         self.optimizer.step()
         for moment in self._after:
             moment(step)
@@ -340,6 +348,17 @@ class Trainer:
             average_gradients(self._term_parameters)
         return step, losses
 
+    def _term_of_gradient(self, window: list[Batch], progress: Progress) -> str | None:
+        """Which term has a gradient that is not finite; without the wrapper, which would exchange it."""
+
+        def steps() -> Iterator[Step]:
+            for batch in window:
+                self._taps.clear()
+                yield Step(self.model, batch, progress, self._taps.states, call=self._autocast)
+
+        parameters = {id(p): p for p in (*self.model.parameters(), *self.objective.parameters(), *self._parameters)}
+        return term_of_gradient(self.objective, self.model, steps(), parameters.values())
+
     def _end_of_epoch(self, run: Run) -> None:
         if self.evaluate is not None and (run.epoch % self.evaluate_every == 0 or run.epoch == run.epochs):
             metrics = self._evaluate(self.evaluate)
@@ -352,11 +371,11 @@ class Trainer:
             self._save(run)
 
     def _save(self, run: Run) -> None:
-        self._finite.settle()
+        self._finite.saved(self._parameters, run.step)
         self._checkpoints.save(run)
 
     def _evaluate(self, evaluate: Callable[[nn.Module], Metrics]) -> Metrics:
-        synchronise(self.model)
+        synchronise(self.model, self.device)
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         try:
@@ -382,11 +401,13 @@ class Trainer:
 
     def _call_wrapped(self, model: nn.Module, inputs: Any) -> Any:
         """A forward pass through the wrapper, in the precision of the run."""
-        target = self._wrapped if model is self.model else model
+        return self._autocast(self._wrapped if model is self.model else model, inputs)
+
+    def _autocast(self, model: nn.Module, inputs: Any) -> Any:
         if self.precision == "no":
-            return call_model(target, inputs)
+            return call_model(model, inputs)
         with torch.autocast(self.device.type, torch.bfloat16):
-            return convert_to_fp32(call_model(target, inputs))
+            return convert_to_fp32(call_model(model, inputs))
 
     def _sync(self, last: bool) -> AbstractContextManager[None]:
         """Gradients are exchanged with the last micro-batch only."""

@@ -9,8 +9,11 @@ import transformers
 from torch import nn
 from torch.nn import functional as F
 
-from regularized.fine_tuning.glad.optimizer import GLAD, SteeredTraining
-from regularized.fine_tuning.glad.two_tower import FewShotClassifier, add_lora, clip_logits
+from regularized.fine_tuning.glad.classifier import FewShotClassifier
+from regularized.fine_tuning.glad.huggingface import SteeredTraining
+from regularized.fine_tuning.glad.loss import clip_logits
+from regularized.fine_tuning.glad.optimizer import GLAD
+from regularized.fine_tuning.glad.peft import add_lora
 from regularized.training import CrossEntropy, TensorData, Term, Trainer
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)

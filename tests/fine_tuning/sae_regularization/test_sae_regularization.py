@@ -15,8 +15,7 @@ from torch.nn import functional as F
 from regularized.evidence.conformance import UnknownCase, load_cases
 from regularized.evidence.experiment import Unavailable
 from regularized.fine_tuning.sae_regularization.autoencoder import TopKSAE, normalized_error, usable_rows
-from regularized.fine_tuning.sae_regularization.autoencoder_files import load_sae, load_sae_lens, save_sae
-from regularized.fine_tuning.sae_regularization.autoencoder_training import SAETraining, falling_k
+from regularized.fine_tuning.sae_regularization.files import load_sae, load_sae_lens, save_sae
 from regularized.fine_tuning.sae_regularization.judging import (
     Example,
     FeatureMask,
@@ -26,12 +25,9 @@ from regularized.fine_tuning.sae_regularization.judging import (
     select_features,
     top_examples,
 )
-from regularized.fine_tuning.sae_regularization.penalty import (
-    FeatureRemoval,
-    SelfReg,
-    SelfRegularization,
-    feature_penalty,
-)
+from regularized.fine_tuning.sae_regularization.penalty import FeatureRemoval, SelfReg, feature_penalty
+from regularized.fine_tuning.sae_regularization.procedure import SAETraining, falling_k
+from regularized.fine_tuning.sae_regularization.term import SelfRegularization
 from regularized.papers.sae_regularization import conformance, experiment
 from regularized.training import CrossEntropy, TensorData, Trainer
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from regularized.evidence.models import mlp, seeded
 from regularized.fine_tuning.sara.penalty import nuclear_norm
 from regularized.fine_tuning.sara.selection import magnitude_threshold
-from regularized.fine_tuning.sara.training import SaRA
+from regularized.fine_tuning.sara.term import SaRA
 from regularized.training import CrossEntropy, TensorData, Trainer
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from regularized.evidence.models import mlp, seeded
 from regularized.fine_tuning.sara.adapter import SparseAdapter, combine_adapters
 from regularized.fine_tuning.sara.entries import checksum, checksum_of_rest
-from regularized.fine_tuning.sara.training import SaRA
+from regularized.fine_tuning.sara.term import SaRA
 
 
 def tuned(dtype=torch.float32, seed=0, **settings):

@@ -17,16 +17,10 @@ from torch import nn
 
 from regularized.evidence.conformance import Case, UnknownCase
 from regularized.evidence.models import mlp
-from regularized.fine_tuning.sorsa.penalty import (
-    OrthonormalPenalty,
-    Sorsa,
-    SorsaLinear,
-    inject_sorsa,
-    merge_sorsa,
-    orthonormal_gradient,
-    orthonormal_penalty,
-    spectral_drift,
-)
+from regularized.fine_tuning.sorsa.layer import SorsaLinear, inject_sorsa, merge_sorsa
+from regularized.fine_tuning.sorsa.penalty import OrthonormalPenalty, orthonormal_gradient, orthonormal_penalty
+from regularized.fine_tuning.sorsa.report import spectral_drift
+from regularized.fine_tuning.sorsa.term import Sorsa
 from regularized.mechanisms.svd import thin_svd
 from regularized.papers.sorsa import conformance, experiment
 from regularized.training.data import TensorData

@@ -13,8 +13,11 @@ from torch.nn import functional as F
 
 from regularized.evidence.pretrained import tiny_llama
 from regularized.fine_tuning.peft_host import factor_layers
-from regularized.fine_tuning.sorsa.peft import SorsaCallback, inject, load
-from regularized.fine_tuning.sorsa.penalty import OrthonormalPenalty, Sorsa, SorsaLinear, inject_sorsa
+from regularized.fine_tuning.sorsa.huggingface import SorsaCallback
+from regularized.fine_tuning.sorsa.layer import SorsaLinear, inject_sorsa
+from regularized.fine_tuning.sorsa.peft import inject, load
+from regularized.fine_tuning.sorsa.penalty import OrthonormalPenalty
+from regularized.fine_tuning.sorsa.term import Sorsa
 from regularized.training import CrossEntropy
 from regularized.training.progress import Progress
 from regularized.training.step import Batch, Step

@@ -12,20 +12,18 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from regularized.fine_tuning.svfit.files import load_svfit_state_dict, svfit_lora, svfit_state_dict
 from regularized.fine_tuning.svfit.identity import basis_witness, check_basis, relative_gap, weight_fingerprint
 from regularized.fine_tuning.svfit.layer import SingularValueShift, SVFitLayer, svfit_rank
 from regularized.fine_tuning.svfit.model import (
-    SVFit,
     inject_svfit,
-    load_svfit_state_dict,
     merge_svfit,
     svfit_layers,
-    svfit_lora,
     svfit_param_groups,
-    svfit_state_dict,
     unload_svfit,
 )
 from regularized.fine_tuning.svfit.product import folding_pays, shifted_forward, shifted_weight
+from regularized.fine_tuning.svfit.term import SVFit
 from regularized.mechanisms.surgery import NoEffectWarning
 from regularized.papers.svfit.contract import Int8Linear
 

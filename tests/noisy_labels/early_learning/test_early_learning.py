@@ -2,7 +2,9 @@
 
 Mutations tried. The second derivation saw: no clamp, a clamp at one end, a clamp in cross-entropy too, no
 renormalisation, the history used before its update, a gradient through the history, momentum the wrong way round, the
-sign turned, rows that are not read again after equal samples. The bounds at extreme logits saw half precision.
+sign turned, rows that are not read again after equal samples. The closed form's tests saw: no clamp in the gradient,
+a mean over labels that are ignored, a gradient kept constant under `create_graph`. The bounds at extreme
+logits saw half precision.
 """
 
 import copy
@@ -125,6 +127,62 @@ def test_gradient_formula():
     torch.testing.assert_close(gradient.sum(1), torch.zeros(6, dtype=torch.float64), rtol=0, atol=1e-12)
     best = t.argmax(1)
     assert (gradient[torch.arange(6), best] < 0).all(), "the favoured class must be pulled up"
+
+
+def plain_loss(logits, labels, t, *, strength, eps):
+    """The loss by autograd from its definition."""
+    p = logits.softmax(1).clamp(eps, 1 - eps)
+    return F.cross_entropy(logits, labels) + strength * torch.log(1 - (t * p).sum(1)).mean()
+
+
+@pytest.mark.parametrize(("batch", "classes", "spread"), [(1, 2, 1.0), (5, 7, 1.0), (6, 4, 6.0), (64, 10, 3.0)])
+def test_closed_form_gradient_is_that_of_autograd(batch, classes, spread):
+    """Fails when the closed form misses a factor, the clamp, a label that is ignored, or the gradient that comes in."""
+    generator = torch.Generator().manual_seed(classes)
+    z = (spread * torch.randn(batch, classes, generator=generator, dtype=torch.float64)).requires_grad_()
+    labels = torch.randint(classes, (batch,), generator=generator)
+    labels[1:2] = -100
+    criterion = EarlyLearningLoss(batch, classes, strength=2.0, eps=0.01).double()
+    criterion.history.copy_(torch.rand(batch, classes, generator=generator, dtype=torch.float64) / classes)
+    loss = criterion(z, labels, torch.arange(batch))
+    expected = plain_loss(z, labels, criterion.history.clone(), strength=2.0, eps=0.01)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-14)
+    (ours,), (theirs,) = torch.autograd.grad(3 * loss, z), torch.autograd.grad(3 * expected, z)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-15)
+
+
+def test_gradients_of_first_and_second_order():
+    """Fails when the stored gradient is taken for a constant in a second backward pass."""
+    z = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    labels, index = torch.tensor([0, 4, -100, 2]), torch.arange(4)
+    frozen = EarlyLearningLoss(4, 5, momentum=1.0).double()  # momentum 1: the history is constant
+    frozen.history.copy_(torch.rand(4, 5) / 5)
+    assert torch.autograd.gradcheck(lambda x: frozen(x, labels, index), z)
+    assert torch.autograd.gradgradcheck(lambda x: frozen(x, labels, index), z)
+
+
+@pytest.mark.parametrize("strength", [0.0, 3.0])
+def test_nothing_to_learn_from(strength):
+    """Fails when an empty batch, or one in which every label is ignored, makes the weights NaN."""
+    criterion = EarlyLearningLoss(4, 3, strength=strength)
+    z = torch.zeros(0, 3, requires_grad=True)
+    loss = criterion(z, torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+    (gradient,) = torch.autograd.grad(loss, z)
+    assert loss.item() == 0.0
+    assert gradient.shape == (0, 3)
+    if strength:
+        z = torch.zeros(2, 3, requires_grad=True)
+        loss = criterion(z, torch.full((2,), -100), torch.tensor([0, 1]))
+        (gradient,) = torch.autograd.grad(loss, z)
+        assert loss.item() == pytest.approx(strength * math.log(1 - 0.3 / 3))
+        assert gradient.isfinite().all()
+
+
+def test_labels_of_a_smaller_integer_type():
+    """Fails with torch's raw "expected scalar type Long" where labels come as int32, as NumPy gives them on Windows."""
+    z, labels, index = torch.randn(3, 4, requires_grad=True), torch.tensor([0, 3, 1]), torch.arange(3)
+    losses = [EarlyLearningLoss(3, 4)(z, labels.to(dtype), index) for dtype in (torch.int64, torch.int32, torch.uint8)]
+    assert losses[0] == losses[1] == losses[2]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -3,10 +3,14 @@
 Each test names the fault that makes it fail.
 """
 
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from regularized.evidence.datasets import idx
 from regularized.evidence.experiment import Unavailable
 from regularized.papers.ode_regularization import experiment
 from regularized.papers.ode_regularization.experiment import ARMS, SCALES, TUNING, Classifier, run
@@ -93,8 +97,9 @@ def test_penalty_lowers_the_evaluations_on_small_data():
 def test_paper_scale_says_what_is_missing(monkeypatch, tmp_path):
     """Fails when the original set-up dies with a traceback, or silently runs on other data."""
     monkeypatch.setenv("REGULARIZED_DATA", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # which would download it
     for arm in ("plain", "sde_error"):
-        with pytest.raises(Unavailable, match="mnist"):
+        with pytest.raises(Unavailable, match="MNIST is not here"):
             run(arm, 0, "paper")
 
 
@@ -110,6 +115,7 @@ def test_paper_scale_runs_where_the_files_are(arm, monkeypatch, tmp_path):
             body = draws.integers(0, largest, shape, dtype=np.uint8).tobytes()
             (folder / f"{part}-{kind}-ubyte").write_bytes(header + body)
     monkeypatch.setenv("REGULARIZED_DATA", str(tmp_path))
+    monkeypatch.setattr(idx, "MNIST", replace(idx.MNIST, sha256=None))
     small = {"train": 40, "validation": 20, "batch": 20, "epochs": 1, "tight": 1e-4}
     measured = run(arm, 1003, "paper", **small)
     assert measured.metrics["evaluations"] > 0

@@ -367,7 +367,7 @@ def test_low_scores_hold_the_noise_and_high_scores_the_rule(trained):
 # -- the paper's scale --------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU here nothing is refused")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="not applicable: with a GPU here nothing is refused")
 def test_paper_scale_needs_a_gpu():
     """It says so, and what else there is, instead of taking a night."""
     with pytest.raises(Unavailable, match=r"17 x 17 networks .* CUDA GPU"):

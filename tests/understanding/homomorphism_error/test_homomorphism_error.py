@@ -165,6 +165,41 @@ def test_term_is_the_mean_over_the_batchs_pairs():
     torch.testing.assert_close(term(step), errors.sum())
 
 
+@pytest.mark.parametrize("everywhere", [False, True], ids=["pairs", "all positions"])
+def test_term_of_several_layers_by_a_loop(monkeypatch, everywhere):
+    """Value and gradients to states and operators, pair by pair. Fails when the end of one sequence is paired with the
+    start of the next, when a modifier or a layer is mixed up, or when a position without a pair gets a gradient. What a
+    GPU does, which may not ask where the pairs are, gives the same."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: everywhere)
+    tokens = torch.tensor([[7, 1, 9, 2, 1], [9, 1, 7, 0, 2], [9, 0, 0, 0, 0]])
+    term = Compositionality(D, words=[1, 2], modifiers=[7, 9], layers=["one", "two"], hidden=6).double()
+    hidden = dict(zip(("one", "two"), states(layers=2), strict=True))
+    hidden = {name: h[:, :5].detach().requires_grad_() for name, h in hidden.items()}
+    step = Step(torch.nn.Identity(), Batch(tokens), Progress(0, 1), hidden)
+    expected = 0.0
+    for h in hidden.values():
+        for row, first, modifier in ((0, 1, "9"), (1, 1, "7")):
+            a, m = h[row, first], h[row, first + 1]
+            expected = expected + (term.operators.ops[modifier](torch.cat([a, m])) - (a + m) / 2).square().mean() / 2
+    value, leaves = term(step), [*hidden.values(), *term.parameters()]
+    torch.testing.assert_close(value, expected)
+    for ours, theirs in zip(torch.autograd.grad(value, leaves), torch.autograd.grad(expected, leaves), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_operators_see_pairs_alone():
+    """Fails when they run on every position of the batch, or when a batch without a pair loses its graph."""
+    term = Compositionality(D, words=[1], modifiers=[3], layers=["net"], hidden=6)
+    sizes = []
+    term.operators.ops["3"].register_forward_hook(lambda _module, inputs, _output: sizes.append(len(inputs[0])))
+    for tokens in (torch.tensor([[1, 3, 1, 0], [0, 0, 1, 3]]), torch.zeros(2, 4).long(), torch.zeros(0, 4).long()):
+        hidden = torch.ones(*tokens.shape, D, requires_grad=True)
+        step = Step(torch.nn.Identity(), Batch(tokens), Progress(0, 1), {"net": hidden})
+        term(step).backward()
+    assert sizes == [2, 0, 0]
+    assert all(p.grad.isfinite().all() for p in term.parameters())
+
+
 @pytest.mark.parametrize("target", ["mean", "composed"])
 def test_pool(target):
     """The pool's loss is that of its pairs; a phrase is encoded in context, its parts alone. Bites: it falls."""

@@ -30,7 +30,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -45,7 +45,7 @@ from regularized.fine_tuning.lfu.penalty import (
     difference,
     positions,
 )
-from regularized.fine_tuning.lfu.steps import AuxiliaryLoRA, OwnStep, Steering
+from regularized.fine_tuning.lfu.steps import Aux, OwnStep, Steering, auxiliary, published_strength
 from regularized.mechanisms.ascent import ascent_direction, global_norm
 from regularized.mechanisms.distributed import sum_over_processes, world_size
 from regularized.mechanisms.replay import HIDDEN_STATES, ForwardRecorder, RecordedForward, find_layers
@@ -55,10 +55,8 @@ __all__ = ["LfU"]
 # Shapes: B samples, T positions, d width of the hidden states, K layers.
 
 Layers: TypeAlias = Sequence[int | str] | str
-Aux: TypeAlias = Literal["self", "lora", "steering"] | OwnStep | AuxiliaryLoRA | Steering
 
 IGNORED = -100
-_PUBLISHED = {OwnStep: 5.0, AuxiliaryLoRA: 5.0, Steering: 0.1}  # beta in the official scripts
 
 
 class LfU:
@@ -405,23 +403,6 @@ class LfU:
 
 
 # -- helpers -------------------------------------------------------------------------------------------
-
-
-def auxiliary(aux: Aux) -> OwnStep | AuxiliaryLoRA | Steering:
-    if isinstance(aux, OwnStep | AuxiliaryLoRA | Steering):
-        return aux
-    kinds: dict[str, Callable[[], OwnStep | AuxiliaryLoRA | Steering]] = {
-        "self": OwnStep,
-        "lora": AuxiliaryLoRA,
-        "steering": Steering,
-    }
-    if aux not in kinds:
-        raise ValueError(f"aux must be one of {sorted(kinds)}, or an object of their classes, got {aux!r}")
-    return kinds[aux]()
-
-
-def published_strength(aux: nn.Module) -> float:
-    return next(value for kind, value in _PUBLISHED.items() if isinstance(aux, kind))
 
 
 def check_settings(alpha: float, reduction: str, clip_norm: float | None) -> None:

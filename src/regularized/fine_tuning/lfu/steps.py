@@ -359,3 +359,29 @@ class Steering(nn.Module):
             return steered if isinstance(output, Tensor) else (steered, *output[1:])
 
         return hook
+
+
+# -- by name ---------------------------------------------------------------------------------------
+
+Aux: TypeAlias = Literal["self", "lora", "steering"] | OwnStep | AuxiliaryLoRA | Steering
+
+_PUBLISHED = {OwnStep: 5.0, AuxiliaryLoRA: 5.0, Steering: 0.1}  # beta in the official scripts
+
+
+def auxiliary(aux: Aux) -> OwnStep | AuxiliaryLoRA | Steering:
+    """What takes the step, by its name; an object of one of the classes is taken as it is."""
+    if isinstance(aux, OwnStep | AuxiliaryLoRA | Steering):
+        return aux
+    kinds: dict[str, Callable[[], OwnStep | AuxiliaryLoRA | Steering]] = {
+        "self": OwnStep,
+        "lora": AuxiliaryLoRA,
+        "steering": Steering,
+    }
+    if aux not in kinds:
+        raise ValueError(f"aux must be one of {sorted(kinds)}, or an object of their classes, got {aux!r}")
+    return kinds[aux]()
+
+
+def published_strength(aux: nn.Module) -> float:
+    """The weight of the penalty that the authors use with this kind of step."""
+    return next(value for kind, value in _PUBLISHED.items() if isinstance(aux, kind))

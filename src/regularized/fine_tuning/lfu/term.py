@@ -6,16 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from regularized.fine_tuning.lfu.penalty import Reduction
-from regularized.fine_tuning.lfu.regularizer import (
-    IGNORED,
-    Aux,
-    Layers,
-    LfU,
-    auxiliary,
-    check_settings,
-    labels_mask,
-    published_strength,
-)
+from regularized.fine_tuning.lfu.regularizer import IGNORED, Layers, LfU, check_settings, labels_mask
+from regularized.fine_tuning.lfu.steps import Aux, auxiliary, published_strength
 from regularized.training.progress import Coefficient, as_schedule
 from regularized.training.step import Batch, Step
 from regularized.training.terms import Term

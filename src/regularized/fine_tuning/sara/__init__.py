@@ -4,7 +4,7 @@ from regularized.fine_tuning.sara.adapter import SparseAdapter, combine_adapters
 from regularized.fine_tuning.sara.entries import SparseEntries
 from regularized.fine_tuning.sara.penalty import polar_factor
 from regularized.fine_tuning.sara.selection import magnitude_threshold
-from regularized.fine_tuning.sara.training import SaRA, suggested_learning_rate
+from regularized.fine_tuning.sara.term import SaRA, suggested_learning_rate
 
 __all__ = [
     "SaRA",

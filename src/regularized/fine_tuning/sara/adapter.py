@@ -59,7 +59,7 @@ class SparseAdapter:
         ValueError: there are no changes.
 
     Examples:
-        >>> from regularized.fine_tuning.sara.training import SaRA
+        >>> from regularized.fine_tuning.sara.term import SaRA
         >>> model = nn.Linear(8, 8)
         >>> sara = SaRA(model, fraction=0.2, reselect_at=0, lambda_rank=0)
         >>> optimizer = sara.bind(torch.optim.SGD(sara.parameters(), lr=0.1))

@@ -1,29 +1,26 @@
 """SORSA on PEFT: for models of transformers and whatever else PEFT adapts.
 
-The mathematics is in :mod:`regularized.fine_tuning.sorsa.penalty`, what all such adapters share in
+The mathematics is in :mod:`regularized.fine_tuning.sorsa.layer`, what all such adapters share in
 :mod:`regularized.fine_tuning.peft_host`. Needs the extra: ``pip install "regularized[peft]"``.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from regularized.fine_tuning import peft_host
 from regularized.fine_tuning.peft_host import FactorConfig, FactorLayer, Factors
-from regularized.fine_tuning.sorsa.penalty import OrthonormalPenalty, SingularFactors
+from regularized.fine_tuning.sorsa.layer import SingularFactors
 from regularized.mechanisms.svd import SVD
 
 try:
     from peft import PeftModel
-    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 except ModuleNotFoundError as error:
     raise ImportError(f'SORSA on PEFT needs {error.name}: pip install "regularized[peft]"') from error
 
-__all__ = ["SorsaCallback", "SorsaConfig", "SorsaLayer", "inject", "load"]
+__all__ = ["SorsaConfig", "SorsaLayer", "inject", "load"]
 
 
 class SorsaLayer(FactorLayer, SingularFactors):
@@ -90,7 +87,8 @@ def inject(
     """Put a SORSA adapter into a model, in place; everything else is frozen. Build the optimizer afterwards.
 
     Train with :class:`~regularized.fine_tuning.sorsa.OrthonormalPenalty` in your own loop, with
-    :class:`SorsaCallback` in transformers' ``Trainer``, or with :class:`~regularized.fine_tuning.sorsa.Sorsa` in ours.
+    :class:`~regularized.fine_tuning.sorsa.huggingface.SorsaCallback` in transformers' ``Trainer``, or with
+    :class:`~regularized.fine_tuning.sorsa.Sorsa` in ours.
 
     Args:
         model: any module with ``nn.Linear``, ``nn.Conv2d`` or transformers' ``Conv1D`` in it.
@@ -109,6 +107,7 @@ def inject(
 
     Examples:
         >>> import tempfile
+        >>> import torch
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> adapted, x = inject(model, ["0"], r=2), torch.randn(3, 8)
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -117,16 +116,13 @@ def inject(
         >>> again(x).shape
         torch.Size([3, 2])
     """
-    if not (target_modules is None or isinstance(target_modules, str)):
-        target_modules = list(target_modules)
+    targets = target_modules if target_modules is None or isinstance(target_modules, str) else list(target_modules)
     config = SorsaConfig(
         r=r,
         alpha=alpha,
         niter=niter,
         lora_dropout=dropout,
-        target_modules=target_modules
-        if target_modules is None or isinstance(target_modules, str)
-        else [*target_modules],
+        target_modules=targets,
         task_type=task_type,
     )
     return peft_host.inject(model, config, adapter_name=adapter_name)
@@ -135,54 +131,3 @@ def inject(
 def load(model: nn.Module, folder: str | Path, *, adapter_name: str = "default", trainable: bool = False) -> PeftModel:
     """Load a SORSA adapter onto the untouched base model, see :func:`regularized.fine_tuning.peft_host.load`."""
     return peft_host.load(model, folder, SorsaConfig, adapter_name=adapter_name, trainable=trainable)
-
-
-class SorsaCallback(TrainerCallback):
-    """The penalty in transformers' ``Trainer``: once an optimizer step, after clipping, whatever the accumulation.
-
-    The learning rate is that of the ``TrainingArguments``. Works with one process and with DDP; with DeepSpeed and FSDP
-    gradients are not where PyTorch keeps them, which is an error.
-
-    Args:
-        gamma: strength, >= 0; default 4e-4, see :class:`~regularized.fine_tuning.sorsa.OrthonormalPenalty`. The
-            authors' trainer divides by the number of accumulation steps, too: give ``gamma=4e-4 / 64`` for their runs.
-
-    Raises:
-        ValueError: gamma < 0; when training starts: no SORSA layer, or fp16 without clipping, where gradients are still
-            scaled when the callback is called.
-
-    Examples:
-        >>> SorsaCallback(gamma=4e-4).gamma
-        0.0004
-    """
-
-    def __init__(self, gamma: float = 4e-4) -> None:
-        if not gamma >= 0.0:
-            raise ValueError(f"gamma must be >= 0, got {gamma}")
-        self.gamma = gamma
-        self._penalty: OrthonormalPenalty | None = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Look for the layers, and at the optimizer."""
-        if args.fp16 and not args.max_grad_norm:
-            raise ValueError(
-                "with fp16 and max_grad_norm=0 the gradients are still multiplied by the loss scale when callbacks see "
-                "them; set max_grad_norm (1.0 is the authors'), or train in bf16"
-            )
-        optimizer = kwargs.get("optimizer")
-        inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
-        self._penalty = OrthonormalPenalty(
-            kwargs["model"],
-            gamma=self.gamma,
-            lr=args.learning_rate,
-            optimizer=inner if isinstance(inner, torch.optim.Optimizer) else None,
-        )
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Add the penalty's gradient."""
-        assert self._penalty is not None
-        self._penalty.add_gradient()

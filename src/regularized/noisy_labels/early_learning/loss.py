@@ -21,6 +21,7 @@ code, because the published numbers come from it. It starts the average at zero 
 """
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -238,11 +239,11 @@ class EarlyLearningLoss(_Regulariser):
 
         Args:
             logits: (B, C) before the softmax.
-            labels: (B,) int64 class labels.
+            labels: (B,) class labels, integers. -100 leaves a sample out of the cross-entropy, not of the regulariser.
             index: (B,) position of each sample in the training set; not needed, and ignored, in ``eval()`` mode.
 
         Returns:
-            Scalar.
+            Scalar; 0 for an empty batch.
         """
         self.check_logits(logits)
         if labels.is_floating_point() or labels.shape != logits.shape[:1]:
@@ -251,6 +252,7 @@ class EarlyLearningLoss(_Regulariser):
                 f"{tuple(labels.shape)}; for soft or mixed labels use EarlyLearningPlusLoss (ELR+), which mixes the "
                 "history with them"
             )
+        labels = labels.long()
         if not self.training:
             return F.cross_entropy(logits, labels)
         check_index(index, self.num_samples, owner="EarlyLearningLoss", batch_size=len(logits))
@@ -263,13 +265,20 @@ class EarlyLearningLoss(_Regulariser):
         if not self._saw_logits and not torch.compiler.is_compiling():
             self._saw_logits = True
             warn_of_probabilities(logits, owner="EarlyLearningLoss")
+        if not len(logits):
+            return logits.sum()  # 0 and not 0 / 0, with a graph like any other loss
         if self.strength == 0.0:
             with torch.no_grad():
                 self.penalties(_log_softmax(logits), index)
             return F.cross_entropy(logits, labels)
-        log_p = _log_softmax(logits)  # once, for both parts
-        penalty = self.penalties(log_p, index).mean()
-        return F.nll_loss(log_p, labels).add(penalty, alpha=self.strength)
+        with torch.no_grad():
+            log_p = _log_softmax(logits)
+            p = log_p.exp()
+            clamped = p.clamp(self.eps, 1.0 - self.eps)
+            t = self.update(index, clamped).to(p.dtype)
+            inner = (t * clamped).sum(dim=1, keepdim=True)
+        loss: Tensor = _ClosedForm.apply(logits, labels, log_p, p, t, inner, self.strength, self.eps)  # type: ignore[no-untyped-call]
+        return loss
 
     def extra_repr(self) -> str:
         """Settings, for ``repr``."""
@@ -330,6 +339,55 @@ class EarlyLearning(_Regulariser):
     def extra_repr(self) -> str:
         """Settings, for ``repr``."""
         return f"{super().extra_repr()}, weight={self.weight}, eps={self.eps}"
+
+
+class _ClosedForm(torch.autograd.Function):
+    """``mean CE + strength * mean log(1 - <t, p>)`` with its gradient by the logits, which is known in closed form.
+
+    It is made in the forward pass, while everything lies in the cache, and is kept for the backward pass, instead of an
+    array of (B, C) for each operation. A second derivative goes through the plain formula.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        labels: Tensor,
+        log_p: Tensor,
+        p: Tensor,
+        t: Tensor,
+        inner: Tensor,
+        strength: float,
+        eps: float,
+    ) -> Tensor:
+        # Sums, not means: where every label is ignored there is nothing to divide by.
+        nll, labelled = _nll_loss_forward(log_p, labels, None, _SUM, _IGNORED)
+        count = labelled.clamp_min(1.0)
+        by_log_p = _nll_loss_backward(count.reciprocal(), log_p, labels, None, _SUM, _IGNORED, labelled)
+        # d log(1 - <t, p>) / d log p_c = t_c p_c / (<t, p> - 1), and 0 where p is clamped.
+        by_log_p.add_(_clamp_backward(t, p, eps, 1.0 - eps).mul_(p).div_(inner - 1.0), alpha=strength / len(p))
+        by_logits = torch.addcmul(by_log_p, p, by_log_p.sum(dim=1, keepdim=True), value=-1.0)
+        ctx.save_for_backward(by_logits, logits, labels, t, count)
+        ctx.strength, ctx.eps = strength, eps
+        loss: Tensor = nll.div_(count).add_(torch.log1p(-inner).mean(), alpha=strength)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        by_logits, logits, labels, t, count = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            log_p = _log_softmax(logits)
+            penalties = early_learning_penalty(log_p.exp().clamp(ctx.eps, 1.0 - ctx.eps), t)
+            loss = F.nll_loss(log_p, labels, reduction="sum") / count + ctx.strength * penalties.mean()
+            (by_logits,) = torch.autograd.grad(loss, logits, create_graph=True)
+        return by_logits * grads[0], None, None, None, None, None, None, None
+
+
+# The halves of F.nll_loss and F.hardtanh, which give a gradient without a graph: one vectorised pass each.
+_nll_loss_forward = torch.ops.aten.nll_loss_forward.default
+_nll_loss_backward = torch.ops.aten.nll_loss_backward.default
+_clamp_backward = torch.ops.aten.hardtanh_backward.default
+_SUM, _IGNORED = 2, -100  # torch's number for reduction="sum", and the ignore_index of F.nll_loss
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

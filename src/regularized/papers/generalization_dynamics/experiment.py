@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from regularized.evidence.datasets import Split, digits, flip_labels, idx_images
+from regularized.evidence.datasets import Split, digits, flip_labels, mnist
 from regularized.evidence.experiment import Measurements, data_fingerprint
 from regularized.understanding.generalization_dynamics.dynamics import LinearDynamics, Spectrum
 from regularized.understanding.generalization_dynamics.gradient_flow import GradientFlow
@@ -190,7 +190,7 @@ def _on_digits(seed: int, s: Mapping[str, Any]) -> Measurements:
 def _images(s: Mapping[str, Any], seed: int) -> Split:
     if s["data"] == "digits":
         return digits(s["train"], seed=seed)
-    whole = idx_images(s["data"])
+    whole = mnist()
     rows = torch.randperm(len(whole.train_x), generator=torch.Generator().manual_seed(seed))[: s["train"]]
     x, mean = whole.train_x[rows].flatten(1), whole.train_x[rows].flatten(1).mean(dim=0)
     return Split((x - mean) / 0.3, whole.train_y[rows], (whole.test_x.flatten(1) - mean) / 0.3, whole.test_y)

@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from regularized.evidence.bench import StepFunction, Workload
 from regularized.evidence.models import seeded
+from regularized.fine_tuning.glad.classifier import FewShotClassifier
 from regularized.fine_tuning.glad.optimizer import GLAD, Mode
-from regularized.fine_tuning.glad.two_tower import FewShotClassifier, add_lora
+from regularized.fine_tuning.glad.peft import add_lora
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regularized.evidence.conformance import Case, UnknownCase
+from regularized.fine_tuning.glad.loss import clip_logits, few_shot_loss
 from regularized.fine_tuning.glad.optimizer import GLAD, steer
-from regularized.fine_tuning.glad.two_tower import clip_logits, few_shot_loss
 from regularized.mechanisms.ascent import ascent_direction
 
 TOLERANCE = 1e-12

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regularized.evidence.contract import BadInput, ProcedureSubject
+from regularized.fine_tuning.glad.classifier import FewShotClassifier
+from regularized.fine_tuning.glad.loss import few_shot_loss
 from regularized.fine_tuning.glad.optimizer import GLAD, steer
-from regularized.fine_tuning.glad.two_tower import FewShotClassifier, add_lora, few_shot_loss
+from regularized.fine_tuning.glad.peft import add_lora
 from regularized.training.data import TensorData
 
 

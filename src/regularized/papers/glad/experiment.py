@@ -28,8 +28,10 @@ from torch.nn import functional as F
 from regularized.evidence.datasets import data_folder
 from regularized.evidence.experiment import Measurements, Tuning, Unavailable, data_fingerprint
 from regularized.evidence.models import mlp, seeded
+from regularized.fine_tuning.glad.classifier import FewShotClassifier
+from regularized.fine_tuning.glad.loss import clip_logits
 from regularized.fine_tuning.glad.optimizer import GLAD, steer
-from regularized.fine_tuning.glad.two_tower import FewShotClassifier, add_lora, clip_logits
+from regularized.fine_tuning.glad.peft import add_lora
 from regularized.mechanisms.ascent import ascent_direction, moved
 from regularized.training.randomness import rng_state, set_rng_state
 

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from regularized.evidence.datasets import idx_images, kodak, photographs
+from regularized.evidence.datasets import kodak, photographs
+from regularized.evidence.datasets import mnist as published_mnist
 from regularized.evidence.experiment import Illustrated, Measurements, Tuning, data_fingerprint
 from regularized.scientific.inexact_bilevel.baselines import HOAG, FixedAccuracy
 from regularized.scientific.inexact_bilevel.bound import BilevelConstants
@@ -325,7 +326,7 @@ def digits_of_sklearn(seed: int, s: Mapping[str, Any]) -> tuple[Tensor, Tensor, 
 
 def mnist(seed: int, s: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """MNIST shrunk to 12 x 12; its own test set for test."""
-    split = idx_images("mnist")
+    split = published_mnist()
     order = torch.randperm(len(split.train_x), generator=torch.Generator().manual_seed(seed))
 
     def shrink(images: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regularized.evidence.datasets import Split, digits, idx_images
+from regularized.evidence.datasets import Split, digits, mnist
 from regularized.evidence.experiment import Measurements, Tuning, data_fingerprint
 from regularized.evidence.models import seeded
 from regularized.scientific.ode_regularization.layer import NeuralODE, NeuralSDE, exponential_decay, solver_penalty
@@ -240,7 +240,7 @@ def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
 def _images(s: Mapping[str, Any], seed: int) -> Split:
     if s["data"] == "digits":
         return digits(s["train"] + s["validation"], seed=seed, scale=1.0)
-    whole = idx_images(s["data"])
+    whole = mnist()
     return Split(whole.train_x.flatten(1), whole.train_y, whole.test_x.flatten(1), whole.test_y)
 
 

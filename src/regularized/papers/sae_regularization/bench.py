@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from regularized.evidence.bench import StepFunction, Workload
 from regularized.evidence.models import seeded
 from regularized.fine_tuning.sae_regularization.autoencoder import TopKSAE, normalized_error
-from regularized.fine_tuning.sae_regularization.autoencoder_training import SAETraining
 from regularized.fine_tuning.sae_regularization.penalty import SelfReg
+from regularized.fine_tuning.sae_regularization.procedure import SAETraining
 
 ROWS = 4096  # embeddings in memory, from which each step takes its batch
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from regularized.evidence.contract import BadInput, ProcedureSubject, Subject
 from regularized.fine_tuning.sae_regularization.autoencoder import TopKSAE
-from regularized.fine_tuning.sae_regularization.autoencoder_training import SAETraining
 from regularized.fine_tuning.sae_regularization.judging import FeatureMask, select_features
-from regularized.fine_tuning.sae_regularization.penalty import SelfReg, SelfRegularization, Similarity
+from regularized.fine_tuning.sae_regularization.penalty import SelfReg, Similarity
+from regularized.fine_tuning.sae_regularization.procedure import SAETraining
+from regularized.fine_tuning.sae_regularization.term import SelfRegularization
 from regularized.training.step import Batch, Step
 from regularized.training.terms import CrossEntropy
 

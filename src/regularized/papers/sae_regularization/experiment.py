@@ -35,10 +35,10 @@ from regularized.evidence.datasets import data_folder
 from regularized.evidence.experiment import Measurements, Tuning, Unavailable, data_fingerprint
 from regularized.evidence.models import seeded
 from regularized.fine_tuning.sae_regularization.autoencoder import TopKSAE
-from regularized.fine_tuning.sae_regularization.autoencoder_files import load_sae
-from regularized.fine_tuning.sae_regularization.autoencoder_training import SAETraining
+from regularized.fine_tuning.sae_regularization.files import load_sae
 from regularized.fine_tuning.sae_regularization.judging import Example, FeatureMask, select_features
 from regularized.fine_tuning.sae_regularization.penalty import SelfReg
+from regularized.fine_tuning.sae_regularization.procedure import SAETraining
 
 SCALES: Mapping[str, Mapping[str, Any]] = {
     "smoke": {"text": False, "steps": 60, "sae_steps": 40, "batch": 64, "sae_batch": 256},

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from regularized.evidence.bench import StepFunction, Workload
 from regularized.evidence.models import ResNet, seeded
-from regularized.fine_tuning.sara.training import SaRA
+from regularized.fine_tuning.sara.term import SaRA
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ADAMW = partial(torch.optim.AdamW, lr=1e-4, weight_decay=1e-2)

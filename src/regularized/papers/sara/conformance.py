@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from regularized.evidence.conformance import Case, UnknownCase
 from regularized.fine_tuning.sara.penalty import nuclear_norm
-from regularized.fine_tuning.sara.training import SaRA, suggested_learning_rate
+from regularized.fine_tuning.sara.term import SaRA, suggested_learning_rate
 
 TOLERANCE = 1e-9
 

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from regularized.evidence.contract import BadInput, Subject
 from regularized.fine_tuning.sara.adapter import SparseAdapter
 from regularized.fine_tuning.sara.penalty import Polar, polar_factor
-from regularized.fine_tuning.sara.training import SaRA, suggested_learning_rate
+from regularized.fine_tuning.sara.term import SaRA, suggested_learning_rate
 from regularized.training.terms import CrossEntropy
 
 

@@ -30,7 +30,7 @@ from regularized.evidence.models import mlp, seeded
 from regularized.fine_tuning.sara.entries import SparseEntries
 from regularized.fine_tuning.sara.penalty import nuclear_norm
 from regularized.fine_tuning.sara.selection import magnitude_threshold
-from regularized.fine_tuning.sara.training import SaRA, suggested_learning_rate
+from regularized.fine_tuning.sara.term import SaRA, suggested_learning_rate
 
 SCALES: Mapping[str, Mapping[str, Any]] = {
     "smoke": {"hidden": 72, "pretrain_steps": 40, "steps": 8, "batch": 32, "fraction": 0.1},

@@ -27,7 +27,7 @@ from regularized.evidence.experiment import Measurements, Unavailable, data_fing
 from regularized.fine_tuning.sara.entries import SparseEntries
 from regularized.fine_tuning.sara.penalty import nuclear_norm
 from regularized.fine_tuning.sara.selection import magnitude_threshold
-from regularized.fine_tuning.sara.training import SaRA
+from regularized.fine_tuning.sara.term import SaRA
 
 __all__ = ["run_paper"]
 

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from regularized.evidence.conformance import Case, UnknownCase
-from regularized.fine_tuning.sorsa.penalty import SorsaLinear, orthonormal_gradient, orthonormal_penalty, spectral_drift
+from regularized.fine_tuning.sorsa.layer import SorsaLinear
+from regularized.fine_tuning.sorsa.penalty import orthonormal_gradient, orthonormal_penalty
+from regularized.fine_tuning.sorsa.report import spectral_drift
 
 Outputs = Mapping[str, NDArray[Any]]
 

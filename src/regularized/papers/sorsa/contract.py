@@ -10,15 +10,10 @@ from torch.nn import functional as F
 
 from regularized.evidence.contract import BadInput, NotApplicable, Subject
 from regularized.evidence.models import mlp
-from regularized.fine_tuning.sorsa.penalty import (
-    OrthonormalPenalty,
-    Sorsa,
-    SorsaLinear,
-    inject_sorsa,
-    orthonormal_gradient,
-    orthonormal_penalty,
-    spectral_drift,
-)
+from regularized.fine_tuning.sorsa.layer import SorsaLinear, inject_sorsa
+from regularized.fine_tuning.sorsa.penalty import OrthonormalPenalty, orthonormal_gradient, orthonormal_penalty
+from regularized.fine_tuning.sorsa.report import spectral_drift
+from regularized.fine_tuning.sorsa.term import Sorsa
 from regularized.training.terms import CrossEntropy
 
 FEATURES, CLASSES, LR = 6, 4, 0.1

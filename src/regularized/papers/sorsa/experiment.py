@@ -31,7 +31,9 @@ from regularized.evidence.experiment import Measurements, Tuning, Unavailable, d
 from regularized.evidence.models import seeded
 from regularized.evidence.pretrained import byte_tokens, smollm2, smollm2_tokenizer, tiny_llama
 from regularized.evidence.texts import module_docstrings, news_articles, python_topics, token_blocks
-from regularized.fine_tuning.sorsa.penalty import OrthonormalPenalty, inject_sorsa, merge_sorsa, spectral_drift
+from regularized.fine_tuning.sorsa.layer import inject_sorsa, merge_sorsa
+from regularized.fine_tuning.sorsa.penalty import OrthonormalPenalty
+from regularized.fine_tuning.sorsa.report import spectral_drift
 from regularized.mechanisms.svd import thin_svd
 from regularized.training.progress import Progress, Schedule, cosine, warmup
 

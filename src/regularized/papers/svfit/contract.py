@@ -8,15 +8,11 @@ from torch import Tensor, nn
 
 from regularized.evidence.contract import BadInput, NotApplicable, Subject
 from regularized.evidence.models import mlp
+from regularized.fine_tuning.svfit.files import load_svfit_state_dict, svfit_state_dict
 from regularized.fine_tuning.svfit.layer import SingularValueShift, SVFitLayer, svfit_rank
-from regularized.fine_tuning.svfit.model import (
-    SVFit,
-    inject_svfit,
-    load_svfit_state_dict,
-    svfit_param_groups,
-    svfit_state_dict,
-)
+from regularized.fine_tuning.svfit.model import inject_svfit, svfit_param_groups
 from regularized.fine_tuning.svfit.product import shifted_weight
+from regularized.fine_tuning.svfit.term import SVFit
 from regularized.training.terms import CrossEntropy
 
 
@@ -160,7 +156,7 @@ def bad_inputs() -> list[BadInput]:
             "no such module",
             partial(inject_svfit, _model(), target_modules=["q_prj"]),
             ValueError,
-            ("q_prj", "near are"),
+            ("q_prj", "there are"),
         ),
         BadInput(
             "not finite",

@@ -305,15 +305,21 @@ class Compositionality(Term):
     def forward(self, step: Step) -> Tensor:
         """Sum over the pairs of the batch."""
         found, which = self._pairs(step.batch)
-        which = which.flatten()
+        rows, last = found.shape
+        # Position of each candidate among all (B T); the one that follows is its neighbour in the same sequence.
+        first = torch.arange(rows * (last + 1), device=found.device).view(rows, last + 1)[:, :-1]
+        if found.device.type == "cpu" and not torch.compiler.is_compiling():
+            # Few candidates are pairs. On a GPU their number would have to be waited for: there the others stay.
+            first, which, found = first[found], which[found], found[found]
+        first, which, found = first.flatten(), which.flatten(), found.flatten()
         total = step.hidden(self.taps[0]).new_zeros(())
         for name in self.taps:
-            states = step.hidden(name)
-            a, m = states[:, :-1].flatten(0, 1), states[:, 1:].flatten(0, 1)
+            states = step.hidden(name).flatten(0, 1)
+            a, m = states.index_select(0, first), states.index_select(0, first + 1)
             target = (a + m) / 2
             errors = _squared_errors(self.operators, a, m, target.detach() if self.detach_target else target, which)
             # Where no pair begins the error is that of nothing; a choice, not a product, so that it stays harmless.
-            total = total + torch.where(found.flatten(), errors, 0.0).sum()
+            total = total + torch.where(found, errors, 0.0).sum()
         return total / len(self.taps)
 
     def _pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:

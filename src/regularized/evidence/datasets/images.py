@@ -1,22 +1,15 @@
-"""Data of the experiments: real sets that a package ships, and the original ones where the user has put them.
+"""Images that a package ships (digits, photographs), and original sets where the user has put them (CIFAR, Kodak)."""
 
-Nothing is downloaded. Original data sets are looked for under the folder that the environment variable
-``REGULARIZED_DATA`` names (default ``~/.cache/regularized/data``);
-:class:`~regularized.evidence.experiment.Unavailable` says what to put there.
-"""
-
-import gzip
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from regularized.evidence.datasets.folder import data_folder
 from regularized.evidence.experiment import Unavailable, data_fingerprint
 
-__all__ = ["Split", "cifar", "data_folder", "digits", "flip_labels", "idx_images", "kodak", "photographs"]
+__all__ = ["Split", "cifar", "digits", "kodak", "photographs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +32,6 @@ class Split:
     def fingerprint(self) -> str:
         """Short hash of the content, see :func:`~regularized.evidence.experiment.data_fingerprint`."""
         return data_fingerprint(*(t.numpy() for t in (self.train_x, self.train_y, self.test_x, self.test_y)))
-
-
-def data_folder() -> Path:
-    """Where the original data sets are looked for."""
-    return Path(os.environ.get("REGULARIZED_DATA", "~/.cache/regularized/data")).expanduser()
 
 
 def digits(train: int = 1000, *, seed: int = 0, scale: float = 0.3) -> Split:
@@ -134,74 +122,3 @@ def kodak(size: int = 96) -> Tensor:
 
     images = [np.asarray(Image.open(file).convert("L").resize((size, size))) for file in files]
     return torch.from_numpy(np.stack(images).astype(np.float64) / 255.0)
-
-
-def idx_images(name: str) -> Split:
-    """MNIST, or a set in its format (Fashion-MNIST), from the original idx files; float32 in [0, 1], (N, 28, 28).
-
-    Args:
-        name: folder under :func:`data_folder`, ``"mnist"`` or ``"fashion_mnist"``; files may be compressed (``.gz``).
-
-    Raises:
-        Unavailable: a file is not there.
-        ValueError: a file is not in the idx format, or its size does not fit its header.
-    """
-    root = data_folder() / name
-    files = {
-        f"{part}-{kind}": f"{part}-{kind}-idx{dimensions}-ubyte"
-        for part in ("train", "t10k")
-        for kind, dimensions in (("images", 3), ("labels", 1))
-    }
-    found = {
-        key: next((path for path in (root / file, root / f"{file}.gz") if path.is_file()), None)
-        for key, file in files.items()
-    }
-    if missing := [files[key] for key, path in found.items() if path is None]:
-        raise Unavailable(
-            f"{name} is not at {root} (missing: {', '.join(missing)}). Put its idx files there, as they are or as .gz "
-            "(Debian's package dataset-fashion-mnist has those of Fashion-MNIST), or set REGULARIZED_DATA"
-        )
-
-    def read(path: Path) -> Tensor:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            raw = np.frombuffer(file.read(), dtype=np.uint8)
-        dimensions = int(raw[3]) if len(raw) > 4 and raw[2] == 8 else 0
-        shape = [int(size) for size in raw[4 : 4 + 4 * dimensions].view(">u4")]
-        body = raw[4 + 4 * dimensions :]
-        if not dimensions or len(body) != np.prod(shape):
-            raise ValueError(f"{path}: not an idx file of bytes, or cut short; download it again")
-        return torch.from_numpy(body.reshape(shape).copy())
-
-    data = {key: read(path) for key, path in found.items() if path is not None}
-    return Split(
-        data["train-images"].float() / 255,
-        data["train-labels"].long(),
-        data["t10k-images"].float() / 255,
-        data["t10k-labels"].long(),
-    )
-
-
-def flip_labels(labels: Tensor, share: float, *, num_classes: int, generator: torch.Generator) -> Tensor:
-    """Symmetric label noise: a share of the labels, exactly, is replaced by a *different* class, drawn uniformly.
-
-    Args:
-        labels: (N,) int64.
-        share: share of wrong labels in [0, 1].
-        num_classes: number of classes C.
-        generator: decides which labels and which classes.
-
-    Returns:
-        (N,) labels, ``round(share * N)`` of them wrong.
-
-    Examples:
-        >>> y = torch.arange(10)
-        >>> int((flip_labels(y, 0.4, num_classes=10, generator=torch.Generator().manual_seed(0)) != y).sum())
-        4
-    """
-    if not 0.0 <= share <= 1.0:
-        raise ValueError(f"share must be in [0, 1], got {share}")
-    chosen = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
-    shift = torch.randint(1, num_classes, (len(chosen),), generator=generator)
-    noisy = labels.clone()
-    noisy[chosen] = (labels[chosen] + shift) % num_classes
-    return noisy

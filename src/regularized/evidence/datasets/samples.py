@@ -1,0 +1,159 @@
+"""For each seed its own images of a set, for training, validation and test.
+
+Seeds that share images are not independent, and their spread says too little of what another seed would give. So the
+70,000 images of Fashion-MNIST or MNIST are dealt out like cards:
+
+- A seventh (10,000) is kept for choosing hyperparameters. Seeds from 1,000 on get their rows there and nowhere else.
+- The other 60,000 are for the evidence. Seeds come in blocks (0-9, 10-19, ..., 100-109, ...). **Within a block no image
+  is given out twice**: not to two seeds, and not for two purposes. Every block shuffles the 60,000 anew, so seeds of
+  *different* blocks share images by chance.
+
+The published cut into training and test is not kept: no number here is comparable with a published one anyway.
+
+The 1,797 digits of scikit-learn are too few for this. There every seed splits all of them again, which is what an
+experiment calls ``resplit``.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from regularized.evidence.datasets.idx import FASHION_MNIST, MNIST, labelled_images
+from regularized.evidence.experiment import data_fingerprint
+
+__all__ = ["TUNING_SEEDS_FROM", "Sample", "disjoint_rows", "draw", "sampling"]
+
+TUNING_SEEDS_FROM = 1000
+_IDX = {"fashion_mnist": FASHION_MNIST, "mnist": MNIST}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The images of one seed: (n, 1, H, W) float32, less the training images' mean, over their standard deviation.
+
+    Args:
+        train_x: to train on.
+        train_y: their labels, (n,) int64.
+        validation_x: to choose by.
+        validation_y: their labels.
+        test_x: to judge by.
+        test_y: their labels.
+    """
+
+    train_x: Tensor
+    train_y: Tensor
+    validation_x: Tensor
+    validation_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hash of the content, see :func:`~regularized.evidence.experiment.data_fingerprint`."""
+        return data_fingerprint(*(getattr(self, name).numpy() for name in self.__slots__))
+
+
+def sampling(name: str) -> Literal["fresh", "resplit"]:
+    """How the seeds of a set get their images: ``"fresh"``, each its own, or ``"resplit"``, all of one small pool.
+
+    Raises:
+        ValueError: there is no such set.
+    """
+    if name not in (*_IDX, "digits"):
+        raise ValueError(f"no set {name!r}; there are {', '.join(_IDX)}, digits")
+    return "fresh" if name in _IDX else "resplit"
+
+
+def draw(name: str, seed: int, *, train: int, validation: int, test: int, seeds: int = 10) -> Sample:
+    """The images of one seed.
+
+    Args:
+        name: ``"fashion_mnist"``, ``"mnist"`` or ``"digits"``.
+        seed: of the experiment.
+        train: number of training images.
+        validation: number of validation images.
+        test: number of test images.
+        seeds: how many seeds a block has; default 10.
+
+    Raises:
+        Unavailable: the set is not here.
+        ValueError: there is no such set, or it has too few images.
+
+    Examples:
+        >>> sample = draw("digits", 0, train=1000, validation=200, test=597)
+        >>> sample.train_x.shape, sample.validation_y.shape
+        (torch.Size([1000, 1, 8, 8]), torch.Size([200]))
+    """
+    sizes = (train, validation, test)
+    if sampling(name) == "fresh":
+        pixels, labels = labelled_images(_IDX[name])
+        parts = disjoint_rows(len(labels), seed, sizes, seeds=seeds)
+    else:
+        pixels, labels = _digits()
+        if sum(sizes) > len(labels):
+            raise ValueError(f"{name} has {len(labels):,} images, {sum(sizes):,} were asked for")
+        parts = _shuffled(len(labels), seed)[: sum(sizes)].split(sizes)
+    mean, deviation = _moments(pixels[parts[0]])
+    x = [(pixels[rows, None].float() - mean) / deviation for rows in parts]
+    y = [labels[rows] for rows in parts]
+    return Sample(x[0], y[0], x[1], y[1], x[2], y[2])
+
+
+def disjoint_rows(total: int, seed: int, sizes: Sequence[int], *, seeds: int = 10) -> tuple[Tensor, ...]:
+    """Rows of one seed of a set; those of the other seeds of its block are others, see the module.
+
+    Args:
+        total: rows of the set.
+        seed: of the experiment, not negative.
+        sizes: how many rows for each purpose.
+        seeds: how many seeds a block has; default 10.
+
+    Returns:
+        For each size its rows, (size,) int64; disjoint.
+
+    Raises:
+        ValueError: there are not enough rows for that many seeds.
+
+    Examples:
+        >>> first, second = disjoint_rows(700, 0, (40, 20)), disjoint_rows(700, 1, (40, 20))
+        >>> len(set(torch.cat(first + second).tolist()))
+        120
+    """
+    need, reserve = sum(sizes), total // 7
+    if seed < 0 or need < 1:
+        raise ValueError(f"seed must not be negative and sizes must sum to 1 or more, got {seed} and {tuple(sizes)}")
+    rows = _shuffled(total, 0)
+    if seed >= TUNING_SEEDS_FROM:
+        rows, place, seeds = rows[:reserve], seed - TUNING_SEEDS_FROM, seed - TUNING_SEEDS_FROM + 1
+    else:
+        block, place = divmod(seed, seeds)
+        rows = rows[reserve:][_shuffled(total - reserve, block + 1)]
+    if seeds * need > len(rows):
+        kind = "for tuning" if seed >= TUNING_SEEDS_FROM else "for the evidence"
+        raise ValueError(
+            f"seed {seed} is one of {seeds} with {need:,} rows each, but of {total:,} rows {len(rows):,} are "
+            f"{kind}: ask for at most {len(rows) // seeds:,} rows, or for at most {len(rows) // need} seeds"
+        )
+    return tuple(torch.split(rows[place * need : (place + 1) * need], list(sizes)))
+
+
+def _shuffled(count: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
+def _moments(pixels: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of whole numbers; exact sums, so the same on every machine and number of threads."""
+    whole = pixels.long()
+    mean = int(whole.sum()) / whole.numel()
+    return mean, math.sqrt(int(whole.square().sum()) / whole.numel() - mean**2)
+
+
+def _digits() -> tuple[Tensor, Tensor]:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return torch.from_numpy(bunch.images), torch.from_numpy(bunch.target).long()
