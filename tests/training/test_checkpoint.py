@@ -1,15 +1,21 @@
+import errno
 import json
 import logging
 import math
+import os
 import shutil
+import subprocess
+import sys
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from regularized.training import CheckpointError
+from regularized.training import CheckpointError, CrossEntropy, TensorData, Trainer, checkpoint, cosine
 from regularized.training.checkpoint import (
     checkpoints,
     flatten,
@@ -101,6 +107,12 @@ def _flip(path):
     path.write_bytes(content)
 
 
+def _in_manifest(path, old, new):
+    manifest = path / "manifest.json"
+    assert old in manifest.read_text()
+    manifest.write_text(manifest.read_text().replace(old, new, 1))
+
+
 DAMAGE = {
     "truncated": lambda p: (p / "model.safetensors").write_bytes((p / "model.safetensors").read_bytes()[:-9]),
     "one bit": lambda p: _flip(p / "model.safetensors"),
@@ -109,6 +121,17 @@ DAMAGE = {
     "half a manifest": lambda p: (p / "manifest.json").write_text('{"format": 1, "fi'),
     "other format": lambda p: (p / "manifest.json").write_text('{"format": 99, "files": {}}'),
     "no dictionary": lambda p: (p / "manifest.json").write_text("[]"),
+    "no text": lambda p: (p / "manifest.json").write_bytes(b"\xff\xfe"),
+    "sha256 misspelt": lambda p: _in_manifest(p, '"sha256"', '"shb256"'),
+    "bytes misspelt": lambda p: _in_manifest(p, '"bytes"', '"bites"'),
+    "files misspelt": lambda p: _in_manifest(p, '"files"', '"filez"'),
+    "format misspelt": lambda p: _in_manifest(p, '"format"', '"farmat"'),
+    "size no number": lambda p: _in_manifest(p, '"bytes": ', '"bytes": "x", "was": '),
+    "format no number": lambda p: _in_manifest(p, '"format": 2', '"format": "two"'),
+    "files no mapping": lambda p: (p / "manifest.json").write_text('{"format": 2, "files": [1]}'),
+    "entry no mapping": lambda p: (p / "manifest.json").write_text('{"format": 2, "files": {"model.json": 1}}'),
+    "a file not listed": lambda p: (p / "terms.json").write_text("{}"),
+    "nothing listed": lambda p: (p / "manifest.json").write_text('{"format": 2, "files": {}}'),
     "empty folder": lambda p: (shutil.rmtree(p), p.mkdir()),
 }
 
@@ -132,6 +155,42 @@ def test_all_damaged_is_an_error_and_none_is_none(tmp_path):
     DAMAGE["one bit"](tmp_path / "step-00000001")
     with pytest.raises(CheckpointError, match=r"all 1 .*damaged"):
         latest(tmp_path)
+
+
+def test_another_version_is_not_called_damage(tmp_path):
+    """Fails if a checkpoint of a newer version is said to be damaged, which would send its owner to a backup."""
+    _write(tmp_path, 1)
+    for version, says in ((3, "newer one. To go on from it update"), (1, "an older one")):
+        (tmp_path / "step-00000001" / "manifest.json").write_text(json.dumps({"format": version, "parts": {}}))
+        with pytest.raises(CheckpointError, match=says) as caught:
+            latest(tmp_path)
+        assert "damaged" not in str(caught.value)
+
+
+def test_order_is_that_of_the_steps(tmp_path):
+    """Fails if names are compared as texts: "step-100000000" comes before "step-99999999"."""
+    for step in (99_999_998, 99_999_999, 100_000_000):
+        _write(tmp_path, step, keep=2)
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-99999999", "step-100000000"]
+    assert latest(tmp_path).name == "step-100000000"
+    (tmp_path / "step-notes").mkdir()  # somebody's own
+    assert len(checkpoints(tmp_path)) == 2
+
+
+def test_linked_checkpoints_are_pruned_and_what_they_point_to_is_not(tmp_path):
+    """Fails if a symbolic link among the checkpoints stops the run, or its target is deleted."""
+    elsewhere = tmp_path / "elsewhere"
+    _write(elsewhere, 1)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for step in (1, 3):
+        (folder / f"step-{step:08d}").symlink_to(elsewhere / "step-00000001")
+    assert load(latest(folder), "model")["w"][0] == 1
+    _write(folder, 2, keep=1)
+    _write(folder, 3, keep=1)  # takes the place of a link
+    assert [p.name for p in checkpoints(folder)] == ["step-00000003"]
+    assert load(latest(folder), "model")["w"][0] == 3
+    assert latest(elsewhere).name == "step-00000001"
 
 
 def test_damaged_later_one_does_not_push_out_intact_ones(tmp_path):
@@ -227,6 +286,179 @@ def test_another_model_or_data_is_refused_and_nothing_is_changed(scenarios, tmp_
         other.fit(data, epochs=2, resume=True)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+def _build(folder, **options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    settings = {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9), **options}
+    return model, Trainer(model, terms={"task": CrossEntropy()}, checkpoint_dir=folder, **settings)
+
+
+def _data(samples=24, *, batch_size=4, more=0.0, **options):
+    x = torch.randn(samples, 3, generator=torch.Generator().manual_seed(1)) + more
+    return TensorData(x, (x[:, 0] > 0).long(), batch_size=batch_size, **options)
+
+
+def _loader(**options):
+    data = _data(**options)
+    return DataLoader(Subset(TensorDataset(data.inputs, data.targets), range(20)), batch_size=4, shuffle=True)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "options", "says"),
+    [
+        (_data, _data, {"optimizer": partial(torch.optim.Adam, lr=0.1)}, "class is SGD there and Adam here"),
+        (_data, partial(_data, seed=1), {}, "seed is 0 there and 1 here"),
+        (_data, partial(_data, shuffle=False), {}, "shuffle is True there and False here"),
+        (_data, partial(_data, 23), {}, "samples is 24 there and 23 here"),
+        (_data, partial(_data, more=1.0), {}, "the content differs"),
+        (_data, _loader, {}, "batches=6, this run has 5"),
+        (_loader, partial(_loader, more=1.0), {}, "the content differs"),
+        (_loader, partial(_data, 20), {}, "kind is DataLoader of Subset there and TensorData here"),
+        (lambda: [(torch.ones(2, 3), torch.ones(2).long())], lambda: [(torch.zeros(2, 3), torch.ones(2).long())], {},
+         "the content differs"),
+    ],
+)  # fmt: skip
+def test_another_run_is_refused_before_anything_changes(before, after, options, says, tmp_path):
+    """Fails if a checkpoint of another optimizer or other data is taken, or refused when the model is changed already
+    (another class of optimizer used to raise KeyError then)."""
+    _, trainer = _build(tmp_path)
+    trainer.fit(before(), epochs=2, max_steps=1)
+    model, trainer = _build(tmp_path, **options)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=says):
+        trainer.fit(after(), epochs=2, resume=True)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert not trainer.optimizer.state
+    assert trainer.history == []
+
+
+def test_a_model_of_another_type_is_refused(tmp_path):
+    """Fails if float32 weights are loaded into a float64 model, or the other way round, as if it were the same run."""
+    _, trainer = _build(tmp_path)
+    trainer.fit(_data(), epochs=1)
+    model, _ = _build(None)
+    trainer = Trainer(
+        model.double(), terms={"task": CrossEntropy()}, optimizer=trainer.optimizer.__class__, checkpoint_dir=tmp_path
+    )
+    with pytest.raises(CheckpointError, match=r"0\.weight is torch.float32 there and torch.float64 here"):
+        trainer.fit(_data(), epochs=2, resume=True)
+
+
+def test_settings_of_the_run_that_goes_on_count_and_are_told(tmp_path, caplog):
+    """Fails if momentum comes from the checkpoint and the rate from the call, or either silently."""
+    _, trainer = _build(tmp_path)
+    trainer.fit(_data(), epochs=1)
+    changed = {"optimizer": partial(torch.optim.SGD, lr=0.2, momentum=0.5), "schedule": cosine(), "clip_norm": 1.0}
+    _, trainer = _build(tmp_path, **changed)
+    with caplog.at_level(logging.WARNING):
+        trainer.fit(_data(), epochs=1, resume=True)
+    assert "those of this run count" in caplog.text
+    for words in ("lr of parameter group 0 is 0.1 there and 0.2 here", "momentum of parameter group 0 is 0.9 there",
+                  "schedule is _Constant(value=1.0) there", "clip_norm is None there and 1.0 here"):  # fmt: skip
+        assert words in caplog.text
+    assert trainer.optimizer.param_groups[0]["momentum"] == 0.5
+    caplog.clear()
+    _, trainer = _build(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        trainer.fit(_data(), epochs=1, resume=True)
+    assert caplog.text == ""  # the same again: nothing to tell
+
+
+def test_what_an_optimizer_counts_in_its_groups_comes_from_the_checkpoint(tmp_path):
+    """Fails if everything in the parameter groups is taken for a setting of the call."""
+
+    class Counting(torch.optim.SGD):
+        def __init__(self, params, lr):
+            super().__init__(params, lr)
+            for group in self.param_groups:
+                group["made"] = 0
+
+        def step(self, closure=None):
+            super().step(closure)
+            for group in self.param_groups:
+                group["made"] += 1
+
+    _, trainer = _build(tmp_path, optimizer=partial(Counting, lr=0.1))
+    trainer.fit(_data(), epochs=2, max_steps=5)
+    _, trainer = _build(tmp_path, optimizer=partial(Counting, lr=0.2))
+    trainer.fit(_data(), epochs=2, resume=True)
+    assert trainer.optimizer.param_groups[0]["made"] == 12
+
+
+def test_a_start_without_a_step_does_not_stand_in_the_way(tmp_path):
+    """Fails if a run that failed before its first step, of a mistake that was mended since, blocks the folder."""
+
+    class Breaks(CrossEntropy):
+        def forward(self, step):
+            raise ZeroDivisionError
+
+    for resume in (False, True):
+        model, _ = _build(None)
+        broken = Trainer(model, terms={"a": Breaks()}, optimizer=torch.optim.SGD, checkpoint_dir=tmp_path)
+        with pytest.raises(ZeroDivisionError):
+            broken.fit(_data(), epochs=1, resume=resume)
+        assert [p.name for p in checkpoints(tmp_path)] == ["step-00000000"]
+    _, trainer = _build(tmp_path)
+    trainer.fit(_data(), epochs=1, resume=True)
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-00000006"]
+
+
+def test_a_disk_that_is_full_names_the_checkpoint_and_leaves_nothing(tmp_path, monkeypatch):
+    """Fails if the error has no path, a part of a checkpoint stays behind, or the run cannot go on."""
+    _, trainer = _build(tmp_path, checkpoint_every=1)
+    write = checkpoint.write_part
+
+    def full(folder, name, tree):
+        write(folder, name, tree)
+        if name == "training" and folder.name.endswith("3"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, "write_part", full)
+    with pytest.raises(CheckpointError, match=r"step-00000003 could not be written: .*No space left.*resume=True"):
+        trainer.fit(_data(), epochs=2)
+    assert not list(tmp_path.glob(".partial*"))
+    monkeypatch.undo()
+    assert trainer.fit(_data(), epochs=2, resume=True) == []
+    assert latest(tmp_path).name == "step-00000012"
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\xff\xfe\x00\n", b"[1, 2]\n", b'{"step": "x"}\n', b"null\n", b'{"step": {}}\n{"a', b"\n\n"]
+)
+def test_garbage_in_the_log_does_not_block_a_checkpoint(garbage, scenarios, tmp_path):
+    """Fails if a damaged line of a log, which nothing depends on, keeps a run from going on."""
+    _, trainer, data = scenarios.resumable("tensors", tmp_path)
+    trainer.fit(data, epochs=2, max_steps=6)
+    log = tmp_path / "log" / "log.jsonl"
+    log.write_bytes(garbage + log.read_bytes() + garbage)
+    _, trainer, data = scenarios.resumable("tensors", tmp_path)
+    trainer.fit(data, epochs=2, resume=True)
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["step"] for line in records if "task" in line] == [2, 4, 6, 8]
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    """Fails if two runs write in one folder, where one used to delete the other's unfinished checkpoint."""
+    code = (
+        "import sys; from pathlib import Path; from regularized.training.folder_lock import locked\n"
+        "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout.readline() == "held\n"
+        model, trainer = _build(tmp_path)
+        before = model[0].weight.clone()
+        with pytest.raises(CheckpointError, match=rf"in use by another run \(process {other.pid} on .*another folder"):
+            trainer.fit(_data(), epochs=1)
+        assert torch.equal(model[0].weight, before)
+    finally:
+        other.kill()  # however it ends, the folder is free then
+        other.communicate()
+    trainer.fit(_data(), epochs=1)
 
 
 def test_other_number_of_epochs_is_allowed_with_a_warning(scenarios, tmp_path, caplog):

@@ -509,7 +509,7 @@ def test_weights_that_overflow_in_the_optimizer_are_not_written(tmp_path):
         mlp(), terms={"task": Loss(lambda z, y: z.square().sum(-1) * 1e3)}, optimizer=partial(torch.optim.SGD, lr=1.0),
         schedule=huge, checkpoint_dir=tmp_path, checkpoint_every=1, keep_checkpoints=1,
     )  # fmt: skip
-    with pytest.raises(NonFiniteLoss, match=r"step 4: parameter '2.*no checkpoint"):
+    with pytest.raises(NonFiniteLoss, match=r"after 5 optimizer steps: parameter '2.*no checkpoint"):
         trainer.fit(TensorData(X, Y, batch_size=8), epochs=2, max_steps=5)
     path = latest(tmp_path)
     assert path.name == "step-00000004"

@@ -5,14 +5,23 @@ All functions are the identity where there is no process group, so that a techni
 
 import functools
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["gather_rows", "gather_samples", "leave_process_group", "rank", "sum_over_processes", "world_size"]
+__all__ = [
+    "all_or_none",
+    "gather_rows",
+    "gather_samples",
+    "leave_process_group",
+    "rank",
+    "sum_over_processes",
+    "world_size",
+]
 
 
 def world_size() -> int:
@@ -33,6 +42,40 @@ def rank() -> int:
         0
     """
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+@contextmanager
+def all_or_none(doing: str, error: type[Exception] = RuntimeError) -> Iterator[None]:
+    """What fails in one process fails in all of them, instead of leaving the others waiting for it.
+
+    All processes must enter, and wait at the end for each other: it is a barrier, too. What is inside must not wait for
+    other processes itself after a point where one of them can fail.
+
+    Args:
+        doing: what is done inside, for the message.
+        error: what the processes raise that did not fail themselves.
+
+    Raises:
+        error: another process failed; with its number, and what it said.
+
+    Examples:
+        >>> with all_or_none("counting"):
+        ...     number = 1 + 1
+    """
+    own: Exception | None = None
+    try:
+        yield
+    except Exception as caught:
+        own = caught
+    said: list[str | None] = [None if own is None else f"{type(own).__name__}: {own}"]
+    if world_size() > 1:
+        heard: list[Any] = [None] * world_size()
+        dist.all_gather_object(heard, said[0])
+        said = heard
+    if own is not None:
+        raise own
+    if failed := [f"process {number} failed ({text})" for number, text in enumerate(said) if text is not None]:
+        raise error(f"while {doing}, {'; '.join(failed)}; so all stop")
 
 
 def leave_process_group() -> None:

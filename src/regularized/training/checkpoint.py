@@ -4,7 +4,7 @@ A checkpoint is a folder ``step-00001234``::
 
     model.safetensors      the model's state_dict, usable by itself
     terms.safetensors      what the terms remember
-    training.safetensors   optimizer, position, history, early stopping
+    training.safetensors   optimizer, position, history, early stopping, and what the run is recognised by
     *.json                 the structure around the tensors
     rank-00000.*           random state of each process
     manifest.json          SHA-256 of every file
@@ -18,6 +18,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,24 +32,31 @@ from torch import Tensor
 __all__ = [
     "CheckpointError",
     "checkpoints",
-    "compare_optimizer",
     "flatten",
     "latest",
     "load",
     "load_optimizer",
+    "name_of",
     "publish",
+    "remove",
+    "step_of",
     "unflatten",
     "write_part",
 ]
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
+PARTS = (".safetensors", ".json")
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint is damaged, or does not belong to this run; the message says which and what to do."""
+
+
+class OtherFormatError(CheckpointError):
+    """A checkpoint was written by a version of this library that writes another format."""
 
 
 def flatten(tree: Any) -> tuple[Any, dict[str, Tensor]]:
@@ -147,7 +155,7 @@ def write_part(folder: Path, name: str, tree: Any) -> None:
         own[key] = tensor.clone() if pointer in storages else tensor
         storages.add(pointer)
     save_file(own, folder / f"{name}.safetensors")
-    (folder / f"{name}.json").write_text(json.dumps(spec, allow_nan=False))
+    (folder / f"{name}.json").write_text(json.dumps(spec, allow_nan=False), encoding="utf-8")
     for suffix in ("safetensors", "json"):
         _sync(folder / f"{name}.{suffix}")
 
@@ -165,17 +173,52 @@ def publish(partial: Path, final: Path, *, keep: int) -> None:
         {'weight': tensor([1., 1.])}
     """
     files = {p.name: {"sha256": _sha256(p), "bytes": p.stat().st_size} for p in sorted(partial.iterdir())}
-    (partial / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}, indent=1))
+    (partial / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}, indent=1), encoding="utf-8")
     _sync(partial / MANIFEST)
     _sync(partial)
-    if final.exists():  # a damaged checkpoint of the same step, which a resumed run has reached again
-        shutil.rmtree(final)
+    remove(final)  # a damaged checkpoint of the same step, which a resumed run has reached again
     os.replace(partial, final)
     _sync(final.parent)
-    # A later step can only be a damaged one that was passed over: it must not push out what is intact.
-    reached = [path for path in checkpoints(final.parent) if path.name <= final.name]
+    # A later step can only be a damaged one that was passed over: it must not push out what is intact. The start is
+    # kept until there is something better to go on from.
+    reached = [path for path in checkpoints(final.parent) if step_of(path) <= step_of(final)]
     for old in reached[:-keep]:
-        shutil.rmtree(old)
+        remove(old)
+    if step_of(final) > 0:
+        remove(final.with_name(name_of(0)))
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint; of one that is a symbolic link only the link. Does nothing where there is none.
+
+    Examples:
+        >>> remove(Path("/nowhere/step-00000001"))
+    """
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
+def name_of(step: int) -> str:
+    """Name of the checkpoint after so many optimizer steps.
+
+    Examples:
+        >>> name_of(1234)
+        'step-00001234'
+    """
+    return f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """Optimizer steps of a checkpoint, from its name; -1 where it is no such name.
+
+    Examples:
+        >>> step_of(Path("runs/step-00001234")), step_of(Path("runs/notes"))
+        (1234, -1)
+    """
+    found = re.fullmatch(r"step-(\d+)", path.name)
+    return int(found.group(1)) if found else -1
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -185,29 +228,34 @@ def checkpoints(folder: Path) -> list[Path]:
         >>> checkpoints(Path("/nowhere"))
         []
     """
-    return sorted(p for p in folder.glob("step-*") if p.is_dir()) if folder.is_dir() else []
+    found = folder.glob("step-*") if folder.is_dir() else []
+    return sorted((p for p in found if step_of(p) >= 0 and p.is_dir()), key=step_of)
 
 
 def latest(folder: Path) -> Path | None:
     """The newest intact checkpoint of a folder, or None where there is none at all.
 
-    A damaged one is left where it is, with a warning, and the next older is tried.
+    A damaged one, or one of another version's format, is left where it is, with a warning, and the next older is tried.
 
     Raises:
-        CheckpointError: there are checkpoints, but every one is damaged.
+        CheckpointError: there are checkpoints, but none can be used.
 
     Examples:
         >>> latest(Path("/nowhere")) is None
         True
     """
     found = checkpoints(folder)
+    foreign = None
     for path in reversed(found):
         try:
             verify(path)
         except CheckpointError as error:
+            foreign = error if foreign is None and isinstance(error, OtherFormatError) else foreign
             logger.warning("%s; trying the checkpoint before it", error)
         else:
             return path
+    if foreign is not None:
+        raise OtherFormatError(f"no checkpoint in {folder} can be read; nothing was loaded or deleted. {foreign}")
     if found:
         raise CheckpointError(
             f"all {len(found)} checkpoint(s) in {folder} are damaged (newest: {found[-1].name}); nothing was loaded or "
@@ -220,7 +268,8 @@ def verify(path: Path) -> None:
     """Compare every file of a checkpoint with the manifest.
 
     Raises:
-        CheckpointError: a file is missing, truncated or changed, or the format is unknown.
+        OtherFormatError: another version wrote it.
+        CheckpointError: a file is missing, truncated, changed or not listed, or the manifest is damaged.
 
     Examples:
         >>> try:
@@ -230,22 +279,34 @@ def verify(path: Path) -> None:
         True
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        version, files = manifest["format"], manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {path} has no readable manifest ({error})") from error
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        version = manifest["format"]
+        if isinstance(version, int) and version != FORMAT:
+            age, mend = ("a newer", "update it") if version > FORMAT else ("an older", "use that version")
+            raise OtherFormatError(
+                f"checkpoint {path} has format {version}, this version of regularized reads format {FORMAT}: it was "
+                f"written by {age} one. To go on from it {mend}; or start anew in another folder"
+            )
+        entries = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} has no readable manifest ({type(error).__name__}: {error})"
+        ) from error
     if version != FORMAT:
-        raise CheckpointError(f"checkpoint {path} has format {version}, this version reads format {FORMAT}")
-    for name, entry in files.items():
+        raise CheckpointError(f"checkpoint {path} is damaged: its manifest has the format {version!r}")
+    for name, (size, digest) in entries.items():
         file = path / name
         if not file.is_file():
             raise CheckpointError(f"checkpoint {path} is damaged: {name} is missing")
-        if file.stat().st_size != entry["bytes"]:
-            raise CheckpointError(
-                f"checkpoint {path} is damaged: {name} has {file.stat().st_size} of {entry['bytes']} bytes"
-            )
-        if _sha256(file) != entry["sha256"]:
+        if file.stat().st_size != size:
+            raise CheckpointError(f"checkpoint {path} is damaged: {name} has {file.stat().st_size} of {size} bytes")
+        if _sha256(file) != digest:
             raise CheckpointError(f"checkpoint {path} is damaged: the content of {name} has changed")
+    unlisted = {p.name for p in path.iterdir() if p.suffix in PARTS} - {MANIFEST, *entries}
+    if unlisted or not entries:
+        raise CheckpointError(
+            f"checkpoint {path} is damaged: its manifest does not list {sorted(unlisted) or 'a file'}"
+        )
 
 
 def load(path: Path, name: str) -> Any:
@@ -255,28 +316,10 @@ def load(path: Path, name: str) -> Any:
         CheckpointError: the part is missing or unreadable.
     """
     try:
-        spec = json.loads((path / f"{name}.json").read_text())
+        spec = json.loads((path / f"{name}.json").read_text(encoding="utf-8"))
         return unflatten(spec, load_file(path / f"{name}.safetensors"))
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"part {name!r} of checkpoint {path} cannot be read: {error}") from error
-
-
-def compare_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Make sure that an optimizer's state belongs to it.
-
-    Raises:
-        CheckpointError: the parameter groups differ in number or size.
-
-    Examples:
-        >>> optimizer = torch.optim.SGD([torch.ones(2)], lr=0.1)
-        >>> compare_optimizer(optimizer, optimizer.state_dict())
-    """
-    there, here = ([len(g["params"]) for g in groups] for groups in (state["param_groups"], optimizer.param_groups))
-    if there != here:
-        raise CheckpointError(
-            f"the optimizer of the checkpoint has parameter groups of {there} tensors, this one of {here}; build "
-            "model, terms and optimizer as in the interrupted run"
-        )
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
@@ -294,8 +337,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     for parameter, number in zip(order, numbers, strict=True):
         for key, value in state["state"].get(number, {}).items():
-            now = optimizer.state[parameter][key]
-            if isinstance(value, Tensor) and now.dtype != value.dtype:
+            now = optimizer.state[parameter].get(key)
+            if isinstance(value, Tensor) and isinstance(now, Tensor) and now.dtype != value.dtype:
                 optimizer.state[parameter][key] = value.to(now.device)
 
 

@@ -11,8 +11,19 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
 
+from regularized.training.identity import fingerprint
 from regularized.training.randomness import mix, preserved, seed_all
 from regularized.training.step import Batch
 
@@ -21,7 +32,12 @@ __all__ = ["IndexedDataset", "Source", "TensorData", "as_source", "epoch_order",
 
 @runtime_checkable
 class Source(Protocol):
-    """What the loop reads: a fixed number of batches an epoch, from any position on."""
+    """What the loop reads: a fixed number of batches an epoch, from any position on.
+
+    Two methods more are used where a source has them: ``state_dict`` with ``load_state_dict``, which go into
+    checkpoints; and ``identity() -> dict``, plain values by which a run that is resumed makes sure that it has the data
+    of the checkpoint.
+    """
 
     def __len__(self) -> int:
         """Number of (micro-)batches an epoch."""
@@ -138,6 +154,21 @@ class TensorData:
             seed=self.seed,
         )
 
+    def identity(self) -> dict[str, Any]:
+        """What tells this data and its order from others."""
+        tensors = self.inputs.values() if isinstance(self.inputs, Mapping) else [self.inputs]
+        return {
+            "kind": "TensorData",
+            "samples": self.size,
+            "batch_size": self.batch_size,
+            "shuffle": self.shuffle,
+            "drop_last": self.drop_last,
+            "seed": self.seed,
+            "content": fingerprint(
+                [*tensors, *([] if self.targets is None else [self.targets]), *self.extras.values()]
+            ),
+        }
+
     def batches(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """The batches of an epoch from number ``start`` on, of each the part of process ``rank`` of ``world``."""
         inputs, targets, extras = self.inputs, self.targets, self.extras
@@ -213,7 +244,9 @@ def as_source(data: Any, *, seed: int, length: int | None = None) -> Source:
       sampler is replaced by the seeded order; any other sampler is asked for its whole order once an epoch, at the
       start, with the generators seeded by (seed, epoch), and its order is kept in checkpoints. Each batch gets the
       ``index`` of its samples unless it has one. What worker processes draw at random (augmentation) begins anew
-      after an interruption, and is then not exact; what the main process draws (``num_workers=0``) is.
+      after an interruption, and is then not exact; what the main process draws (``num_workers=0``) is. A run that is
+      resumed makes sure that it has the same data: of a ``TensorDataset``, also in a ``Subset``, by its content; of
+      another data set by its length, unless it has a method ``fingerprint()`` that returns a string.
     - Any other iterable of batches is read from its beginning and skipped to the right position. It resumes exactly if
       its order is fixed when the iteration begins. With several processes it must yield the same batches in each.
 
@@ -255,6 +288,23 @@ def as_source(data: Any, *, seed: int, length: int | None = None) -> Source:
 def _splits(loader: DataLoader[Any]) -> bool:
     """Whether the loader asks its data set for lists of indices, which can be split over processes."""
     return loader.batch_sampler is not None or isinstance(loader.sampler, BatchSampler)
+
+
+def _content(dataset: Any) -> str | None:
+    """Fingerprint of a data set whose samples stand in memory; None of one that would have to be read."""
+    if callable(own := getattr(dataset, "fingerprint", None)):
+        return str(own())
+    if isinstance(dataset, TensorDataset):
+        return fingerprint(dataset.tensors)
+    if isinstance(dataset, IndexedDataset):
+        return _content(dataset.dataset)
+    if isinstance(dataset, Subset):
+        within = _content(dataset.dataset)
+        return within and f"{fingerprint([torch.as_tensor(list(dataset.indices))])}/{within}"
+    if isinstance(dataset, ConcatDataset):
+        parts = [_content(part) for part in dataset.datasets]
+        return None if None in parts else "/".join(map(str, parts))
+    return None
 
 
 class _GivenBatches:
@@ -327,6 +377,17 @@ class _LoaderSource:
                 self._order = (epoch, [[int(i) for i in batch] for batch in islice(self._sampler, len(self))])
         return self._order[1]
 
+    def identity(self) -> dict[str, Any]:
+        """What tells this data and its order from others."""
+        return {
+            "kind": f"DataLoader of {type(self._dataset).__name__}",
+            "samples": len(self._dataset),  # type: ignore[arg-type]
+            "batch_size": getattr(self._sampler, "batch_size", None),
+            "drop_last": getattr(self._sampler, "drop_last", None),
+            "sampler": type(getattr(self._sampler, "sampler", self._sampler)).__name__,
+            "content": _content(self._dataset),
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """The order of the present epoch where it is the sampler's own (it may depend on what was learned so far)."""
         return {} if self._order is None else {"epoch": self._order[0], "order": self._order[1]}
@@ -362,6 +423,19 @@ class _IterableSource:
 
     def __len__(self) -> int:
         return self._length
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this data from others; what is in it only where it is a list of batches."""
+        tensors: list[Tensor] = []
+
+        def keep(tensor: Tensor) -> Tensor:
+            tensors.append(tensor)
+            return tensor
+
+        for raw in self._iterable if isinstance(self._iterable, list | tuple) else ():
+            Batch.of(raw).map(keep)
+        content = fingerprint(tensors) if tensors else None
+        return {"kind": type(self._iterable).__name__, "batches": self._length, "content": content}
 
     def batches(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         for owner in (self._iterable, getattr(self._iterable, "dataset", None)):

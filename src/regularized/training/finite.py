@@ -19,6 +19,11 @@ __all__ = ["FiniteCheck", "NonFiniteLoss", "term_of_gradient"]
 
 logger = logging.getLogger(__name__)
 
+CAUSES = (
+    "Usual causes: a learning rate or coefficient that is too high (lower it, or warm it up: warmup(...)), an "
+    "exploding gradient (clip_norm=1.0), or NaN in the data"
+)
+
 
 class NonFiniteLoss(FloatingPointError):
     """A loss, its gradient, a rate or a weight was NaN or infinite; the message says which."""
@@ -146,7 +151,8 @@ class FiniteCheck:
         if not _everywhere(fine, weights[0].device if weights else None):
             bad = [p for p in parameters if not _all_finite([p.detach()])]
             which = ", ".join(self._names(bad[:3])) or "a weight of another process"
-            raise _error(f"{which}, although the gradient was finite; no checkpoint is written", step - 1)
+            when = f"after {step} optimizer steps" if step else "before the first optimizer step"
+            raise NonFiniteLoss(f"not finite {when}: {which}; no checkpoint is written. {CAUSES}")
 
     def settle(self) -> None:
         """Read what is still on its way.
@@ -287,7 +293,4 @@ def _first(suspects: Sequence[str], fine: Tensor) -> str | None:
 
 
 def _error(guilty: str, step: int) -> NonFiniteLoss:
-    return NonFiniteLoss(
-        f"not finite in optimizer step {step}: {guilty}. Usual causes: a learning rate or coefficient that is too high "
-        "(lower it, or warm it up: warmup(...)), an exploding gradient (clip_norm=1.0), or NaN in the data"
-    )
+    return NonFiniteLoss(f"not finite in optimizer step {step}: {guilty}. {CAUSES}")

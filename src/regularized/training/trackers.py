@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,9 @@ from accelerate.tracking import GeneralTracker, on_main_process
 from accelerate.utils import LoggerType
 
 __all__ = ["JSONLTracker", "resolve_trackers"]
+
+
+logger = logging.getLogger(__name__)
 
 
 class JSONLTracker(GeneralTracker):  # type: ignore[misc]
@@ -71,19 +75,19 @@ class JSONLTracker(GeneralTracker):  # type: ignore[misc]
 
     @on_main_process  # type: ignore[untyped-decorator]
     def rewind(self, step: int) -> None:
-        """Forget the records beyond a step, and a last line that a killed process left unfinished."""
+        """Forget the records beyond a step, and what is no record: the last line of a killed process, say."""
         if not self.path.is_file():
             return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if line.endswith("\n") and (record.get("step") or 0) <= step:
+        kept, lost = [], 0
+        for line in self.path.read_bytes().splitlines(keepends=True):
+            at = _step(line)
+            lost += at is None
+            if at is not None and at <= step:
                 kept.append(line)
+        if lost > 1:
+            logger.warning("%s: %d lines are no records and are left out", self.path, lost)
         partial = self.path.with_name(self.path.name + ".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
+        partial.write_bytes(b"".join(kept))
         os.replace(partial, self.path)
 
     def _write(self, record: Mapping[str, Any]) -> None:
@@ -93,6 +97,16 @@ class JSONLTracker(GeneralTracker):  # type: ignore[misc]
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         self._file.write(json.dumps(plain, allow_nan=False) + "\n")
         self._file.flush()
+
+
+def _step(line: bytes) -> float | None:
+    """Step of a record, 0 of the configuration; None of a line that is no whole record."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    step = (record.get("step") or 0) if isinstance(record, dict) and line.endswith(b"\n") else None
+    return step if isinstance(step, int | float) else None
 
 
 def resolve_trackers(trackers: Sequence[str | GeneralTracker], log_dir: Path | None) -> list[str | GeneralTracker]:

@@ -15,14 +15,16 @@ from torch import Tensor, nn
 
 from regularized.mechanisms.surgery import check_optimizer_is_current
 from regularized.mechanisms.taps import Taps
+from regularized.training.checkpoint_folder import CheckpointFolder
 from regularized.training.data import as_source
 from regularized.training.devices import average_gradients, make_accelerator, synchronise
 from regularized.training.finite import FiniteCheck, term_of_gradient
+from regularized.training.identity import schedule_name
 from regularized.training.monitor import Monitor
 from regularized.training.objective import Objective
 from regularized.training.progress import Coefficient, Progress, as_schedule
 from regularized.training.randomness import preserved, seed_all
-from regularized.training.run import Checkpoints, Run
+from regularized.training.run import Run
 from regularized.training.step import Batch, Step, call_model
 from regularized.training.stopping import EarlyStopping
 from regularized.training.trackers import JSONLTracker
@@ -169,12 +171,13 @@ class Trainer:
         self.evaluate_every = evaluate_every
         self.early_stopping = early_stopping
         self.checkpoint_every = checkpoint_every
-        self._checkpoints = Checkpoints(
+        self._checkpoints = CheckpointFolder(
             None if checkpoint_dir is None else Path(checkpoint_dir),
             keep=keep_checkpoints,
             model=self.model,
             terms=self.objective.terms,
             optimizer=self.optimizer,
+            settings={"schedule": schedule_name(self.schedule), "clip_norm": clip_norm, "precision": precision},
             stopping=early_stopping,
             rank=self.rank,
             world=self.world,
@@ -226,21 +229,9 @@ class Trainer:
         run = Run(source, epochs, batches, self.accumulate, self.seed)
         last = run.total_steps if max_steps is None else min(max_steps, run.total_steps)
         try:
-            self._begin(run, resume=resume)
-            with self._monitor, Taps(self.model, self.objective.taps) as self._taps:
-                self._monitor.start(run.progress)
-                if task is not None and run.step == 0:
-                    for moment in self.objective.moments("task_start"):
-                        moment(task)
-                while run.step < last and not run.stopped:
-                    self._epoch(run, last)
-                self._save(run)
-                synchronise(self.model, self.device)
-                if run.over and self.early_stopping is not None:
-                    self.early_stopping.restore(self.model)
-                if run.over and task is not None:
-                    for moment in self.objective.moments("task_end"):
-                        moment(task)
+            with self._checkpoints.held(run):
+                self._begin(run, resume=resume)
+                self._train(run, last, task)
         finally:
             for tracker in self.accelerator.trackers:
                 tracker.finish()
@@ -252,6 +243,22 @@ class Trainer:
         for moment in self.objective.moments("merge"):
             moment(self.model)
         return self.model
+
+    def _train(self, run: Run, last: int, task: Any) -> None:
+        with self._monitor, Taps(self.model, self.objective.taps) as self._taps:
+            self._monitor.start(run.progress)
+            if task is not None and run.step == 0:
+                for moment in self.objective.moments("task_start"):
+                    moment(task)
+            while run.step < last and not run.stopped:
+                self._epoch(run, last)
+            self._save(run)
+            synchronise(self.model, self.device)
+            if run.over and self.early_stopping is not None:
+                self.early_stopping.restore(self.model)
+            if run.over and task is not None:
+                for moment in self.objective.moments("task_end"):
+                    moment(task)
 
     def _epoch(self, run: Run, last: int) -> None:
         """The rest of an epoch, from wherever it stands."""
@@ -421,11 +428,15 @@ class Trainer:
             self.model.train()
         self.objective.train()
         self.optimizer.zero_grad()
+        self._finite.forget()
+        for moment in self.objective.moments("reset"):
+            moment()
         if not (resume and self._checkpoints.load(run)):
-            self._checkpoints.start()
             if self.early_stopping is not None:
                 self.early_stopping.reset()
             seed_all(self.seed + self.rank)
+            self._finite.saved(self._parameters, run.step)
+            self._checkpoints.start(run)
         self.history = run.history
         for tracker in self.accelerator.log_with:
             if isinstance(tracker, JSONLTracker):
