@@ -21,11 +21,10 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from regularized.evidence import bench, contract
+from regularized.evidence import bench_rows, contract
 from regularized.evidence._plots import save_curves
 from regularized.evidence.ledger import load
 from regularized.evidence.numbers import aligned, effect_text, interval_text, number
-from regularized.evidence.provenance import code_key
 from regularized.papers.card import FAMILIES
 from regularized.papers.catalogue import Entry, find, load_catalogue
 
@@ -159,7 +158,7 @@ def _evidence(entry: Entry, up: str) -> str:
             )
         rows.append(cells)
     environment = ledger.environment
-    stale = ledger.is_stale(code_key(entry.module_name("experiment")))
+    stale = ledger.is_stale(entry.code_key)
     lines = [
         _claims(entry),
         "",
@@ -184,7 +183,7 @@ def _evidence(entry: Entry, up: str) -> str:
 
 
 def _bench(entry: Entry, up: str) -> str:
-    saved = bench.load(entry.folder / "bench.json")
+    saved = bench_rows.load(entry.folder / "bench.json")
     if saved is None:
         return f"*Not measured yet: `regularized bench {entry.slug}` measures it on your machine.*"
     rows = [
@@ -292,7 +291,7 @@ def _compare(family: str, up: str) -> str:
             )
             for verdict in ("holds", "does not hold", "undecided")
         }
-        saved = bench.load(entry.folder / "bench.json")
+        saved = bench_rows.load(entry.folder / "bench.json")
         cost = [
             f"{row.ratio:.2f} x step"
             + ("" if row.peak_memory_ratio is None else f", {row.peak_memory_ratio:.2f} x memory")

@@ -385,8 +385,8 @@ def test_conform_damaged_file(tmp_path):
 
 def test_bench(monkeypatch):
     """Fails when a key that scripts rely on is missing, or the card's floor is not passed on."""
-    from regularized.evidence import bench
-    from regularized.evidence.bench import BenchRow
+    from regularized.evidence import bench, bench_rows
+    from regularized.evidence.bench_rows import BenchRow
 
     def measure(slug, module_name, *, floor, on_row, **options):
         row = BenchRow(slug, "small", 1.0, 1.2, 1.2, (1.1, 1.3), floor, None, 10)
@@ -399,7 +399,7 @@ def test_bench(monkeypatch):
     assert keys <= set(row)
     assert row["floor"] == PAPER.card.implementation.floor
     saved: list[str] = []
-    monkeypatch.setattr(bench, "save", lambda rows, module: saved.append(module))
+    monkeypatch.setattr(bench_rows, "save", lambda rows, module: saved.append(module))
     assert "1.2\t1.1\t1.3" in call("bench", PAPER.slug).stdout
     assert not saved
     assert call("bench", PAPER.slug, "--save").exit_code == 0

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from regularized.evidence.bench import BenchRow, Workload, bench, load, save
+from regularized.evidence.bench import Workload, bench
+from regularized.evidence.bench_rows import BenchRow, load, save
 
 
 def _sleeping(seconds):

@@ -1,8 +1,10 @@
 """The catalogue: scanned folders, computed states, verdicts from the ledger."""
 
 import cProfile
+import os
 import pstats
 import shutil
+import subprocess
 import sys
 import tomllib
 from dataclasses import replace
@@ -14,7 +16,17 @@ import regularized
 from regularized.evidence.claims import Outcome, Verdict
 from regularized.papers import catalogue as module
 from regularized.papers.card import CardError
-from regularized.papers.catalogue import PARTS, UnknownPaper, find, load_catalogue, margin, public_names
+from regularized.papers.catalogue import (
+    PARTS,
+    Entry,
+    UnknownPaper,
+    broken_cards,
+    find,
+    load_catalogue,
+    margin,
+    public_names,
+)
+from regularized.papers.memory import Memory
 
 from .test_card import GOOD
 
@@ -24,6 +36,7 @@ PACKAGES = iter(f"catalogue_of_a_test_{number}" for number in range(1000))
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A package of one's own with papers: call it with card texts by slug, get its name and folder."""
+    monkeypatch.setenv("REGULARIZED_HOME", str(tmp_path / "home of the user"))
 
     def build(**cards: str) -> tuple[str, Path]:
         name = next(PACKAGES)
@@ -53,6 +66,9 @@ def test_all_papers_of_the_page_have_a_card():
     """Fails when a card is lost."""
     assert len(load_catalogue()) >= 44
     assert len({entry.slug for entry in load_catalogue()}) == len(load_catalogue())
+    assert not broken_cards()
+    names = [name for e in load_catalogue() if e.card.implementation for name in e.card.implementation.names]
+    assert set(public_names()) == {name.rpartition(".")[2] for name in names}, "a name that two papers use"
 
 
 def test_reading_is_fast():
@@ -91,13 +107,130 @@ def test_own_package(package):
         load_catalogue("nowhere")
 
 
-def test_every_wrong_card_is_named(package):
-    """Fails when reading stops at the first wrong card."""
-    name, _ = package(first=card("other"), second=card("second"), third="slug = 1")
-    with pytest.raises(CardError) as caught:
-        load_catalogue(name)
-    assert "must be the name of its folder, 'first'" in str(caught.value)
-    assert "slug: got 1" in str(caught.value)
+def test_a_broken_card_costs_a_warning_and_no_other_paper(package, caplog):
+    """Fails when one wrong or unfinished card takes the catalogue down, goes unnoticed, or is told twice."""
+    broken = {
+        "other_name": card("third"),
+        "unfinished": card("unfinished", **{"A Paper: with & signs": "FILL IN"}),
+        "no_toml": "slug = [",
+        "too_deep": f"slug = {'[' * 100_000}",
+        "too_long": f"floor = {'9' * 10_000}",
+        "too_large": card("too_large", **{"floor = 1": f"floor = 1{'0' * 400}"}),
+    }
+    name, root = package(first=card("first"), second=card("second").replace("MyLoss", "OtherLoss"), **broken)
+    (root / "bytes").mkdir()
+    (root / "bytes" / "card.toml").write_bytes(b"\xff")
+    for _ in range(2):
+        assert [entry.slug for entry in load_catalogue(name)] == ["first", "second"]
+        assert set(public_names(name)) == {"MyLoss", "OtherLoss"}
+    wrong = broken_cards(name)
+    assert set(wrong) == {*broken, "bytes"}
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == len(wrong)
+    assert "must be the name of its folder, 'other_name'" in caplog.text
+    with pytest.raises(CardError, match="must be filled in"):
+        find("unfinished", name)
+    assert find("first", name).folder == root / "first"
+
+
+def test_code_of_a_paper_that_does_not_parse_makes_it_unimplemented_and_no_more(package, tmp_path):
+    """Fails when half a file of one paper, or two that pass a name round in a circle, stop the listing of all."""
+    name, _ = package(
+        first=card("first", **{"regularized.noisy_labels.first": "broken_code_of_a_test.half"}),
+        second=card("second", **{"regularized.noisy_labels.second": "broken_code_of_a_test.circle"}),
+        third=card("third", **{"regularized.noisy_labels.third.MyLoss": "__main__.MyLoss"}),
+    )
+    code = tmp_path / "broken_code_of_a_test"
+    (code / "circle").mkdir(parents=True)
+    (code / "__init__.py").touch()
+    (code / "half.py").write_bytes(b"class MyLoss(\0")
+    (code / "circle" / "__init__.py").write_text("from broken_code_of_a_test.circle import MyLoss\n")
+    assert all(entry.missing[0].endswith(".MyLoss") for entry in load_catalogue(name))
+
+
+# -- memory -------------------------------------------------------------------------------------
+
+
+def test_what_is_known_is_found_out_again_after_any_change(package, monkeypatch):
+    """Fails when a state or a verdict is remembered beyond a change of the files that it comes from."""
+    measured = next(entry for entry in load_catalogue() if entry.load_ledger() is not None)
+    text = (measured.folder / "card.toml").read_text().replace(f'slug = "{measured.slug}"', 'slug = "first"')
+    name, root = package(first=text)
+
+    def look():
+        module._read_cards.cache_clear()
+        module._best_proven_first.cache_clear()
+        (entry,) = load_catalogue(name)
+        return entry.missing, entry.outcomes
+
+    asked = []
+    find_out = Entry._find_missing
+    monkeypatch.setattr(Entry, "_find_missing", lambda entry: asked.append(1) or find_out(entry))
+    judge = Entry._judge
+    monkeypatch.setattr(Entry, "_judge", lambda entry: asked.append(2) or judge(entry))
+    first = look()
+    assert asked == [2, 1]
+    assert look() == first, "what was remembered must be what was found"
+    assert asked == [2, 1]
+    shutil.copy(measured.ledger, root / "first" / "ledger.json")
+    missing, outcomes = look()
+    assert asked == [2, 1] * 2
+    assert {outcome.verdict for outcome in outcomes} != {Verdict.NOT_RUN}
+    assert look() == (missing, outcomes)
+    assert look()[1] == measured.outcomes
+    (root / "first" / "experiment.py").touch()
+    assert "no experiment.py" in missing
+    assert "no experiment.py" not in look()[0]
+    (root / "first" / "experiment.py").unlink()
+    assert "no experiment.py" in look()[0]
+
+
+def test_memory_that_cannot_be_trusted_is_none(tmp_path, monkeypatch):
+    """Fails when a damaged, foreign or unwritable file of the cache is believed, or is an error."""
+    monkeypatch.setenv("REGULARIZED_HOME", str(tmp_path / "home"))
+    watched = tmp_path / "watched"
+    watched.mkdir()
+    memory = Memory.of("name", [watched])
+    assert memory.recall("key", lambda: [1.5, "x"]) == [1.5, "x"]
+    memory.save()
+    (file,) = (tmp_path / "home" / "cache").iterdir()
+
+    def known():
+        return Memory.of("name", [watched]).recall("key", lambda: "found out anew")
+
+    assert known() == [1.5, "x"]
+    good = file.read_bytes()
+    for damaged in (b"", good[: len(good) // 2], good.replace(b"1.5", b"2.5"), b"[]", b"\xff", b"[" * 100_000, b"null"):
+        file.write_bytes(damaged)
+        assert known() == "found out anew"
+    file.write_bytes(good)
+    assert known() == [1.5, "x"]
+    (watched / "new.py").touch()
+    assert known() == "found out anew"
+    monkeypatch.setenv("REGULARIZED_HOME", os.devnull)  # nothing can be made below it
+    memory = Memory.of("name", [watched])
+    assert memory.recall("key", lambda: 1) == 1
+    memory.save()
+
+
+REMEMBER = """
+import sys
+from pathlib import Path
+from regularized.papers.memory import Memory
+for number in range(100):
+    memory = Memory.of("name", [Path(sys.argv[1])])
+    assert memory.recall("key", lambda: "x" * 10_000) == "x" * 10_000
+    memory.recall(f"{number} {sys.argv[2]}", lambda: number)
+    memory.save()
+"""
+
+
+def test_processes_remember_at_once(tmp_path, monkeypatch):
+    """Fails when one process reads what another has half written, or parts of files are left behind."""
+    monkeypatch.setenv("REGULARIZED_HOME", str(tmp_path / "home"))
+    processes = [subprocess.Popen([sys.executable, "-c", REMEMBER, str(tmp_path / "none"), name]) for name in "ab"]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert len(list((tmp_path / "home" / "cache").iterdir())) == 1
 
 
 def test_implemented_is_computed(package):
@@ -110,7 +243,7 @@ def test_implemented_is_computed(package):
     needed = [*(f"{part}.py" for part in PARTS), "golden.npz"]
 
     def missing() -> tuple[str, ...]:
-        return module._read_cards.__wrapped__(name)[0].missing
+        return module._read_cards.__wrapped__(name).entries[0].missing
 
     assert missing() == tuple(f"no {file}" for file in needed)
     for file in needed:
@@ -180,11 +313,14 @@ def test_public_names_at_the_top():
         regularized.NoSuchTechnique  # noqa: B018
 
 
-def test_two_papers_with_one_name(package):
-    """Fails when one of two techniques of the same name silently hides the other."""
-    name, _ = package(first=card("first"), second=card("second"))
-    with pytest.raises(CardError, match=r"'MyLoss' is in regularized\.noisy_labels\.first, too"):
-        public_names(name)
+def test_two_papers_with_one_name(package, caplog):
+    """Fails when one of two techniques of a name silently hides the other, or the clash takes other names along."""
+    name, _ = package(
+        first=card("first"), second=card("second"), third=card("third").replace("third.MyLoss", "third.OtherLoss")
+    )
+    assert public_names(name) == {"OtherLoss": "regularized.noisy_labels.third"}
+    told = "'MyLoss' is a name of regularized.noisy_labels.first and of regularized.noisy_labels.second"
+    assert told in caplog.text
 
 
 @pytest.mark.parametrize("entry", [e for e in load_catalogue() if e.implemented], ids=lambda entry: entry.slug)

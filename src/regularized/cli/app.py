@@ -381,9 +381,9 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure what a technique costs: its step against a plain one, interleaved, beside the least possible ratio."""
-    from regularized.evidence.bench import BenchRow
     from regularized.evidence.bench import bench as measure
-    from regularized.evidence.bench import save as save_rows
+    from regularized.evidence.bench_rows import BenchRow
+    from regularized.evidence.bench_rows import save as save_rows
 
     rows: list[BenchRow] = []
     for entry in _entries(slug):

@@ -1,5 +1,6 @@
 """``regularized show``: a paper for a person to read, or as JSON."""
 
+import logging
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = ["print_paper", "to_json"]
+
+log = logging.getLogger(__name__)
 
 _STYLES = {Verdict.HOLDS: "green", Verdict.DOES_NOT_HOLD: "red", Verdict.UNDECIDED: "yellow", Verdict.NOT_RUN: "dim"}
 
@@ -61,20 +64,20 @@ def _evidence(entry: Entry) -> dict[str, Any] | None:
     ledger = entry.load_ledger()
     if ledger is None:
         return None
-    from regularized.evidence.provenance import code_key
-
-    stale = ledger.is_stale(code_key(entry.module_name("experiment"))) if entry.implemented else True
+    stale = ledger.is_stale(entry.code_key) if entry.implemented else True
     environment = dict(ledger.environment)
     return {"scale": ledger.scale, "seeds": list(ledger.seeds), "stale": stale, "environment": environment}
 
 
 def _cost(entry: Entry) -> dict[str, Any] | None:
     """What a step costs, as measured on the developers' machine; None where that was not saved."""
-    if not (entry.folder / "bench.json").is_file():
-        return None
-    from regularized.evidence.bench import load
+    from regularized.evidence.bench_rows import load
 
-    saved = load(entry.folder / "bench.json")
+    try:
+        saved = load(entry.folder / "bench.json")
+    except ValueError as error:
+        log.warning("%s", error)
+        return None
     return None if saved is None else {**saved, "rows": [row.to_dict() for row in saved["rows"]]}
 
 

@@ -210,7 +210,7 @@ class Card:
         """
         try:
             data = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # of which RecursionError: nested a thousand times
             raise CardError(source, [f"not valid TOML: {error}"]) from error
         problems: list[str] = []
         tables = ("official", "implementation", "claims", "exceptions")
@@ -321,8 +321,8 @@ def _whole(value: Any) -> str:
 
 
 def _number(value: Any) -> str:
-    fine = isinstance(value, int | float) and not isinstance(value, bool) and value == value
-    return "" if fine and abs(value) != float("inf") else "a finite number"
+    fine = isinstance(value, int | float) and not isinstance(value, bool)
+    return "" if fine and abs(value) <= sys.float_info.max else "a finite number"
 
 
 def _positive(value: Any) -> str:

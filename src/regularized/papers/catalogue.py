@@ -1,10 +1,13 @@
 """The catalogue: every paper that has a folder with a card, and what is known of it.
 
 Nothing is listed anywhere: folders are scanned. Whether a paper is implemented is read off its files, and whether a
-claim holds off its measured runs; reading both loads neither torch nor the paper's code::
+claim holds off its measured runs; reading both loads neither torch nor the paper's code, and is remembered until a file
+changes (:mod:`regularized.papers.memory`)::
 
     for entry in load_catalogue():
         print(entry.card.title, entry.implemented, [outcome.verdict for outcome in entry.outcomes])
+
+A paper whose card is wrong or not finished is left out with a warning; the others are as they were.
 
 A catalogue of your own is a package of such folders: ``load_catalogue("my_papers")``.
 """
@@ -13,20 +16,22 @@ import ast
 import difflib
 import importlib.util
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from regularized.evidence.claims import Outcome, Verdict
+from regularized.evidence.claims import Claim, Outcome, Verdict
 from regularized.papers.card import Card, CardError
+from regularized.papers.memory import Memory
 
 if TYPE_CHECKING:
     from regularized.evidence.ledger import Ledger
 
-__all__ = ["Entry", "UnknownPaper", "find", "load_catalogue", "margin", "public_names"]
+__all__ = ["Entry", "UnknownPaper", "broken_cards", "find", "load_catalogue", "margin", "public_names"]
 
 PACKAGE = "regularized.papers"
 PARTS = ("experiment", "conformance", "bench", "contract")
@@ -58,11 +63,13 @@ class Entry:
         card: its card.
         folder: where the card lies.
         package: the package that the folder belongs to.
+        memory: what is known of the catalogue already.
     """
 
     card: Card
     folder: Path
     package: str = PACKAGE
+    memory: Memory = field(default_factory=lambda: Memory(None, ""), repr=False)
 
     @property
     def slug(self) -> str:
@@ -72,11 +79,14 @@ class Entry:
     @cached_property
     def missing(self) -> tuple[str, ...]:
         """What is lacking before the paper counts as implemented; empty when nothing is."""
+        return tuple(self.memory.recall(f"{self.slug} missing", self._find_missing))
+
+    def _find_missing(self) -> list[str]:
         if self.card.implementation is None:
-            return ("no [implementation] in card.toml",)
+            return ["no [implementation] in card.toml"]
         files = [*(f"{part}.py" for part in PARTS), self.golden.name]
         absent = [f"no {name}" for name in files if not (self.folder / name).is_file()]
-        return (*(f"no {name}" for name in self.card.implementation.names if not _defines(name)), *absent)
+        return [*(f"no {name}" for name in self.card.implementation.names if not _defines(name)), *absent]
 
     @property
     def implemented(self) -> bool:
@@ -96,10 +106,27 @@ class Entry:
     @cached_property
     def outcomes(self) -> tuple[Outcome, ...]:
         """Each claim with its verdict from the shipped runs; ``not run`` without any."""
+        judged = self.memory.recall(f"{self.slug} outcomes", lambda: [*map(_to_plain, self._judge())])
+        return tuple(_from_plain(claim, plain) for claim, plain in zip(self.card.claims, judged, strict=True))
+
+    def _judge(self) -> Sequence[Outcome]:
         ledger = self.load_ledger()
         if ledger is None:
-            return tuple(Outcome(claim, Verdict.NOT_RUN) for claim in self.card.claims)
+            return [Outcome(claim, Verdict.NOT_RUN) for claim in self.card.claims]
         return ledger.outcomes(self.card.claims)
+
+    @cached_property
+    def code_key(self) -> str:
+        """Key of the experiment's code as it is now, see :func:`regularized.evidence.provenance.code_key`."""
+
+        def find_out() -> str:
+            from regularized.evidence.provenance import code_key
+
+            return code_key(self.module_name("experiment"))
+
+        found = self.memory.recall(f"{self.slug} code_key", find_out)
+        self.memory.save()
+        return found
 
     def load_ledger(self) -> "Ledger | None":
         """The shipped runs; None without any. A damaged ledger is reported by a warning, and counts as none."""
@@ -188,8 +215,10 @@ def load_catalogue(package: str = PACKAGE) -> tuple[Entry, ...]:
     Args:
         package: package whose folders are the papers; default this library's.
 
+    Returns:
+        The papers whose card can be read; each of the others costs a warning, once, and is in :func:`broken_cards`.
+
     Raises:
-        CardError: a card is wrong; the message names every problem of every card.
         ModuleNotFoundError: there is no such package.
 
     Examples:
@@ -197,24 +226,57 @@ def load_catalogue(package: str = PACKAGE) -> tuple[Entry, ...]:
         >>> all(entry.slug == entry.folder.name for entry in catalogue)
         True
     """
-    return _read_cards(package)
+    return _best_proven_first(package)
+
+
+def broken_cards(package: str = PACKAGE) -> dict[str, CardError]:
+    """What is wrong with the cards that cannot be read, by the names of their folders.
+
+    Examples:
+        >>> broken_cards()
+        {}
+    """
+    return dict(_read_cards(package).broken)
+
+
+class _Cards(NamedTuple):
+    entries: tuple[Entry, ...]
+    broken: dict[str, CardError]
+    memory: Memory
 
 
 @lru_cache(maxsize=8)
-def _read_cards(package: str) -> tuple[Entry, ...]:
-    entries = []
-    problems: list[CardError] = []
+def _read_cards(package: str) -> _Cards:
+    cards: dict[Path, Card] = {}
+    broken: dict[str, CardError] = {}
     for folder in _folders(package):
         if (folder / "card.toml").is_file():
             try:
-                entries.append(Entry(Card.load(folder / "card.toml"), folder, package))
+                cards[folder] = Card.load(folder / "card.toml")
             except CardError as error:
-                problems.append(error)
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        raise CardError(f"{len(problems)} cards of {package}", [str(problem) for problem in problems])
-    return tuple(sorted(entries, key=_best_first))
+                broken[folder.name] = error
+                log.warning("left out of the catalogue: %s", error)
+    memory = Memory.of(package, _sources(package, cards.values()))
+    return _Cards(tuple(Entry(card, folder, package, memory) for folder, card in cards.items()), broken, memory)
+
+
+@lru_cache(maxsize=8)
+def _best_proven_first(package: str) -> tuple[Entry, ...]:
+    cards = _read_cards(package)
+    found = tuple(sorted(cards.entries, key=_best_first))
+    cards.memory.save()
+    return found
+
+
+def _sources(package: str, cards: Iterable[Card]) -> Iterator[Path]:
+    """Folders of the packages that have a say in what is known of papers: ours, theirs, and those of their code."""
+    names = [name for card in cards if card.implementation for name in card.implementation.names]
+    for top in sorted({name.partition(".")[0] for name in [__name__, package, *names]}):
+        file = _module_file(top)
+        if file is None:
+            yield Path(os.devnull, top)  # what is not there today may be there tomorrow
+        else:
+            yield file.parent if file.name == "__init__.py" else file
 
 
 def find(slug: str, package: str = PACKAGE) -> Entry:
@@ -222,6 +284,7 @@ def find(slug: str, package: str = PACKAGE) -> Entry:
 
     Raises:
         UnknownPaper: there is none; its message suggests the nearest.
+        CardError: there is one, and its card is wrong; the message names every problem.
 
     Examples:
         >>> entry = load_catalogue()[0]
@@ -237,28 +300,45 @@ def find(slug: str, package: str = PACKAGE) -> Entry:
     for entry in catalogue:
         if entry.slug == slug:
             return entry
+    if slug in (broken := _read_cards(package).broken):
+        raise broken[slug]
     raise UnknownPaper(slug, _nearest(slug, catalogue))
 
 
 def public_names(package: str = PACKAGE) -> dict[str, str]:
-    """Public names of all implemented techniques, with the module that defines each.
+    """Public names of all techniques, with the module that defines each.
 
-    Raises:
-        CardError: two papers use the same name for different things.
+    A name that two papers give to different things is left out with a warning: neither may hide the other.
 
     Examples:
         >>> all(module.startswith("regularized.") for module in public_names().values())
         True
     """
-    names: dict[str, str] = {}
-    for entry in load_catalogue(package):
+    return dict(_public_names(package))
+
+
+@lru_cache(maxsize=8)
+def _public_names(package: str) -> dict[str, str]:
+    modules: dict[str, set[str]] = {}
+    for entry in _read_cards(package).entries:
         for qualified in entry.card.implementation.names if entry.card.implementation else ():
             module, _, name = qualified.rpartition(".")
-            if names.setdefault(name, module) != module:
-                raise CardError(
-                    str(entry.folder / "card.toml"), [f"implementation.names: {name!r} is in {names[name]}, too"]
-                )
-    return names
+            modules.setdefault(name, set()).add(module)
+    for name, owners in modules.items():
+        if len(owners) > 1:
+            log.warning("%r is a name of %s: import it from there", name, " and of ".join(sorted(owners)))
+    return {name: min(owners) for name, owners in modules.items() if len(owners) == 1}
+
+
+def _to_plain(outcome: Outcome) -> dict[str, Any]:
+    """An outcome without its claim, as JSON knows it."""
+    plain = {part.name: getattr(outcome, part.name) for part in fields(outcome) if part.name != "claim"}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+
+
+def _from_plain(claim: Claim, plain: Mapping[str, Any]) -> Outcome:
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in plain.items()}
+    return Outcome(claim, **{**values, "verdict": Verdict(plain["verdict"])})
 
 
 def _folders(package: str) -> list[Path]:
@@ -309,27 +389,30 @@ def _defines(qualified: str) -> bool:
 
 def _home(module: str, name: str) -> ast.Module | None:
     """The module that defines a name: the one that is named, or the one that its package's ``__init__`` has it from."""
-    file = _module_file(module)
-    if file is None:
-        return None
-    tree = _parsed(file, file.stat().st_mtime_ns)
-    if name in set(_defined(tree.body)):
-        return tree
-    for statement in tree.body:
-        if isinstance(statement, ast.ImportFrom) and file.name == "__init__.py":
-            for alias in statement.names:
-                if (alias.asname or alias.name) == name and statement.module and not statement.level:
-                    return _home(statement.module, alias.name)
+    seen: set[tuple[str, str]] = set()
+    while (module, name) not in seen and (file := _module_file(module)) is not None:
+        seen.add((module, name))
+        tree = _parsed(file, file.stat().st_mtime_ns)
+        if name in set(_defined(tree.body)):
+            return tree
+        for statement in tree.body:
+            if isinstance(statement, ast.ImportFrom) and file.name == "__init__.py":
+                for alias in statement.names:
+                    if (alias.asname or alias.name) == name and statement.module and not statement.level:
+                        module, name = statement.module, alias.name
     return None
 
 
 def _module_file(module: str) -> Path | None:
     top, *rest = module.split(".")
-    spec = importlib.util.find_spec(top)
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):  # __main__ of some programs
+        return None
     if spec is None or spec.origin is None:
         return None
     # Only the top package is looked up by the import system: that of a submodule would import its parents.
-    path = Path(spec.origin).parent.joinpath(*rest)
+    path = Path(spec.origin).parent.joinpath(*rest) if rest else Path(spec.origin)
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     return file if file.is_file() else None
 
@@ -338,7 +421,7 @@ def _module_file(module: str) -> Path | None:
 def _parsed(file: Path, _modified: int) -> ast.Module:
     try:
         return ast.parse(file.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError):
+    except (SyntaxError, ValueError, RecursionError):  # of which ValueError: no UTF-8, or a zero byte
         return ast.Module(body=[], type_ignores=[])
 
 
@@ -373,7 +456,10 @@ def _example(docstring: str) -> str:
 
 def _imports(example: str, module: str, tree: ast.Module) -> str:
     """Imports that an example needs: of names of its module, and of those that its module imports itself."""
-    nodes = list(ast.walk(ast.parse(example)))
+    try:
+        nodes = list(ast.walk(ast.parse(example)))
+    except (SyntaxError, ValueError):
+        return ""
     bound = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
     bound |= {alias.asname or alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
     needed = {node.id for node in nodes if isinstance(node, ast.Name)} - bound

@@ -17,6 +17,7 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, selectinload
 
+from regularized.evidence.bench_rows import load as load_rows
 from regularized.evidence.claims import Outcome, Verdict
 from regularized.evidence.numbers import effect_text, interval_text
 from regularized.papers.catalogue import Entry, margin
@@ -259,32 +260,24 @@ def _evidence(entry: Entry) -> dict[str, Any] | None:
     ledger = entry.load_ledger()
     if ledger is None:
         return None
-    from regularized.evidence.provenance import code_key
-
     about = {name: str(ledger.environment.get(name, "")) for name in ("torch", "cpu", "commit", "python")}
-    stale = ledger.is_stale(code_key(entry.module_name("experiment"))) if entry.implemented else True
+    stale = ledger.is_stale(entry.code_key) if entry.implemented else True
     ledger_hash = hashlib.sha256(entry.ledger.read_bytes()).hexdigest()
     return {"scale": ledger.scale, "seeds": len(ledger.seeds), "stale": stale, "ledger": ledger_hash, **about}
 
 
 def _cost(entry: Entry) -> dict[str, Any] | None:
-    """Saved benchmark rows. Read as what they are, JSON: the module that measures them loads torch."""
-    file = entry.folder / "bench.json"
-    if not file.is_file():
-        return None
+    """Saved benchmark rows."""
     try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
-        return {
-            "measured": saved["measured"],
-            "cpu": saved["environment"].get("cpu", ""),
-            "rows": [
-                {name: row[name] for name in ("size", "ratio", "ratio_interval", "floor", "peak_memory_ratio", "note")}
-                for row in saved["rows"]
-            ],
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        log.warning("%s is damaged (%s: %s) and is not shown", file, type(error).__name__, error)
+        saved = load_rows(entry.folder / "bench.json")
+    except ValueError as error:
+        log.warning("%s; it is not shown", error)
         return None
+    if saved is None:
+        return None
+    names = ("size", "ratio", "ratio_interval", "floor", "peak_memory_ratio", "note")
+    rows = [{name: row.to_dict()[name] for name in names} for row in saved["rows"]]
+    return {"measured": saved["measured"], "cpu": saved["environment"].get("cpu", ""), "rows": rows}
 
 
 def _hash(value: Any) -> str:

@@ -1,0 +1,97 @@
+"""What a technique costs, as measured: rows, and the file beside a paper that keeps them. Loads no torch.
+
+Public names: :class:`BenchRow`, :func:`save`, :func:`load`. They are measured by :mod:`regularized.evidence.bench`.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["BenchRow", "load", "save"]
+
+
+@dataclass(frozen=True, slots=True)
+class BenchRow:
+    """Measured cost of a technique at one size.
+
+    Args:
+        slug: paper.
+        size: workload.
+        plain_ms: median time of a plain step, milliseconds.
+        method_ms: median time of a step with the technique, milliseconds.
+        ratio: median of the paired ratios method / plain.
+        ratio_interval: 95 % bootstrap interval of ``ratio``.
+        floor: the least ratio that the technique's necessary work allows, from its sheet.
+        peak_memory_ratio: peak memory of a fresh process that takes method steps over one that takes plain steps, each
+            less what importing torch and the library takes; on a GPU the ratio of the allocator's peaks. None where it
+            was not asked for.
+        pairs: number of timed pairs.
+        note: what to know when reading the row.
+    """
+
+    slug: str
+    size: str
+    plain_ms: float
+    method_ms: float
+    ratio: float
+    ratio_interval: tuple[float, float]
+    floor: float | None
+    peak_memory_ratio: float | None
+    pairs: int
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary for JSON."""
+        return {**asdict(self), "ratio_interval": list(self.ratio_interval)}
+
+
+def save(rows: Sequence[BenchRow], module_name: str, path: Path | None = None) -> Path:
+    """Write measured rows, with where and when they were measured, to ``bench.json`` beside the bench module.
+
+    Args:
+        rows: from :func:`bench`.
+        module_name: the bench module.
+        path: another file to write to.
+
+    Returns:
+        The file.
+    """
+    from datetime import UTC, datetime
+    from importlib.util import find_spec
+
+    from regularized.evidence.provenance import code_key, environment
+
+    if path is None:
+        spec = find_spec(module_name)
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(f"there is no module {module_name!r}", name=module_name)
+        path = Path(spec.origin).with_name("bench.json")
+    content = {
+        "format": 1,
+        "measured": datetime.now(UTC).date().isoformat(),
+        "code_key": code_key(module_name),
+        "environment": environment(module_name),
+        "rows": [row.to_dict() for row in rows],
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def load(path: Path) -> dict[str, Any] | None:
+    """What :func:`save` wrote, with ``rows`` as :class:`BenchRow`; None where nothing was saved.
+
+    Raises:
+        ValueError: the file is damaged; the message says how to make it again.
+    """
+    if not path.is_file():
+        return None
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content["rows"] = [
+            BenchRow(**{**row, "ratio_interval": tuple(row["ratio_interval"])}) for row in content["rows"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: damaged ({error}); write it again with `regularized bench SLUG --save`") from error
+    return content
