@@ -1,7 +1,13 @@
-"""What may be skipped: in CI, only what needs a GPU or does not apply; elsewhere also what needs a missing program."""
+"""A read-only disk for tests; and what may be skipped.
+
+In CI that is only what needs a GPU or does not apply, elsewhere also what needs a missing program.
+"""
 
 import os
-from collections.abc import Iterator
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -28,3 +34,19 @@ def _judged(report: pytest.TestReport | pytest.CollectReport) -> pytest.TestRepo
             report.outcome = "failed"
             report.longrepr = f"{file}:{line}: in CI this must not be skipped: {reason}"
     return report
+
+
+@pytest.fixture
+def read_only():
+    """Runs a command for which a folder lies on a read-only disk."""
+
+    def run(folder: Path, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        mount = f'mount --bind {folder} {folder} && mount -o remount,ro,bind {folder} && exec "$@"'
+        inside = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+        if shutil.which("unshare") is None or subprocess.run([*inside, mount, "sh", "true"], check=False).returncode:
+            pytest.skip(
+                "not applicable: a read-only disk is made by mount namespaces, which this system does not allow"
+            )
+        return subprocess.run([*inside, mount, "sh", *command], capture_output=True, text=True, check=False)
+
+    return run

@@ -25,6 +25,7 @@ from regularized.evidence import bench_rows, contract
 from regularized.evidence._plots import save_curves
 from regularized.evidence.ledger import load
 from regularized.evidence.numbers import aligned, effect_text, interval_text, number
+from regularized.evidence.provenance import code_key
 from regularized.papers.card import FAMILIES
 from regularized.papers.catalogue import Entry, find, load_catalogue
 

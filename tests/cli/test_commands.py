@@ -428,17 +428,41 @@ def test_help_is_fast_and_tells_the_exit_codes():
     assert min(seconds) < 0.5, seconds
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["papers", "--json"], ["show", PAPER.slug, "--help"], ["--version"]])
-def test_no_torch(arguments):
-    """Fails when listing papers or reading help loads torch."""
+LISTING = [["papers", "--json"], ["papers", "--search", "labels"], ["show", PAPER.slug], ["show", PAPER.slug, "--json"]]
+
+
+def heavy_modules(*arguments: str) -> set[str]:
+    """What takes long to import and is loaded after a command."""
     code = (
         "import sys\nfrom regularized.cli.app import app\n"
-        f"try: app({arguments!r})\nexcept SystemExit as done: assert not done.code\n"
-        "heavy = {'torch', 'sklearn', 'matplotlib', 'accelerate'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        f"try: app({list(arguments)!r}, prog_name='regularized')\nexcept SystemExit as done: assert not done.code\n"
+        "heavy = {'torch', 'sklearn', 'matplotlib', 'accelerate', 'scipy'}\n"
+        "print(*(heavy & set(sys.modules)), file=sys.stderr)"
     )
     result = run(code, python=["-c"])
     assert result.returncode == 0, result.stderr
+    return set(result.stderr.split())
+
+
+@pytest.mark.parametrize("arguments", [*LISTING, ["--help"], ["show", PAPER.slug, "--help"], ["--version"]])
+def test_no_torch(arguments):
+    """Fails when listing or showing papers, or reading help, loads torch, even where nothing is known yet."""
+    assert heavy_modules(*arguments) <= {"scipy"}
+
+
+def test_what_is_known_of_papers_is_not_computed_again():
+    """Fails when every listing parses all code and judges all claims anew, which is most of its time."""
+    heavy_modules("show", PAPER.slug)
+    for arguments in LISTING:
+        assert heavy_modules(*arguments) == set(), arguments
+
+
+def test_papers_are_listed_from_a_read_only_disk(home, read_only):
+    """Fails when a cache that cannot be written stops a listing, or is told about in every one."""
+    home.mkdir()
+    result = read_only(home, [sys.executable, "-m", "regularized.cli", "show", PAPER.slug])
+    assert (result.returncode, result.stderr) == (0, "")
+    assert not list(home.iterdir())
 
 
 def test_usage_errors():

@@ -1,9 +1,6 @@
 """What tests of the evidence storey share."""
 
 import math
-import shutil
-import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -27,20 +24,6 @@ def fake(home, monkeypatch):
     """Name of the fake experiment, importable here and in worker processes."""
     monkeypatch.syspath_prepend(str(HERE))
     return "fake_experiment"
-
-
-@pytest.fixture
-def read_only():
-    """Runs a command for which a folder lies on a read-only disk."""
-
-    def run(folder: Path, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        mount = f'mount --bind {folder} {folder} && mount -o remount,ro,bind {folder} && exec "$@"'
-        inside = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
-        if shutil.which("unshare") is None or subprocess.run([*inside, mount, "sh", "true"], check=False).returncode:
-            pytest.skip("needs mount namespaces (Linux) to make a read-only disk")
-        return subprocess.run([*inside, mount, "sh", *command], capture_output=True, text=True, check=False)
-
-    return run
 
 
 @pytest.fixture
