@@ -1,6 +1,7 @@
 """The bench measures ratios of interleaved steps; checked on steps whose cost is known."""
 
 import time
+from functools import partial
 
 import pytest
 
@@ -8,37 +9,46 @@ from regularized.evidence.bench import Workload, bench
 from regularized.evidence.bench_rows import BenchRow, load, save
 
 
-def _sleeping(seconds):
-    return lambda: time.sleep(seconds)
+class Clock:
+    """Only steps let it go on: what else the machine does must not decide about a ratio."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def read(self):
+        return self.now
+
+    def step(self, seconds):
+        self.now += seconds
+
+
+CLOCK = Clock()
+
+
+def taking(plain, method):
+    return partial(CLOCK.step, plain), partial(CLOCK.step, method)
 
 
 def workloads():
     """This test module is its own bench module."""
     return [
-        Workload("three times", lambda: (_sleeping(0.002), _sleeping(0.006)), floor=2.5),
-        Workload("equal, hungry", _hungry),
+        Workload("three times", lambda: taking(0.002, 0.006), floor=2.5),
+        Workload("equal", lambda: taking(0.001, 0.001)),
     ]
 
 
-def _hungry():
-    kept = []
-
-    def method():
-        kept.append(bytearray(b"x" * 60_000_000)) if len(kept) < 2 else time.sleep(0.001)
-
-    return _sleeping(0.001), method
-
-
-def test_ratio_floor_and_interval():
+def test_ratio_floor_and_interval(monkeypatch):
     """Fails when the ratio is turned round, the times are swapped, or a workload's own floor is lost."""
+    monkeypatch.setattr(time, "perf_counter", CLOCK.read)
     seen = []
     rows = bench("slug", __name__, floor=1.0, seconds=0.2, memory=False, on_row=seen.append)
     assert rows == seen
     first, second = rows
-    assert 2.0 < first.ratio < 4.0
-    assert first.ratio_interval[0] <= first.ratio <= first.ratio_interval[1]
-    assert first.plain_ms < first.method_ms
+    assert first.ratio == pytest.approx(3.0)
+    assert first.ratio_interval == pytest.approx((3.0, 3.0))
+    assert (first.plain_ms, first.method_ms) == pytest.approx((2.0, 6.0))
     assert (first.floor, second.floor) == (2.5, 1.0)
+    assert second.ratio == pytest.approx(1.0)
     assert first.pairs >= 10
     assert first.peak_memory_ratio is None
 

@@ -38,7 +38,7 @@ WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium"),
     pytest.mark.slow,
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(600),
 ]
 
 
@@ -127,7 +127,7 @@ def visit(browser, served):
 
     def start(name, viewport=WIDE, scheme="light", scripts=True):
         context = browser.new_context(viewport=viewport, color_scheme=scheme, java_script_enabled=scripts)
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(120_000)
         page = context.new_page()
         url = served.settings.url
         found = Visit(page, url, Outbox(served.settings.outbox), name, [])

@@ -50,7 +50,7 @@ def box(monkeypatch):
 @pytest.fixture
 def mailing(site, box) -> Site:
     """The site with a mail server."""
-    smtp = Smtp("127.0.0.1", box.port, security="none", timeout=5.0)
+    smtp = Smtp("127.0.0.1", box.port, security="none", timeout=60.0)
     settings = dataclasses.replace(site.settings, smtp=smtp)
     return dataclasses.replace(site, settings=settings, mailer=Mailer(settings))
 
@@ -125,7 +125,7 @@ def test_one_bad_address_does_not_keep_the_others_from_theirs(mailing, box, cloc
 
 def test_login_needs_a_safe_line(site, box):
     """Fails when starttls is asked for and the message goes out in clear without it."""
-    settings = dataclasses.replace(site.settings, smtp=Smtp("127.0.0.1", box.port, timeout=5.0))
+    settings = dataclasses.replace(site.settings, smtp=Smtp("127.0.0.1", box.port, timeout=60.0))
     with pytest.raises(MailError):
         Mailer(settings).send("ada@example.org", "S", "t", "<p>t</p>")
     assert box.messages == []

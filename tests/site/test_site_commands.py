@@ -135,13 +135,13 @@ def test_the_server_starts_and_stops(home):
                     break
             assert found, said
             assert any(str(home / "site" / "outbox") in line for line in said)
-            with urllib.request.urlopen(f"{found[1]}/health", timeout=30) as answer:
+            with urllib.request.urlopen(f"{found[1]}/health", timeout=120) as answer:
                 assert answer.read() == b"ok\n"
                 assert "server" not in {name.lower() for name in answer.headers}
         finally:
             process.send_signal(signal.SIGINT)
             process.stderr.read()
-        assert process.wait(timeout=20) in (0, 130, -signal.SIGINT)
+        assert process.wait(timeout=120) in (0, 130, -signal.SIGINT)
 
 
 def test_a_port_that_is_taken():

@@ -1,6 +1,11 @@
-"""The loop stays thin. Figures for people come from the benchmark itself; here the best of some rounds is compared."""
+"""The loop stays thin. Figures for people come from the benchmark itself; here the best of some rounds is compared.
+
+In processor time, and as a share of the same machine's bare loop: what else the machine does, and how fast it is, must
+not decide.
+"""
 
 import importlib.util
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +19,7 @@ def test_trainer_costs_little_more_than_bare_accelerate():
     spec = importlib.util.spec_from_file_location("trainer_overhead", BENCHMARK)
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
-    best = {name: min(times) for name, times in benchmark.measure(rounds=8, steps=200).items()}
-    assert best["Trainer"] - best["bare Accelerate"] < 60  # microseconds a step
-    assert best["data: TensorData"] - best["data: direct indexing"] < 10
+    measured = benchmark.measure(rounds=8, steps=200, clock=time.process_time)
+    best = {name: min(times) for name, times in measured.items()}
+    assert best["Trainer"] < 1.1 * best["bare Accelerate"]
+    assert best["data: TensorData"] < 2 * best["data: direct indexing"]
