@@ -1,6 +1,7 @@
 # Two commands on a fresh machine; each makes .venv and installs what it needs, once.
 #   make reproduce    train, compare and judge: the main experiment on this machine
 #   make test         everything that CI runs
+# CI then computes once more as an old processor does: make test-old-processor
 
 PYTHON ?= python3
 JOBS ?= 2
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 # The versions that CI tests; users may have any torch from 2.9 on.
 INSTALL = $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: help reproduce test docs clean
+.PHONY: help reproduce test test-old-processor docs clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -25,6 +26,17 @@ test: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses $(JOBS) --dist worksteal
 	$(BIN)/mkdocs build --strict --quiet
+
+# Processors differ in the last bits, by their vector instructions and number of cores. What a test says must not: the
+# numerical ones once more without AVX in torch, oneDNN and MKL, and with two threads.
+test-old-processor: export ATEN_CPU_CAPABILITY = default
+test-old-processor: export ONEDNN_MAX_CPU_ISA = SSE41
+test-old-processor: export MKL_CBWR = COMPATIBLE
+test-old-processor: export OMP_NUM_THREADS = 2
+test-old-processor: $(VENV)/installed-dev
+	$(BIN)/python -c "import torch; assert torch.backends.cpu.get_cpu_capability() == 'DEFAULT'"
+	$(BIN)/pytest --numprocesses $(JOBS) --dist worksteal -m "not slow" tests \
+		$(addprefix --ignore=tests/,cli evidence papers site test_docs.py test_packaging.py test_storeys.py)
 
 docs: $(VENV)/installed-dev
 	$(BIN)/mkdocs serve
