@@ -25,6 +25,7 @@ be one less than expected, int((1 - 0.9) 10) = 0; we keep at least one sample.
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -33,9 +34,8 @@ from torch.nn import functional as F
 
 from regularized.mechanisms.two_networks import check_distinct, evaluating, mean_logits
 from regularized.training.data import as_source
+from regularized.training.procedure import Epochs, Optimizers, Part, restore, state_of
 from regularized.training.progress import Coefficient, Progress, Schedule, as_schedule
-from regularized.training.randomness import generators, preserved, seed_all
-from regularized.training.randomness import mix as mix_seeds
 from regularized.training.step import Batch, call_model
 
 __all__ = ["CoTeaching", "CoTeachingLosses", "forget_schedule", "num_kept", "small_loss_selection"]
@@ -43,6 +43,8 @@ __all__ = ["CoTeaching", "CoTeachingLosses", "forget_schedule", "num_kept", "sma
 # Shapes: B samples of a batch, C classes, R samples kept.
 
 Parameters: TypeAlias = Iterable[nn.Parameter]
+
+_STATE = ("networks", "optimizers", "epochs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +173,7 @@ class CoTeaching:
 
     Attributes:
         networks: the two networks.
-        epoch: epochs done.
-        steps: optimizer steps done.
+        optimizers: their optimizers, see :class:`~regularized.training.procedure.Optimizers`.
 
     Raises:
         ValueError: the networks are one and the same or share parameters, or a setting is outside its range.
@@ -209,12 +210,9 @@ class CoTeaching:
         if not callable(forget_rate):
             _check_rate(forget_rate)
         self.forget_rate = as_schedule(forget_rate, name="forget_rate")
-        self.schedule = as_schedule(schedule, name="schedule")
         self.split = split
         self.loss = _cross_entropy if loss is None else loss
         self.seed = seed
-        self.epoch = 0
-        self.steps = 0
         self._frozen = [
             module
             for network in self.networks
@@ -223,12 +221,22 @@ class CoTeaching:
         ]
         for module in self._frozen:
             module.requires_grad_(False)
-        self.optimizers = tuple(optimizer([p for p in net.parameters() if p.requires_grad]) for net in self.networks)
-        for built in self.optimizers:
-            for group in built.param_groups:
-                group.setdefault("initial_lr", group["lr"])
+        self.optimizers = Optimizers(
+            [optimizer([p for p in net.parameters() if p.requires_grad]) for net in self.networks], schedule=schedule
+        )
+        self.epochs = Epochs(seed)
         self.device = next(first.parameters()).device
         self._warned_of_odd_batch = False
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return self.epochs.done
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps done by each network."""
+        return self.optimizers.steps[0]
 
     def losses(self, batch: Any, forget_rate: float) -> CoTeachingLosses:
         """Choose, exchange, and compute both losses with their graphs; no optimizer moves.
@@ -289,23 +297,22 @@ class CoTeaching:
         """
         progress = Progress(self.steps, 0, self.epoch) if progress is None else progress
         result = self.losses(batch, self.forget_rate(progress))
-        rate = self.schedule(progress)
-        for loss, optimizer in zip((result.first, result.second), self.optimizers, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * rate
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        self.steps += 1
+        for net, loss in enumerate((result.first, result.second)):
+            self.optimizers.minimise(loss, net, progress=progress)
         return result._replace(first=result.first.detach(), second=result.second.detach())
 
     def fit(
-        self, data: Any, *, epochs: int, after_epoch: Callable[["CoTeaching"], object] | None = None
+        self,
+        data: Any,
+        *,
+        epochs: int,
+        after_epoch: Callable[["CoTeaching"], object] | None = None,
+        after_step: Callable[["CoTeaching"], object] | None = None,
     ) -> list[tuple[float, float]]:
         """Train until ``epochs`` epochs are done in all.
 
         Restored by :meth:`load_state_dict` it goes on where it stopped, and ends bit for bit (CPU) as if it had never
-        been interrupted: orders and random numbers of an epoch depend on ``seed`` and the epoch alone.
+        been interrupted, also in the middle of an epoch.
 
         Args:
             data: what :func:`~regularized.training.data.as_source` takes: ``TensorData``, a ``DataLoader``, a list of
@@ -313,6 +320,7 @@ class CoTeaching:
             epochs: epochs in all.
             after_epoch: called with this object after each epoch: for evaluation, saving, or a new choice of width
                 (``lambda co: select_width(co.networks, validation)``).
+            after_step: called with this object after each step, for saving within long epochs.
 
         Returns:
             Mean loss of each network in each epoch of this call.
@@ -320,31 +328,22 @@ class CoTeaching:
         Raises:
             TypeError: the data cannot be iterated.
             ValueError: they are empty, or of unknown length; see also :meth:`losses`.
-            FloatingPointError: the loss of an epoch is not finite.
+            NonFiniteLoss: a loss or gradient is not finite, a ``FloatingPointError``.
         """
-        source = as_source(data, seed=self.seed)
+        part = Part(as_source(data, seed=self.seed), self._averaged_step)
+        moment = None if after_step is None else partial(after_step, self)
         means: list[tuple[float, float]] = []
-        while self.epoch < epochs:
-            totals = torch.zeros(2, device=self.device)
-            # Dropout and augmentation draw from the global generators: seeded here, they resume exactly.
-            with preserved():
-                seed_all(mix_seeds(self.seed, self.epoch))
-                for position, batch in enumerate(source.batches(self.epoch)):
-                    done = self.epoch * len(source) + position
-                    progress = Progress(done, epochs * len(source), self.epoch, epochs)
-                    result = self.training_step(batch, progress=progress)
-                    totals += torch.stack((result.first, result.second))
-            first, second = (totals / len(source)).tolist()
-            if not torch.isfinite(totals).all():
-                raise FloatingPointError(
-                    f"a loss is not finite in epoch {self.epoch} (means {first:.3g} and {second:.3g}); lower the "
-                    "learning rate, or look for inputs that are not finite"
-                )
+        for [mean] in self.epochs.run([part], until=epochs, after_step=moment):
+            self.optimizers.settle()
+            first, second = mean.tolist()
             means.append((first, second))
-            self.epoch += 1
             if after_epoch is not None:
                 after_epoch(self)
         return means
+
+    def _averaged_step(self, batch: Batch, *, progress: Progress) -> Tensor:
+        result = self.training_step(batch, progress=progress)
+        return torch.stack((result.first, result.second))
 
     def predict(self, inputs: Tensor) -> Tensor:
         """Mean of the two networks' logits in evaluation mode, (B, C); the modes are put back afterwards."""
@@ -354,42 +353,20 @@ class CoTeaching:
         """All that is needed to go on: networks, optimizers, counters, generators of the networks' layers.
 
         Plain dictionaries and lists of tensors, numbers and strings: ``torch.load(..., weights_only=True)`` reads it.
-        Taken between epochs, the training goes on exactly.
+
+        Raises:
+            NonFiniteLoss: the last step, or a weight, is not finite.
+            RuntimeError: a step was left half-way.
         """
-        return {
-            "networks": [network.state_dict() for network in self.networks],
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "generators": [{name: g.get_state() for name, g in generators(net).items()} for net in self.networks],
-            "steps": self.steps,
-            "epoch": self.epoch,
-        }
+        return state_of(self, *_STATE)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a state of :meth:`state_dict`, of a procedure built with the same settings.
 
         Raises:
-            ValueError: parts of the state are missing or unknown.
+            ValueError: parts of the state are missing, unknown, or of another procedure; nothing is changed then.
         """
-        needed = {"networks", "optimizers", "generators", "steps", "epoch"}
-        if set(state) != needed:
-            raise ValueError(
-                f"this is not a state of CoTeaching: missing {sorted(needed - set(state))}, unknown "
-                f"{sorted(set(state) - needed)}"
-            )
-        for name in ("networks", "optimizers"):
-            for part, saved in zip(getattr(self, name), state[name], strict=True):
-                part.load_state_dict(saved)
-        for network, saved in zip(self.networks, state["generators"], strict=True):
-            own = generators(network)
-            if set(own) != set(saved):
-                raise ValueError(
-                    f"the state holds generators {sorted(saved)}, the network has {sorted(own)}; build it in the same "
-                    "way (draw_together) before loading"
-                )
-            for name, generator in own.items():
-                generator.set_state(saved[name].cpu())
-        self.steps = int(state["steps"])
-        self.epoch = int(state["epoch"])
+        restore(self, state, *_STATE)
 
     def _each(self, outputs: Any, labels: Tensor) -> Tensor:
         losses = self.loss(outputs, labels)

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -15,7 +15,7 @@ from regularized.training.objective import Objective
 from regularized.training.randomness import generators, preserved
 from regularized.training.step import Step
 
-__all__ = ["FiniteCheck", "NonFiniteLoss", "term_of_gradient"]
+__all__ = ["FiniteCheck", "NonFiniteLoss", "PendingFlags", "all_finite", "largest_entries", "term_of_gradient"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +29,54 @@ class NonFiniteLoss(FloatingPointError):
     """A loss, its gradient, a rate or a weight was NaN or infinite; the message says which."""
 
 
-class _Pending(NamedTuple):
-    """Flags of an optimizer step that are on their way from the device."""
+class PendingFlags:
+    """Flags of an optimizer step on their way from an accelerator, where looking at once would make the host wait.
 
-    suspects: list[str]
-    fine: Tensor
-    event: torch.cuda.Event | None
-    step: int
+    Examples:
+        >>> flags = PendingFlags()
+        >>> flags.send(["the loss", "a gradient"], torch.tensor([True, False]), NonFiniteLoss)
+        >>> try:
+        ...     flags.settle()
+        ... except NonFiniteLoss as error:
+        ...     str(error)
+        'a gradient'
+    """
+
+    def __init__(self) -> None:
+        self._sent: tuple[list[str], Tensor, torch.cuda.Event | None, Callable[[str], NonFiniteLoss]] | None = None
+
+    def send(self, suspects: Iterable[str], fine: Tensor, error: Callable[[str], NonFiniteLoss]) -> None:
+        """Send off the flags of a step, asynchronously.
+
+        Args:
+            suspects: what the flags are of.
+            fine: (suspects,) bool on the device: whether it is finite.
+            error: makes the error out of the first suspect that is not.
+        """
+        event = None
+        if fine.is_cuda:
+            fine = torch.empty(fine.shape, dtype=torch.bool, pin_memory=True).copy_(fine, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._sent = (list(suspects), fine, event, error)
+
+    def settle(self) -> None:
+        """Read what was sent last, if it was not read yet.
+
+        Raises:
+            NonFiniteLoss: it was not finite.
+        """
+        if self._sent is None:
+            return
+        (suspects, fine, event, error), self._sent = self._sent, None
+        if event is not None:
+            event.synchronize()
+        if guilty := _first(suspects, fine):
+            raise error(guilty)
+
+    def forget(self) -> None:
+        """Drop what was sent."""
+        self._sent = None
 
 
 class FiniteCheck:
@@ -67,7 +108,7 @@ class FiniteCheck:
         self._model = model
         self._deferred = deferred
         self._values: list[tuple[str, Tensor]] = []  # of the present step, where looking is deferred
-        self._pending: _Pending | None = None
+        self._pending = PendingFlags()
 
     def losses(self, losses: Sequence[Tensor], step: int) -> None:
         """Take in the losses of an optimizer step's micro-batches.
@@ -118,20 +159,16 @@ class FiniteCheck:
             NonFiniteLoss: this step (at once) or the step before (deferred) was not finite.
         """
         held = [p for p in parameters if p.grad is not None and p.grad.numel()] if norm is None else []
-        grads = [_entries(p.grad) for p in held if p.grad is not None]
+        grads = [p.grad for p in held if p.grad is not None]
         if self._deferred:
             self.settle()
-            # The largest entry cannot overflow as the usual norm can, which the CPU looks at again.
-            norms = list(torch._foreach_norm(grads, math.inf)) if grads else []
+            norms = largest_entries(grads)
             suspects = [f"the gradient of {name}, of no single term" for name in self._names(held)]
             if norm is not None:
                 norms, suspects = [norm], ["the gradient, of no single term"]
             self._watch([*self._values, *zip(suspects, norms, strict=True)], step)
             self._values = []
-            return
-        norms = [norm] if norm is not None else list(torch._foreach_norm(grads)) if grads else []
-        fine = math.isfinite(sum(value.item() for value in norms)) or (norm is None and _all_finite(grads))
-        if not _everywhere(fine):
+        elif not _everywhere(math.isfinite(norm.item()) if norm is not None else all_finite(grads)):
             raise _error(self._gradient_of(held, blame), step)
 
     def saved(self, parameters: Sequence[Tensor], step: int) -> None:
@@ -146,10 +183,8 @@ class FiniteCheck:
         """
         self.settle()
         weights = [p.detach() for p in parameters if p.numel()]
-        with torch.no_grad():
-            fine = not weights or math.isfinite(sum(torch._foreach_norm(weights))) or _all_finite(weights)
-        if not _everywhere(fine, weights[0].device if weights else None):
-            bad = [p for p in parameters if not _all_finite([p.detach()])]
+        if not _everywhere(all_finite(weights), weights[0].device if weights else None):
+            bad = [p for p in parameters if not all_finite([p.detach()])]
             which = ", ".join(self._names(bad[:3])) or "a weight of another process"
             when = f"after {step} optimizer steps" if step else "before the first optimizer step"
             raise NonFiniteLoss(f"not finite {when}: {which}; no checkpoint is written. {CAUSES}")
@@ -160,17 +195,12 @@ class FiniteCheck:
         Raises:
             NonFiniteLoss: it was not finite.
         """
-        if self._pending is None:
-            return
-        pending, self._pending = self._pending, None
-        if pending.event is not None:
-            pending.event.synchronize()
-        if guilty := _first(pending.suspects, pending.fine):
-            raise _error(guilty, pending.step)
+        self._pending.settle()
 
     def forget(self) -> None:
         """Drop what a run that was interrupted has left on its way."""
-        self._values, self._pending = [], None
+        self._values = []
+        self._pending.forget()
 
     def _suspects(self, losses: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
         terms = [(f"term {name!r}", value) for name, value in self._objective.active()]
@@ -179,13 +209,7 @@ class FiniteCheck:
     def _watch(self, values: Sequence[tuple[str, Tensor]], step: int) -> None:
         suspects, tensors = zip(*values, strict=True)
         fine = _agreed(torch.stack([value.to(torch.float32) for value in tensors]))
-        event = None
-        if fine.is_cuda:
-            host = torch.empty(fine.shape, dtype=torch.bool, pin_memory=True)
-            fine = host.copy_(fine, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-        self._pending = _Pending(list(suspects), fine, event, step)
+        self._pending.send(suspects, fine, partial(_error, step=step))
 
     def _gradient_of(self, held: Sequence[Tensor], blame: Callable[[], str | None] | None) -> str:
         term = None
@@ -195,7 +219,7 @@ class FiniteCheck:
             logger.debug("the search for the term was given up", exc_info=True)
         if term is not None:
             return f"the gradient of term {term!r}, whose value is finite"
-        bad = [p for p in held if p.grad is not None and not _all_finite([p.grad])]
+        bad = [p for p in held if p.grad is not None and not all_finite([p.grad])]
         which = f"the gradient of {self._names(bad[:1])[0]}" if bad else "the gradient"
         others = [name for name, term in self._objective.terms.items() if callable(getattr(term, "before_step", None))]
         return f"{which}, of no single term" + (f" unless before_step of {others} added it" if others else "")
@@ -244,7 +268,7 @@ def term_of_gradient(
                 value = entry.term(step)
                 if value.requires_grad:
                     found = torch.autograd.grad(value, wanted, retain_graph=True, allow_unused=True)
-                    fine[entry.name] &= _all_finite([g for g in found if g is not None])
+                    fine[entry.name] &= all_finite([g for g in found if g is not None])
     return _first(names, _agreed(torch.tensor([0.0 if fine[name] else math.nan for name in names])))
 
 
@@ -264,8 +288,32 @@ def _put_back(*modules: nn.Module) -> Iterator[None]:
             generator.set_state(state)
 
 
-def _all_finite(tensors: Iterable[Tensor]) -> bool:
-    return all(bool(_entries(tensor).isfinite().all()) for tensor in tensors)
+@torch.no_grad()
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether all entries are finite; makes the host wait for the device.
+
+    Examples:
+        >>> all_finite([torch.ones(2), torch.tensor([3e38, 3e38])]), all_finite([torch.tensor([1.0, torch.nan])])
+        (True, False)
+    """
+    held = [_entries(tensor) for tensor in tensors if tensor.numel()]
+    # One norm is the quick look; it can overflow where no entry has.
+    return (
+        not held
+        or math.isfinite(sum(norm.item() for norm in torch._foreach_norm(held)))
+        or all(bool(tensor.isfinite().all()) for tensor in held)
+    )
+
+
+def largest_entries(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The largest magnitude in each tensor, on its device: finite just where all of it is.
+
+    Examples:
+        >>> largest_entries([torch.tensor([1.0, -3.0]), torch.tensor([torch.nan, 1.0])])
+        [tensor(3.), tensor(nan)]
+    """
+    held = [_entries(tensor) for tensor in tensors if tensor.numel()]
+    return list(torch._foreach_norm(held, math.inf)) if held else []
 
 
 def _entries(tensor: Tensor) -> Tensor:

@@ -174,6 +174,24 @@ def test_resume_between_epochs_is_exact(tmp_path):
             assert all(torch.equal(ours[name], theirs[name]) for name in theirs), (part, k)
 
 
+@pytest.mark.parametrize("stop", [(1, 0), (3, 2), (4, 3)])
+def test_resume_in_the_middle_of_an_epoch_is_exact(stop):
+    """Fails when a pass of either network cannot be taken up: its mixup, dropout, history, average or mean."""
+    whole, first, second = build(dropout=0.3), build(dropout=0.3), build(seed=7, dropout=0.3)
+    expected = whole.fit(batches(), epochs=2)
+
+    def saving(plus):
+        if plus.steps == list(stop):
+            second.load_state_dict(copy.deepcopy(plus.state_dict()))
+
+    first.fit(batches(), epochs=2, after_step=saving)
+    means = second.fit(batches(), epochs=2)
+    assert means == expected[-len(means) :]
+    for part in ("networks", "averages", "losses"):
+        for ours, theirs in zip(getattr(second, part), getattr(whole, part), strict=True):
+            assert all(torch.equal(ours.state_dict()[name], value) for name, value in theirs.state_dict().items())
+
+
 def test_networks_differ_and_see_other_orders():
     """Fails when both networks get the same weights, batches or mixing: they would only confirm one another."""
     plus = build()

@@ -1,5 +1,6 @@
 """The noise mask. Golden vectors, contract and bad input are checked in tests/test_contract.py."""
 
+import copy
 import math
 from functools import partial
 
@@ -18,6 +19,7 @@ from regularized.overfitting.noise_mask.procedure import (
     gaussian_blur,
     noise_mask_objective,
 )
+from regularized.training.data import TensorData
 
 
 def policy(grid=4, **changes):
@@ -249,6 +251,30 @@ def test_after_phase_one_the_classifier_is_plain():
     alone = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     alone.load_state_dict(both.classifier.state_dict())
     assert torch.equal(alone.eval()(images()), both.classifier.eval()(images()))
+
+
+def test_resume_in_the_middle_of_an_epoch_is_exact():
+    """Fails when the masks of the rest of an epoch, momentum, or the running state are drawn or begun anew."""
+    data = TensorData(images(12), torch.arange(12) % 3, batch_size=4)
+    whole, first, second = pretraining(), pretraining(), pretraining()
+    expected = whole.fit(data, epochs=2)
+
+    def saving(both):
+        if both.steps == 2:
+            second.load_state_dict(copy.deepcopy(both.state_dict()))
+
+    first.fit(data, epochs=2, after_step=saving)
+    assert second.fit(data, epochs=2) == expected
+    for ours, theirs in ((second.classifier, whole.classifier), (second.noise_mask, whole.noise_mask)):
+        assert all(torch.equal(ours.state_dict()[name], value) for name, value in theirs.state_dict().items())
+
+
+def test_a_state_of_another_training_is_refused():
+    """Fails when a key that is missing is noticed when half of the state is loaded, or not at all."""
+    both = pretraining()
+    state = both.state_dict()
+    with pytest.raises(ValueError, match=r"the state of NoiseMaskPretraining does not fit: missing \['optimizers'\]"):
+        both.load_state_dict({name: part for name, part in state.items() if name != "optimizers"})
 
 
 def test_not_finite_is_reported():

@@ -20,6 +20,7 @@ rising decay forgets within a few steps either way. Prediction is the mean of f1
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -37,9 +38,9 @@ from regularized.noisy_labels.early_learning.loss import (
     early_learning_penalty,
 )
 from regularized.training.data import as_source
+from regularized.training.procedure import Epochs, Optimizers, Part, restore, state_of
 from regularized.training.progress import Coefficient, Progress, as_schedule
 from regularized.training.randomness import mix as mix_seeds
-from regularized.training.randomness import preserved, seed_all
 from regularized.training.step import Batch
 
 __all__ = ["EarlyLearningPlus", "EarlyLearningPlusLoss", "early_learning_plus_loss"]
@@ -47,6 +48,8 @@ __all__ = ["EarlyLearningPlus", "EarlyLearningPlusLoss", "early_learning_plus_lo
 # Shapes: B samples of a batch, N samples of the training set, C classes.
 
 Parameters: TypeAlias = Iterable[nn.Parameter]
+
+_STATE = ("networks", "averages", "losses", "optimizers", "mixing", "epochs")
 
 
 def early_learning_plus_loss(
@@ -214,8 +217,7 @@ class EarlyLearningPlus:
         networks: the two networks.
         averages: their averaged copies, see :class:`~regularized.mechanisms.ema.EMA`.
         losses: their losses, with the histories.
-        epoch: epochs done.
-        steps: optimizer steps done by each network.
+        optimizers: their optimizers, see :class:`~regularized.training.procedure.Optimizers`.
 
     Raises:
         ValueError: a setting is outside its range, or ``make_model`` returned the same network twice, or two that share
@@ -268,17 +270,24 @@ class EarlyLearningPlus:
             )
             for _ in self.networks
         )
-        self.optimizers = tuple(optimizer(list(network.parameters())) for network in self.networks)
-        for built in self.optimizers:
-            for group in built.param_groups:
-                group.setdefault("initial_lr", group["lr"])
-        self.schedule = as_schedule(schedule, name="schedule")
+        self.optimizers = Optimizers(
+            [optimizer(list(network.parameters())) for network in self.networks], schedule=schedule
+        )
         self.strength = as_schedule(strength, name="strength")
         self.mixup = mixup
         self.seed = seed
-        self.epoch = 0
-        self.steps = [0, 0]
-        self._generators = tuple(torch.Generator().manual_seed(mix_seeds(seed, net)) for net in range(2))
+        self.mixing = tuple(torch.Generator().manual_seed(mix_seeds(seed, net)) for net in range(2))
+        self.epochs = Epochs(seed)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return self.epochs.done
+
+    @property
+    def steps(self) -> list[int]:
+        """Optimizer steps done by each network."""
+        return self.optimizers.steps
 
     def training_step(self, net: int, batch: Any, *, progress: Progress | None = None) -> Tensor:
         """One optimizer step of one network, and of its average.
@@ -310,25 +319,19 @@ class EarlyLearningPlus:
                 f"{inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__}"
             )
         progress = Progress(self.steps[net], 0) if progress is None else progress
-        network, teacher, optimizer = self.networks[net], self.averages[1 - net], self.optimizers[net]
+        network, teacher = self.networks[net], self.averages[1 - net]
         for module in (network, teacher):
             if not module.training:
                 module.train()
-        mix = draw_mix(len(inputs), self.mixup, generator=self._generators[net], device=self.device, keep_larger=True)
+        mix = draw_mix(len(inputs), self.mixup, generator=self.mixing[net], device=self.device, keep_larger=True)
         logits = network(mix(inputs))
         with torch.no_grad():
             teacher_logits = teacher(inputs)
         loss: Tensor = self.losses[net](
             logits, labels, index, teacher_logits=teacher_logits, mix=mix, strength=self.strength(progress)
         )
-        rate = self.schedule(progress)
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * rate
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        self.optimizers.minimise(loss, net, progress=progress)
         self.averages[net].update(network)
-        self.steps[net] += 1
         return loss.detach()
 
     def fit(
@@ -336,19 +339,20 @@ class EarlyLearningPlus:
         data: Any,
         *,
         epochs: int,
-        after_epoch: Callable[["EarlyLearningPlus"], None] | None = None,
+        after_epoch: Callable[["EarlyLearningPlus"], object] | None = None,
+        after_step: Callable[["EarlyLearningPlus"], object] | None = None,
     ) -> list[tuple[float, float]]:
         """Train both networks until ``epochs`` epochs are done in all.
 
         A procedure restored by :meth:`load_state_dict` goes on where it stopped, and ends bit for bit (CPU) as one that
-        was never interrupted: orders and random numbers of an epoch depend on ``seed`` and the epoch alone. The two
-        networks see different orders.
+        was never interrupted, also in the middle of an epoch. The two networks see different orders.
 
         Args:
             data: what :func:`~regularized.training.data.as_source` takes: ``TensorData``, a ``DataLoader``, a list of
                 batches (x, y, index); or a pair of them, one for each network.
             epochs: epochs in all.
             after_epoch: called with this object after each epoch, for evaluation or saving.
+            after_step: called with this object after each step of either network, for saving within long epochs.
 
         Returns:
             Mean loss of each network in each epoch of this call.
@@ -356,33 +360,20 @@ class EarlyLearningPlus:
         Raises:
             TypeError: the data cannot be iterated.
             ValueError: they are empty, or of unknown length.
-            FloatingPointError: the loss of an epoch is not finite.
+            NonFiniteLoss: a loss or gradient is not finite, a ``FloatingPointError``; the weights are those before it.
         """
         pair = data if isinstance(data, tuple) else (data, data)
         if len(pair) != 2:
             raise ValueError(f"data must be one source of batches, or a pair, one for each network; got {len(pair)}")
-        sources = [as_source(one, seed=mix_seeds(self.seed, net)) for net, one in enumerate(pair)]
+        parts = [
+            Part(as_source(one, seed=mix_seeds(self.seed, net)), partial(self.training_step, net), stream=(net,))
+            for net, one in enumerate(pair)
+        ]
         means: list[tuple[float, float]] = []
-        while self.epoch < epochs:
-            sums = []
-            for net, source in enumerate(sources):
-                total = torch.zeros((), device=self.device)
-                # Dropout and augmentation draw from the global generators: seeded here, they resume exactly.
-                with preserved():
-                    seed_all(mix_seeds(self.seed, self.epoch, net))
-                    for position, batch in enumerate(source.batches(2 * self.epoch + net)):
-                        progress = Progress(
-                            self.epoch * len(source) + position, epochs * len(source), self.epoch, epochs
-                        )
-                        total += self.training_step(net, batch, progress=progress)
-                sums.append(float(total) / len(source))
-                if not torch.isfinite(total):
-                    raise FloatingPointError(
-                        f"the loss of network {net} is not finite in epoch {self.epoch}; lower the learning rate, or "
-                        "look for inputs that are not finite"
-                    )
-            means.append((sums[0], sums[1]))
-            self.epoch += 1
+        moment = None if after_step is None else partial(after_step, self)
+        for first, second in self.epochs.run(parts, until=epochs, after_step=moment):
+            self.optimizers.settle()
+            means.append((float(first), float(second)))
             if after_epoch is not None:
                 after_epoch(self)
         return means
@@ -401,34 +392,17 @@ class EarlyLearningPlus:
         """All that is needed to go on: networks, averages, histories, optimizers, counters, random states.
 
         Plain dictionaries and lists of tensors, numbers and strings: ``torch.load(..., weights_only=True)`` reads it.
-        Taken between epochs, the training goes on exactly.
+
+        Raises:
+            NonFiniteLoss: the last step, or a weight, is not finite.
+            RuntimeError: a step was left half-way.
         """
-        return {
-            "networks": [network.state_dict() for network in self.networks],
-            "averages": [average.state_dict() for average in self.averages],
-            "losses": [loss.state_dict() for loss in self.losses],
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "generators": [generator.get_state() for generator in self._generators],
-            "steps": list(self.steps),
-            "epoch": self.epoch,
-        }
+        return state_of(self, *_STATE)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a state of :meth:`state_dict`, of a procedure built with the same settings.
 
         Raises:
-            ValueError: parts of the state are missing or unknown.
+            ValueError: parts of the state are missing, unknown, or of another procedure; nothing is changed then.
         """
-        needed = {"networks", "averages", "losses", "optimizers", "generators", "steps", "epoch"}
-        if set(state) != needed:
-            raise ValueError(
-                f"this is not a state of EarlyLearningPlus: missing {sorted(needed - set(state))}, unknown "
-                f"{sorted(set(state) - needed)}"
-            )
-        for name in ("networks", "averages", "losses", "optimizers"):
-            for part, saved in zip(getattr(self, name), state[name], strict=True):
-                part.load_state_dict(saved)
-        for generator, saved in zip(self._generators, state["generators"], strict=True):
-            generator.set_state(saved.cpu())
-        self.steps = list(state["steps"])
-        self.epoch = int(state["epoch"])
+        restore(self, state, *_STATE)

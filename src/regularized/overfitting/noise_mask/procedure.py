@@ -26,6 +26,7 @@ the cures.
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -33,9 +34,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regularized.training.data import as_source
+from regularized.training.procedure import Epochs, Optimizers, Part, restore, state_of
 from regularized.training.progress import Coefficient, Progress, as_schedule
 from regularized.training.randomness import mix as mix_seeds
-from regularized.training.randomness import preserved, seed_all
 from regularized.training.step import Batch
 
 __all__ = [
@@ -51,6 +52,8 @@ __all__ = [
 # Shapes: B images, C channels, S side of the image, G side of the grid, D = G * G cells.
 
 Credit: TypeAlias = Literal["batch", "sample"]
+
+_STATE = ("classifier", "noise_mask", "optimizers", "epochs")
 
 _LARGEST_LOG = 10.0  # concentrations beyond e^10 overflow the density in float32; the official code has no bound
 
@@ -366,8 +369,7 @@ class NoiseMaskPretraining:
     Attributes:
         classifier: the network.
         noise_mask: the policy.
-        epoch: epochs done.
-        steps: optimizer steps done.
+        optimizers: those of classifier and policy, see :class:`~regularized.training.procedure.Optimizers`.
 
     Raises:
         ValueError: policy and classifier share parameters.
@@ -414,20 +416,27 @@ class NoiseMaskPretraining:
             raise ValueError(f"credit must be 'batch' or 'sample', got {credit!r}")
         self.classifier = classifier
         self.noise_mask = noise_mask
-        self.optimizers = (optimizer(list(classifier.parameters())), policy_optimizer(list(noise_mask.parameters())))
-        for built in self.optimizers:
-            for group in built.param_groups:
-                group.setdefault("initial_lr", group["lr"])
-        self.schedules = (
-            as_schedule(schedule, name="schedule"),
-            as_schedule(policy_schedule, name="policy_schedule"),
+        self.optimizers = Optimizers(
+            [optimizer(list(classifier.parameters())), policy_optimizer(list(noise_mask.parameters()))],
+            schedule=(as_schedule(schedule, name="schedule"), as_schedule(policy_schedule, name="policy_schedule")),
+            names=("the classifier", "the policy"),
+            remedy="lower the learning rates, or use coupled=False",
         )
         self.loss = _cross_entropy if loss is None else loss
         self.credit: Credit = credit
         self.coupled = coupled
         self.seed = seed
-        self.epoch = 0
-        self.steps = 0
+        self.epochs = Epochs(seed)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return self.epochs.done
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps done."""
+        return self.optimizers.steps[0]
 
     def training_step(self, batch: Any, *, progress: Progress | None = None) -> tuple[Tensor, Tensor]:
         """One step of both optimizers.
@@ -450,14 +459,7 @@ class NoiseMaskPretraining:
         masked = self.noise_mask(sorted_batch.inputs)
         losses = self.loss(self.classifier(masked.images), sorted_batch.targets)
         objective = noise_mask_objective(losses, masked.log_density, credit=self.credit, coupled=self.coupled)
-        for built, schedule in zip(self.optimizers, self.schedules, strict=True):
-            for group in built.param_groups:
-                group["lr"] = group["initial_lr"] * schedule(progress)
-            built.zero_grad()
-        objective.backward()
-        for built in self.optimizers:
-            built.step()
-        self.steps += 1
+        self.optimizers.minimise(objective, progress=progress)
         return losses.detach().mean(), masked.log_density.detach().mean()
 
     def fit(
@@ -465,69 +467,64 @@ class NoiseMaskPretraining:
         data: Any,
         *,
         epochs: int,
-        after_epoch: Callable[["NoiseMaskPretraining"], None] | None = None,
+        after_epoch: Callable[["NoiseMaskPretraining"], object] | None = None,
+        after_step: Callable[["NoiseMaskPretraining"], object] | None = None,
     ) -> list[dict[str, float]]:
         """Train until ``epochs`` epochs are done in all.
 
-        Restored by :meth:`load_state_dict` it goes on where it stopped and ends bit for bit (CPU) as if it never had
-        been: the order and draws of an epoch depend on ``seed`` and the epoch alone.
+        Restored by :meth:`load_state_dict` it goes on where it stopped, and ends bit for bit (CPU) as if it had never
+        been interrupted, also in the middle of an epoch.
 
         Args:
             data: what :func:`~regularized.training.data.as_source` takes; a batch has at least two images.
             epochs: epochs in all.
             after_epoch: called with this object after each epoch.
+            after_step: called with this object after each step, for saving within long epochs.
 
         Returns:
             For each epoch of this call the mean ``loss`` and the mean ``log_density``.
 
         Raises:
-            FloatingPointError: the loss of an epoch is not finite.
+            NonFiniteLoss: a loss or gradient is not finite, a ``FloatingPointError``; the weights are those before it.
         """
-        source = as_source(data, seed=mix_seeds(self.seed, 0))
+        part = Part(as_source(data, seed=mix_seeds(self.seed, 0)), self._averaged_step, stream=(1,))
+        moment = None if after_step is None else partial(after_step, self)
         records = []
-        while self.epoch < epochs:
-            sums = torch.zeros(2)
-            with preserved():
-                seed_all(mix_seeds(self.seed, self.epoch, 1))
-                total = len(source)
-                for position, batch in enumerate(source.batches(self.epoch)):
-                    progress = Progress(self.epoch * total + position, epochs * total, self.epoch, epochs)
-                    sums = torch.stack(self.training_step(batch, progress=progress)) + sums.to(_device(self.classifier))
-            loss, log_density = (sums / total).tolist()
-            if not math.isfinite(loss + log_density):
-                raise FloatingPointError(
-                    f"the loss is not finite in epoch {self.epoch} (loss {loss}, log density {log_density}); lower the "
-                    "learning rates, or use coupled=False"
-                )
+        for [mean] in self.epochs.run([part], until=epochs, after_step=moment):
+            self.optimizers.settle()
+            loss, log_density = mean.tolist()
             if log_density < 0 and self.coupled:
                 warnings.warn(
-                    f"the mean log density was {log_density:.3g} in epoch {self.epoch}: with coupled=True a negative "
-                    "one turns the classifier's gradient round. Use coupled=False, or a larger grid",
+                    f"the mean log density was {log_density:.3g} in epoch {self.epoch - 1}: with coupled=True a "
+                    "negative one turns the classifier's gradient round. Use coupled=False, or a larger grid",
                     stacklevel=2,
                 )
             records.append({"loss": loss, "log_density": log_density})
-            self.epoch += 1
             if after_epoch is not None:
                 after_epoch(self)
         return records
 
+    def _averaged_step(self, batch: Batch, *, progress: Progress) -> Tensor:
+        return torch.stack(self.training_step(batch, progress=progress))
+
     def state_dict(self) -> dict[str, Any]:
-        """Everything that goes on: both networks, the running state in the policy, both optimizers, the counters."""
-        return {
-            "classifier": self.classifier.state_dict(),
-            "noise_mask": self.noise_mask.state_dict(),
-            "optimizers": [built.state_dict() for built in self.optimizers],
-            "epoch": self.epoch,
-            "steps": self.steps,
-        }
+        """Everything that goes on: both networks, the running state in the policy, both optimizers, the counters.
+
+        Plain dictionaries and lists of tensors, numbers and strings: ``torch.load(..., weights_only=True)`` reads it.
+
+        Raises:
+            NonFiniteLoss: the last step, or a weight, is not finite.
+            RuntimeError: a step was left half-way.
+        """
+        return state_of(self, *_STATE)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave."""
-        self.classifier.load_state_dict(state["classifier"])
-        self.noise_mask.load_state_dict(state["noise_mask"])
-        for built, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            built.load_state_dict(saved)
-        self.epoch, self.steps = state["epoch"], state["steps"]
+        """Take over a state of :meth:`state_dict`, of a procedure built with the same settings.
+
+        Raises:
+            ValueError: parts of the state are missing, unknown, or of another procedure; nothing is changed then.
+        """
+        restore(self, state, *_STATE)
 
 
 def _head(features: int, cells: int) -> nn.Sequential:
@@ -560,7 +557,3 @@ def _bounded(logs: Tensor) -> Tensor:
             stacklevel=4,
         )
     return logs.clamp(-_LARGEST_LOG, _LARGEST_LOG)
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
