@@ -6,8 +6,10 @@ a check that is excepted and passes fails the suite.
 
 import importlib
 import inspect
+from dataclasses import replace
 
 import pytest
+from tests.contracts import BROKEN, offered
 
 from regularized.evidence import contract
 from regularized.evidence.claims import Verdict
@@ -16,8 +18,8 @@ from regularized.evidence.ledger import load as load_ledger
 from regularized.papers.catalogue import load_catalogue
 
 IMPLEMENTED = [entry for entry in load_catalogue() if entry.implemented]
-SUBJECTS = [(entry, subject) for entry in IMPLEMENTED for subject in entry.contract().subjects()]
-BAD_INPUTS = [(entry, bad) for entry in IMPLEMENTED for bad in entry.contract().bad_inputs()]
+SUBJECTS = [(entry, subject) for entry in IMPLEMENTED for subject in offered(entry, "subjects")]
+BAD_INPUTS = [(entry, bad) for entry in IMPLEMENTED for bad in offered(entry, "bad_inputs")]
 SAVED = {e.slug: (contract.load(e.folder / "contract.json") or {"outcomes": []})["outcomes"] for e in IMPLEMENTED}
 CASES = [(entry, subject, name) for entry, subject in SUBJECTS for name in contract.checks_of(subject)]
 
@@ -31,6 +33,21 @@ def test_there_is_something_to_check():
     assert IMPLEMENTED
     assert {entry.card.slug for entry, _ in SUBJECTS} == {entry.card.slug for entry in IMPLEMENTED}
     assert {entry.card.slug for entry, _ in BAD_INPUTS} == {entry.card.slug for entry in IMPLEMENTED}
+
+
+@pytest.mark.parametrize("entry", IMPLEMENTED, ids=lambda entry: entry.slug)
+def test_it_loads(entry):
+    """Fails for the paper whose code is broken, and for no other."""
+    if entry.slug in BROKEN:
+        raise BROKEN[entry.slug]
+
+
+def test_a_paper_that_does_not_load_leaves_the_others_their_tests(monkeypatch):
+    """Fails when the broken contract of one paper stops the collection of all."""
+    broken = replace(IMPLEMENTED[0], package="no_such_package")
+    monkeypatch.setattr("tests.contracts.BROKEN", {})
+    assert offered(broken, "subjects") == []
+    assert offered(IMPLEMENTED[0], "subjects")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from tests.contracts import offered
 from torch import nn
 
 from regularized import odeint, sdeint
@@ -34,7 +35,7 @@ SUBJECTS = [
     (entry.slug, subject)
     for entry in load_catalogue()
     if entry.implemented
-    for subject in entry.contract().subjects()
+    for subject in offered(entry, "subjects")
     if isinstance(subject, Subject)
 ]
 LONG = 1000

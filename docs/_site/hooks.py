@@ -198,12 +198,14 @@ def _bench(entry: Entry, up: str) -> str:
         ]
         for row in saved["rows"]
     ]
-    heads = ["size", "plain step, ms", "with it, ms", "ratio (95 % interval)", "floor", "peak memory"]
+    heads = ["size", "plain step, ms", "with it, ms", "ratio (from, to)", "floor", "peak memory"]
     environment = saved["environment"]
+    processes = min(row.processes for row in saved["rows"])
+    interval = f"lowest and highest of {processes} fresh processes" if processes > 1 else "95 % interval in one process"
     return (
         _table(heads, rows, frozenset(range(1, 6)))
-        + f"\n\n*Made by `regularized bench {entry.slug} --save` on {saved['measured']}: steps interleaved in one "
-        f"process, one thread, {environment['cpu']}, torch {environment['torch']}; memory as ratio of the peaks of "
+        + f"\n\n*Made by `regularized bench {entry.slug} --save` on {saved['measured']}: steps interleaved, "
+        f"{interval}, one thread, {environment['cpu']}, torch {environment['torch']}; memory as ratio of the peaks of "
         "fresh processes.*"
     )
 

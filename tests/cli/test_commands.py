@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from regularized.cli.app import app
 from regularized.evidence import runner as evidence_runner
+from regularized.evidence.contract import Outcome
 from regularized.evidence.experiment import Unavailable
 from regularized.evidence.results import Failure, ReproduceResult, Trial, TuningResult, outcomes
 from regularized.evidence.store import Run, StoreError
@@ -383,13 +384,42 @@ def test_conform_damaged_file(tmp_path):
     assert "corrupt or truncated" in result.stderr
 
 
+@pytest.mark.parametrize("command", ["conform", "contract", "bench"])
+def test_code_that_does_not_load_costs_its_paper_alone(monkeypatch, command):
+    """Fails when a command about all papers stops at the one whose code is broken, or passes over it in silence."""
+    import importlib
+
+    part = {"conform": "conformance"}.get(command, command)
+    two = IMPLEMENTED[:2]
+    monkeypatch.setattr("regularized.cli.app._entries", lambda slug: two)
+    load = importlib.import_module
+
+    def break_one(name: str, *arguments: object):
+        if name == two[0].module_name(part):
+            raise SyntaxError("half a file")
+        return load(name, *arguments)
+
+    monkeypatch.setattr(importlib, "import_module", break_one)
+    monkeypatch.setattr("regularized.evidence.bench.bench", lambda *a, **k: [])
+    monkeypatch.setattr("regularized.evidence.contract.run", lambda name, *a, **k: [Outcome(name, "s", "c", "passed")])
+    result = call(command, "--json")
+    assert result.exit_code == 1
+    assert f"{two[0].slug} is left out, its {part} does not load: SyntaxError: half a file" in result.stderr
+    assert {row["slug"] for row in json.loads(result.stdout)} == ({two[1].slug} if command != "bench" else set())
+    alone = call(command, two[0].slug)
+    assert isinstance(alone.exception, SyntaxError), "of one paper it is a defect with its traceback"
+
+
 def test_bench(monkeypatch):
-    """Fails when a key that scripts rely on is missing, or the card's floor is not passed on."""
+    """Fails when a key that scripts rely on is missing, the card's floor is lost, or rows are saved unasked."""
     from regularized.evidence import bench, bench_rows
     from regularized.evidence.bench_rows import BenchRow
 
-    def measure(slug, module_name, *, floor, on_row, **options):
-        row = BenchRow(slug, "small", 1.0, 1.2, 1.2, (1.1, 1.3), floor, None, 10)
+    asked: list[int] = []
+
+    def measure(slug, module_name, *, floor, on_row, processes, **options):
+        asked.append(processes)
+        row = BenchRow(slug, "small", 1.0, 1.2, 1.2, (1.1, 1.3), floor, None, 10, processes=processes)
         on_row(row)
         return [row]
 
@@ -400,10 +430,16 @@ def test_bench(monkeypatch):
     assert row["floor"] == PAPER.card.implementation.floor
     saved: list[str] = []
     monkeypatch.setattr(bench_rows, "save", lambda rows, module: saved.append(module))
-    assert "1.2\t1.1\t1.3" in call("bench", PAPER.slug).stdout
+    before = BenchRow(PAPER.slug, "small", 1.0, 2.0, 2.0, (1.95, 2.05), None, None, 10, processes=5)
+    was = {"measured": "2026-01-02", "environment": {"cpu": "x"}, "rows": [before]}
+    monkeypatch.setattr(bench_rows, "load", lambda path: was)
+    shown = call("bench", PAPER.slug)
+    assert "1.2\t1.1\t1.3" in shown.stdout
+    assert f"{PAPER.slug}: small: 1.200 today, 1.950 to 2.050 in 5 processes on 2026-01-02 (x)" in shown.stderr
     assert not saved
     assert call("bench", PAPER.slug, "--save").exit_code == 0
     assert saved == [PAPER.module_name("bench")]
+    assert asked == [1, 1, 5], "what is saved comes from several fresh processes"
 
 
 # -- the process --------------------------------------------------------------------------------

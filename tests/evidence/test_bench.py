@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from regularized.evidence.bench import Workload, bench
-from regularized.evidence.bench_rows import BenchRow, load, save
+from regularized.evidence.bench_rows import BenchRow, departures, load, save
 
 
 class Clock:
@@ -50,7 +50,55 @@ def test_ratio_floor_and_interval(monkeypatch):
     assert (first.floor, second.floor) == (2.5, 1.0)
     assert second.ratio == pytest.approx(1.0)
     assert first.pairs >= 10
-    assert first.peak_memory_ratio is None
+    assert (first.peak_memory_ratio, first.processes) == (None, 1)
+
+
+STATE = """
+import os
+import time
+from pathlib import Path
+from regularized.evidence.bench import Workload
+
+def build():
+    calls = Path(__file__).with_name("processes")
+    number = len(calls.read_text().splitlines()) if calls.exists() else 0
+    calls.write_text("".join([*(calls.read_text().splitlines(True) if number else []), f"{os.getpid()}\\n"]))
+    return lambda: time.sleep(0.002), lambda: time.sleep(0.002 * (1 + 2 * number))
+
+def workloads():
+    return [Workload("slower in each process", build)]
+"""
+
+
+def test_the_interval_of_several_processes_is_what_they_gave(tmp_path, monkeypatch):
+    """Fails when the repeats share a process, or the interval is that of the pairs within one."""
+    (tmp_path / "state_bench.py").write_text(STATE)
+    monkeypatch.syspath_prepend(tmp_path)
+    (row,) = bench("slug", "state_bench", seconds=0.1, processes=3, memory=False)
+    assert len(set((tmp_path / "processes").read_text().split())) == 3
+    assert row.processes == 3
+    low, high = row.ratio_interval
+    assert low < 0.7 * row.ratio < row.ratio < 0.8 * high
+    assert row.pairs >= 30
+    with pytest.raises(ValueError, match="processes must be"):
+        bench("slug", "state_bench", processes=0)
+
+
+def test_a_figure_that_left_what_was_saved_is_told(tmp_path):
+    """Fails when a slower step passes in silence, the noise of a sixth process raises alarm, or one process decides."""
+
+    def row(ratio, interval, processes):
+        return BenchRow("slug", "small", 1.0, ratio, ratio, interval, None, None, 50, processes=processes)
+
+    def told(today, processes=5):
+        saved = {"measured": "2026-01-02", "environment": {"cpu": "x"}, "rows": [row(1.2, (1.1, 1.3), processes)]}
+        return list(departures([row(today, (today, today), 1)], saved))
+
+    assert told(1.2) == told(1.35) == told(1.05) == []
+    assert told(1.6) == ["small: 1.600 today, 1.100 to 1.300 in 5 processes on 2026-01-02 (x)"]
+    assert told(0.8)
+    assert told(1.6, processes=1) == []
+    assert list(departures([row(9.0, (9.0, 9.0), 1)], None)) == []
 
 
 def test_peak_memory_is_of_fresh_processes(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -289,11 +290,11 @@ def conform(
     from regularized.evidence.conformance import GoldenError
     from regularized.evidence.conformance import conform as compare
 
-    entries = _entries(slug)
+    parts = _Parts(slug, "conformance")
     if golden is not None and not golden.is_dir():
         raise CommandError(f"there is no folder {golden}", Exit.NOT_FOUND)
     rows, problems = [], []
-    for entry in entries:
+    for entry, adapter in parts:
         path = entry.golden if golden is None else golden / f"{entry.slug}.npz"
         if golden is not None and not path.exists():
             if slug is not None:
@@ -301,7 +302,7 @@ def conform(
             note(f"{entry.slug}: skipped, there is no {path}")
             continue
         try:
-            rows.extend(compare(entry.slug, entry.conformance(), path))
+            rows.extend(compare(entry.slug, adapter, path))
         except GoldenError as error:
             problems.append(str(error))
             note(f"error: {error}")
@@ -316,13 +317,13 @@ def conform(
         for row in rows:
             if row.note:
                 note(f"{row.slug} {row.case} {row.output}: {row.note}")
-    if not rows and not problems:
+    if not rows and not problems and not parts.broken:
         raise CommandError(
             f"nothing was compared: {golden or 'the catalogue'} has no golden file of these papers", Exit.NOT_FOUND
         )
     wrong = sum(not row.ok for row in rows)
     note(f"{len(rows) - wrong} of {len(rows)} outputs agree")
-    if wrong or problems:
+    if wrong or problems or parts.broken:
         raise typer.Exit(int(Exit.FAILED))
 
 
@@ -347,7 +348,8 @@ def contract(
     if module and (slug or save):
         raise CommandError("--module goes without SLUG and --save: it is about a module of yours", Exit.USAGE)
     found: list[Outcome] = []
-    for name, subjects, exceptions, home in _subjects_of_module(module) if module else _subjects_of_papers(slug):
+    parts = _Parts(slug, "contract")
+    for name, subjects, exceptions, home in _subjects_of_module(module) if module else _subjects_of_papers(parts):
         outcomes = []
         for outcome in run(name, subjects, exceptions=exceptions):
             outcomes.append(outcome)
@@ -365,14 +367,17 @@ def contract(
         )
     counted = Counter(outcome.status for outcome in found)
     note(", ".join(f"{number} {status.replace('_', ' ')}" for status, number in counted.items()))
-    if counted["failed"]:
+    if counted["failed"] or parts.broken:
         raise typer.Exit(int(Exit.FAILED))
 
 
 @app.command()
 def bench(
     slug: MaybeSlug = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Time for each size.")] = 12.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Time for each size, which its processes share.")] = 12.0,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Fresh processes for each size; default 5 with --save, otherwise 1.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of torch; one is the quietest.")] = 1,
     memory: Annotated[bool, typer.Option(help="Measure peak memory, too, in processes of their own.")] = True,
     save: Annotated[
@@ -380,37 +385,45 @@ def bench(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure what a technique costs: its step against a plain one, interleaved, beside the least possible ratio."""
-    from regularized.evidence.bench import bench as measure
-    from regularized.evidence.bench_rows import BenchRow
-    from regularized.evidence.bench_rows import save as save_rows
+    """Measure what a technique costs: its step against a plain one, interleaved, beside the least possible ratio.
 
-    rows: list[BenchRow] = []
-    for entry in _entries(slug):
+    Says so where a figure has left what was saved.
+    """
+    from regularized.evidence import bench_rows
+    from regularized.evidence.bench import bench as measure
+
+    rows: list[bench_rows.BenchRow] = []
+    parts = _Parts(slug, "bench")
+    for entry, module in parts:
         implementation = entry.card.implementation
         measured = measure(
             entry.slug,
-            entry.module_name("bench"),
+            module.__name__,
             floor=implementation.floor if implementation else None,
             seconds=seconds,
+            processes=processes or (5 if save else 1),
             threads=threads,
             memory=memory,
             on_row=lambda row: note(f"{row.slug}: {row.size}: {row.ratio:.3f}"),
         )
         rows += measured
+        for text in bench_rows.departures(measured, bench_rows.load(entry.folder / "bench.json")):
+            note(f"{entry.slug}: {text}")
         if save:
-            note(f"saved {save_rows(measured, entry.module_name('bench'))}")
+            note(f"saved {bench_rows.save(measured, module.__name__)}")
     if as_json:
         emit_json([row.to_dict() for row in rows])
-        return
-    columns = ["slug", "size", "plain ms>", "method ms>", "ratio>", "low>", "high>", "floor>", "peak memory ratio>"]
-    emit_table(
-        columns,
-        [
-            [r.slug, r.size, r.plain_ms, r.method_ms, r.ratio, *r.ratio_interval, r.floor, r.peak_memory_ratio]
-            for r in rows
-        ],
-    )
+    else:
+        columns = ["slug", "size", "plain ms>", "method ms>", "ratio>", "low>", "high>", "floor>", "peak memory ratio>"]
+        emit_table(
+            columns,
+            [
+                [r.slug, r.size, r.plain_ms, r.method_ms, r.ratio, *r.ratio_interval, r.floor, r.peak_memory_ratio]
+                for r in rows
+            ],
+        )
+    if parts.broken:
+        raise typer.Exit(int(Exit.FAILED))
 
 
 @app.command()
@@ -504,11 +517,39 @@ def _entries(slug: str | None) -> Sequence["Entry"]:
     return sorted((entry for entry in load_catalogue() if entry.implemented), key=lambda entry: entry.slug)
 
 
-def _subjects_of_papers(slug: str | None) -> Iterator[tuple[str, Sequence[Any], Mapping[str, str], str]]:
-    """Slug, subjects, the card's exceptions by check, and the contract module of each paper."""
-    for entry in _entries(slug):
+class _Parts:
+    """Modules of papers. Of all papers, one that does not load is told and left out; of one paper, it is an error.
+
+    Args:
+        slug: the paper; None for all.
+        part: which module of its folder.
+    """
+
+    def __init__(self, slug: str | None, part: str) -> None:
+        self._slug, self._part = slug, part
+        self._entries = _entries(slug)
+        self.broken: list[str] = []
+
+    def __iter__(self) -> Iterator[tuple["Entry", ModuleType]]:
+        for entry in self._entries:
+            try:
+                module = importlib.import_module(entry.module_name(self._part))
+            except Exception as error:
+                if self._slug is not None:
+                    raise
+                note(
+                    f"error: {entry.slug} is left out, its {self._part} does not load: {type(error).__name__}: {error}"
+                )
+                self.broken.append(entry.slug)
+            else:
+                yield entry, module
+
+
+def _subjects_of_papers(parts: _Parts) -> Iterator[tuple[str, Sequence[Any], Mapping[str, str], str]]:
+    """Slug, subjects, the card's exceptions by check, and the name of the contract module of each paper."""
+    for entry, module in parts:
         exceptions = {exception.check: exception.reason for exception in entry.card.exceptions}
-        yield entry.slug, entry.contract().subjects(), exceptions, entry.module_name("contract")
+        yield entry.slug, module.subjects(), exceptions, module.__name__
 
 
 def _subjects_of_module(name: str) -> Iterator[tuple[str, Sequence[Any], Mapping[str, str], str]]:

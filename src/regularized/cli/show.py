@@ -183,11 +183,14 @@ def _print_claims(entry: Entry, console: "Console") -> None:
 
 
 def _print_cost(entry: Entry, console: "Console") -> None:
+    from rich.markup import escape
+
     implementation = entry.card.implementation
     if implementation is None:
         return
     console.print(
-        f"\n[bold]Cost of a step[/]: at least {implementation.floor:g} x plain training ({implementation.floor_reason})"
+        f"\n[bold]Cost of a step[/]: at least {implementation.floor:g} x plain training "
+        f"({escape(implementation.floor_reason)})"
     )
     cost = _cost(entry)
     if cost is not None:

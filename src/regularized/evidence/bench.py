@@ -1,7 +1,10 @@
 """What a technique costs: plain step and method step interleaved in one run, and the peak memory of each.
 
 Single times on a shared machine are worth little; the *ratio* of steps that ran side by side is. So the two steps take
-turns (A B, then B A), the ratio is the median of the paired ratios, and its interval is a bootstrap over the pairs.
+turns (A B, then B A), and the ratio is the median of the paired ratios. Each size is measured in a fresh process: where
+its memory lies, and what ran before, moves a ratio by more than the pairs of one process show. So a figure that is to
+be kept is measured in several of them, and its interval is what they gave; that of one process is a bootstrap over its
+pairs.
 """
 
 import gc
@@ -56,6 +59,7 @@ def bench(
     *,
     floor: float | None = None,
     seconds: float = 12.0,
+    processes: int = 1,
     threads: int = 1,
     memory: bool = True,
     seed: int = 0,
@@ -67,47 +71,59 @@ def bench(
         slug: paper, for the rows.
         module_name: dotted name of the bench module.
         floor: the card's floor, for workloads without their own.
-        seconds: time budget of each workload; at least 10 pairs are timed whatever it is.
+        seconds: time budget of each workload, which its processes share; each times at least 10 pairs whatever it is.
+        processes: fresh processes for each workload, one after the other.
         threads: torch threads; default 1, the quietest.
-        memory: measure peak memory in fresh processes too.
+        memory: measure peak memory, too, in processes of its own.
         seed: seed of the initialisation, the data, and the bootstrap.
         on_row: called with each row as soon as it is measured.
 
     Returns:
         One row a workload, in the order of the module.
+
+    Raises:
+        RuntimeError: a process ended without an answer; what it wrote to standard error says why.
+        ValueError: ``processes`` is below 1.
     """
     from importlib import import_module
 
+    if processes < 1:
+        raise ValueError(f"processes must be at least 1, got {processes}")
     module: BenchModule = import_module(module_name)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     rows = []
-    try:
-        for number, workload in enumerate(module.workloads()):
-            torch.manual_seed(seed)
-            plain, method = workload.build()
-            plain_times, method_times = _pairs(plain, method, seconds)
-            del plain, method
-            gc.collect()
-            ratios = method_times / plain_times
-            row = BenchRow(
-                slug=slug,
-                size=workload.size,
-                plain_ms=float(np.median(plain_times)) * 1e3,
-                method_ms=float(np.median(method_times)) * 1e3,
-                ratio=float(np.median(ratios)),
-                ratio_interval=_median_interval(ratios, seed),
-                floor=workload.floor if workload.floor is not None else floor,
-                peak_memory_ratio=_memory_ratio(module_name, number, seed) if memory else None,
-                pairs=len(ratios),
-                note=workload.note,
-            )
-            rows.append(row)
-            if on_row is not None:
-                on_row(row)
-    finally:
-        torch.set_num_threads(before)
+    for number, workload in enumerate(module.workloads()):
+        times = [
+            _in_fresh_process(_measure_times, module_name, number, seconds / processes, threads, seed)
+            for _ in range(processes)
+        ]
+        ratios = [method / plain for plain, method in times]
+        medians = [float(np.median(of_one)) for of_one in ratios]
+        row = BenchRow(
+            slug=slug,
+            size=workload.size,
+            plain_ms=float(np.median([np.median(plain) for plain, _ in times])) * 1e3,
+            method_ms=float(np.median([np.median(method) for _, method in times])) * 1e3,
+            ratio=float(np.median(medians)),
+            ratio_interval=(min(medians), max(medians)) if processes > 1 else _median_interval(ratios[0], seed),
+            floor=workload.floor if workload.floor is not None else floor,
+            peak_memory_ratio=_memory_ratio(module_name, number, seed) if memory else None,
+            pairs=sum(map(len, ratios)),
+            processes=processes,
+            note=workload.note,
+        )
+        rows.append(row)
+        if on_row is not None:
+            on_row(row)
     return rows
+
+
+def _measure_times(module_name: str, number: int, seconds: float, threads: int, seed: int) -> tuple[Any, Any]:
+    from importlib import import_module
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    plain, method = import_module(module_name).workloads()[number].build()
+    return _pairs(plain, method, seconds)
 
 
 def _pairs(plain: StepFunction, method: StepFunction, seconds: float) -> tuple[Any, Any]:
@@ -149,26 +165,12 @@ def _median_interval(values: Any, seed: int, resamples: int = 2000) -> tuple[flo
 
 
 def _memory_ratio(module_name: str, number: int, seed: int) -> float:
-    plain, method = (_peak_in_fresh_process(module_name, number, which, seed) for which in (0, 1))
-    return method / plain
+    plain, method = (_in_fresh_process(_measure_peak, module_name, number, which, seed) for which in (0, 1))
+    ratio: float = method / plain
+    return ratio
 
 
-def _peak_in_fresh_process(module_name: str, number: int, which: int, seed: int) -> float:
-    context = mp.get_context("spawn")
-    receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_measure_peak, args=(send, module_name, number, which, seed))
-    process.start()
-    send.close()
-    try:
-        peak: float = receive.recv()
-    except EOFError:
-        raise RuntimeError(f"measuring the memory of workload {number} of {module_name} failed; see above") from None
-    finally:
-        process.join()
-    return peak
-
-
-def _measure_peak(send: Any, module_name: str, number: int, which: int, seed: int) -> None:
+def _measure_peak(module_name: str, number: int, which: int, seed: int) -> float:
     from importlib import import_module
 
     torch.set_num_threads(1)
@@ -178,7 +180,25 @@ def _measure_peak(send: Any, module_name: str, number: int, which: int, seed: in
     step = module.workloads()[number].build()[which]
     for _ in range(4):
         step()
-    send.send(max(_peak_bytes() - base, 1.0))
+    return max(_peak_bytes() - base, 1.0)
+
+
+def _in_fresh_process(measure: Callable[..., Any], module_name: str, number: int, *arguments: Any) -> Any:
+    context = mp.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(send, measure, module_name, number, *arguments))
+    process.start()
+    send.close()
+    try:
+        return receive.recv()
+    except EOFError:
+        raise RuntimeError(f"measuring workload {number} of {module_name} failed; see above") from None
+    finally:
+        process.join()
+
+
+def _answer(send: Any, measure: Callable[..., Any], *arguments: Any) -> None:
+    send.send(measure(*arguments))
     send.close()
 
 

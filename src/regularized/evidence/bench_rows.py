@@ -1,15 +1,16 @@
 """What a technique costs, as measured: rows, and the file beside a paper that keeps them. Loads no torch.
 
-Public names: :class:`BenchRow`, :func:`save`, :func:`load`. They are measured by :mod:`regularized.evidence.bench`.
+Public names: :class:`BenchRow`, :func:`departures`, :func:`save`, :func:`load`. Measured by
+:mod:`regularized.evidence.bench`.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BenchRow", "load", "save"]
+__all__ = ["BenchRow", "departures", "load", "save"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,14 +22,16 @@ class BenchRow:
         size: workload.
         plain_ms: median time of a plain step, milliseconds.
         method_ms: median time of a step with the technique, milliseconds.
-        ratio: median of the paired ratios method / plain.
-        ratio_interval: 95 % bootstrap interval of ``ratio``.
+        ratio: median of the paired ratios method / plain; of several processes, the median of theirs.
+        ratio_interval: lowest and highest ratio of the processes; of one process, the 95 % bootstrap interval over its
+            pairs.
         floor: the least ratio that the technique's necessary work allows, from its sheet.
         peak_memory_ratio: peak memory of a fresh process that takes method steps over one that takes plain steps, each
             less what importing torch and the library takes; on a GPU the ratio of the allocator's peaks. None where it
             was not asked for.
         pairs: number of timed pairs.
         note: what to know when reading the row.
+        processes: how many fresh processes measured it.
     """
 
     slug: str
@@ -41,10 +44,44 @@ class BenchRow:
     peak_memory_ratio: float | None
     pairs: int
     note: str = ""
+    processes: int = 1
+
+    def has_left(self, saved: "BenchRow") -> bool:
+        """Whether this figure lies outside of what the processes of a saved row gave, by more than they differ.
+
+        Not outside of their lowest and highest alone: of five processes and a sixth just like them, the sixth is the
+        lowest or the highest of all in one case of three. A row of one process says nothing about others.
+
+        Examples:
+            >>> saved = BenchRow("slug", "small", 1.0, 1.2, 1.2, (1.1, 1.3), None, None, 50, processes=5)
+            >>> [BenchRow("slug", "small", 1.0, r, r, (r, r), None, None, 10).has_left(saved) for r in (0.8, 1.4, 1.6)]
+            [True, False, True]
+        """
+        low, high = saved.ratio_interval
+        return saved.processes > 1 and not low - (high - low) <= self.ratio <= high + (high - low)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary for JSON."""
         return {**asdict(self), "ratio_interval": list(self.ratio_interval)}
+
+
+def departures(rows: Iterable[BenchRow], saved: Mapping[str, Any] | None) -> Iterator[str]:
+    """What to say of rows that have left what was saved.
+
+    Args:
+        rows: of today.
+        saved: from :func:`load`.
+    """
+    if saved is None:
+        return
+    before = {row.size: row for row in saved["rows"]}
+    for row in rows:
+        if row.size in before and row.has_left(before[row.size]):
+            low, high = before[row.size].ratio_interval
+            yield (
+                f"{row.size}: {row.ratio:.3f} today, {low:.3f} to {high:.3f} in {before[row.size].processes} processes "
+                f"on {saved['measured']} ({saved['environment'].get('cpu') or 'a processor of unknown type'})"
+            )
 
 
 def save(rows: Sequence[BenchRow], module_name: str, path: Path | None = None) -> Path:
@@ -69,7 +106,7 @@ def save(rows: Sequence[BenchRow], module_name: str, path: Path | None = None) -
             raise ModuleNotFoundError(f"there is no module {module_name!r}", name=module_name)
         path = Path(spec.origin).with_name("bench.json")
     content = {
-        "format": 1,
+        "format": 2,
         "measured": datetime.now(UTC).date().isoformat(),
         "code_key": code_key(module_name),
         "environment": environment(module_name),
