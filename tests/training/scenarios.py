@@ -15,10 +15,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from regularized import EarlyLearning, ProgressiveDistillation
 from regularized.mechanisms.distributed import leave_process_group
 from regularized.mechanisms.prediction_store import TopKStore
-from regularized.noisy_labels.early_learning import EarlyLearning
-from regularized.overfitting.ps_kd import ProgressiveDistillation
 from regularized.training import (
     Batch,
     CrossEntropy,

@@ -282,6 +282,9 @@ class TermsTrainer(transformers.Trainer):
     def _begin(self) -> None:
         synchronise(self.objective, self.args.device)  # what its terms drew at random
         self.objective.train()
+        self._finite.forget()
+        for moment in self.objective.moments("reset"):
+            moment()
         self._sums, self._summed = {}, 0
         self._epoch = int(self.state.epoch or 0) - 1
 

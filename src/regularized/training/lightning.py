@@ -321,6 +321,8 @@ class TermsModule(pl.LightningModule):
                 'after they were clipped and shown to the terms. Use "bf16-mixed" or "32-true"'
             )
         self._finite = FiniteCheck(self.objective, self.model, deferred=self.device.type != "cpu")
+        for moment in self.objective.moments("reset"):
+            moment()
         self._seen = {}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

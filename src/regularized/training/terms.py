@@ -17,6 +17,8 @@ Optional attributes:
 Optional moments, found by name and called in the order of the terms:
 
 - ``attach(model)``: surgery on the model, before the optimizer is built; idempotent.
+- ``reset()``: at the start of each run: let go of what an interrupted optimizer step left behind outside the module's
+  state (an open hook, a width that is drawn). What the term remembers stays.
 - ``param_groups(model)``: parameter groups of its own (dictionaries as an optimizer takes them).
 - ``transform(batch) -> batch``: before the forward pass.
 - ``before_step(step)``: once an optimizer step, gradients unscaled and clipped.

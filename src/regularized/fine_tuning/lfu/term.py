@@ -83,6 +83,11 @@ class LfUTerm(Term):
         if self._lfu is None or self._lfu.model is not model:
             self._lfu = LfU(model, aux=self.aux, alpha=self.alpha, **self._settings)
 
+    def reset(self) -> None:
+        """Forget the passes of a step that was interrupted."""
+        if self._lfu is not None:
+            self._lfu.reset()
+
     def transform(self, batch: Batch) -> Batch:
         """The batch as it is; from here on forward passes are watched, until the optimizer step."""
         if self.weight != 0:

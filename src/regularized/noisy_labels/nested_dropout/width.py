@@ -508,6 +508,10 @@ class NestedWidth(Term):
 
     def after_step(self, step: Step) -> None:
         """The width of this step is used up."""
+        self.reset()
+
+    def reset(self) -> None:
+        """Let go of the width that is held, and draw for the next step, as at the start."""
         self._due = True
         for layer in self._nested:
             layer.hold(None)
