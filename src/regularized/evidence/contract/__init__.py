@@ -14,6 +14,7 @@ The first check is that the technique changes anything at all: without it the ot
 
 from regularized.evidence.contract.bad_inputs import BadInput, check_bad_input
 from regularized.evidence.contract.diagnostics import DIAGNOSTIC_CHECKS
+from regularized.evidence.contract.kit import Classification, plain
 from regularized.evidence.contract.procedures import PROCEDURE_CHECKS
 from regularized.evidence.contract.subjects import (
     AnySubject,
@@ -32,6 +33,7 @@ __all__ = [
     "PROCEDURE_CHECKS",
     "AnySubject",
     "BadInput",
+    "Classification",
     "DiagnosticSubject",
     "NotApplicable",
     "Outcome",
@@ -43,6 +45,7 @@ __all__ = [
     "check_bad_input",
     "checks_of",
     "load",
+    "plain",
     "run",
     "save",
 ]

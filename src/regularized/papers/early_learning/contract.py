@@ -7,49 +7,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regularized.evidence.contract import BadInput, ProcedureSubject, Subject
-from regularized.evidence.models import mlp
+from regularized.evidence.contract import BadInput, Classification, ProcedureSubject, Subject, plain
 from regularized.mechanisms.ema import ramped_decay
 from regularized.noisy_labels.early_learning.loss import EarlyLearning, EarlyLearningLoss
 from regularized.noisy_labels.early_learning.procedure import EarlyLearningPlus
 from regularized.training.data import TensorData
-from regularized.training.terms import CrossEntropy
 
-SAMPLES, FEATURES, CLASSES = 24, 5, 3
-
-
-def _model() -> nn.Module:
-    return mlp([FEATURES, 8, CLASSES])
-
-
-def _plain() -> Mapping[str, nn.Module]:
-    return {"task": CrossEntropy()}
+SAMPLES, CLASSES = 24, 3
+TASK = Classification(5, CLASSES, hidden=(8,), random_labels=True)
 
 
 def _terms() -> Mapping[str, nn.Module]:
-    return {**_plain(), "early_learning": EarlyLearning(SAMPLES, CLASSES)}
+    return {**plain(), "early_learning": EarlyLearning(SAMPLES, CLASSES)}
 
 
 def _off() -> Mapping[str, nn.Module]:
-    return {**_plain(), "early_learning": EarlyLearning(SAMPLES, CLASSES, weight=0.0)}
-
-
-def _data(n: int, seed: int) -> Mapping[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "inputs": torch.randn(n, FEATURES, generator=generator),
-        "targets": torch.randint(CLASSES, (n,), generator=generator),
-        "index": torch.arange(n),
-    }
+    return {**plain(), "early_learning": EarlyLearning(SAMPLES, CLASSES, weight=0.0)}
 
 
 def _part() -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    data = _data(8, 1)
+    data = TASK.data(8, 1)
     logits = torch.randn(8, CLASSES, generator=torch.Generator().manual_seed(2)).requires_grad_()
     return EarlyLearningLoss(SAMPLES, CLASSES), (logits, data["targets"], data["index"])
 
 
-def _procedure(make_model: Callable[[], nn.Module] = _model, **settings: Any) -> EarlyLearningPlus:
+def _procedure(make_model: Callable[[], nn.Module] = TASK.model, **settings: Any) -> EarlyLearningPlus:
     return EarlyLearningPlus(
         make_model,
         num_samples=SAMPLES,
@@ -61,7 +43,7 @@ def _procedure(make_model: Callable[[], nn.Module] = _model, **settings: Any) ->
 
 
 def _train(procedure: EarlyLearningPlus, epochs: int) -> None:
-    data = _data(SAMPLES, 0)
+    data = TASK.data(SAMPLES, 0)
     batches = TensorData(data["inputs"], data["targets"], batch_size=8)
     procedure.fit(batches, epochs=procedure.epoch + epochs)
 
@@ -79,7 +61,7 @@ def _weights(procedure: EarlyLearningPlus) -> Mapping[str, Tensor]:
 def subjects() -> list[Subject | ProcedureSubject]:
     """ELR as a term, and ELR+."""
     return [
-        Subject("elr", model=_model, terms=_terms, off=_off, plain=_plain, data=_data, part=_part),
+        Subject("elr", model=TASK.model, terms=_terms, off=_off, plain=plain, data=TASK.data, part=_part),
         ProcedureSubject(
             "elr_plus", build=_procedure, plain=partial(_procedure, strength=0.0), train=_train, weights=_weights
         ),
@@ -100,7 +82,7 @@ def _without_gradient() -> Tensor:
 
 
 def _one_network() -> EarlyLearningPlus:
-    model = _model()
+    model = TASK.model()
     return _procedure(lambda: model)
 
 
@@ -134,7 +116,7 @@ def bad_inputs() -> list[BadInput]:
         BadInput("ELR+ of one network", _one_network, ValueError, ("make_model", "new one")),
         BadInput(
             "ELR+ on tokens",
-            lambda: _procedure().training_step(0, (torch.zeros(2, FEATURES, dtype=torch.int64), _Y, _I)),
+            lambda: _procedure().training_step(0, (torch.zeros(2, 5, dtype=torch.int64), _Y, _I)),
             TypeError,
             ("mixup", "int64"),
         ),

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regularized.evidence.contract import BadInput, NotApplicable, Subject
+from regularized.evidence.contract import BadInput, NotApplicable, Subject, plain
 from regularized.fine_tuning.lfu.penalty import hidden_state_consistency
 from regularized.fine_tuning.lfu.regularizer import LfU
 from regularized.fine_tuning.lfu.steps import AuxiliaryLoRA
 from regularized.fine_tuning.lfu.term import LfUTerm
-from regularized.training.terms import CrossEntropy
 
 TOKENS, LENGTH, WIDTH = 11, 5, 6
 
@@ -47,17 +46,13 @@ class TinyLM(nn.Module):
         return logits
 
 
-def _plain() -> Mapping[str, nn.Module]:
-    return {"task": CrossEntropy()}
-
-
 def _terms(aux: Any) -> Mapping[str, nn.Module]:
     # Strong enough to be seen in the weights after nine steps.
-    return {**_plain(), "lfu": LfUTerm(aux=aux, alpha=0.5, weight=5.0)}
+    return {**plain(), "lfu": LfUTerm(aux=aux, alpha=0.5, weight=5.0)}
 
 
 def _off(aux: Any) -> Mapping[str, nn.Module]:
-    return {**_plain(), "lfu": LfUTerm(aux=aux, weight=0.0)}
+    return {**plain(), "lfu": LfUTerm(aux=aux, weight=0.0)}
 
 
 def _data(n: int, seed: int) -> Mapping[str, Tensor]:
@@ -83,7 +78,7 @@ def subjects() -> list[Subject]:
             aux,
             model=TinyLM,
             terms=partial(_terms, aux),
-            plain=_plain,
+            plain=plain,
             data=_data,
             off=partial(_off, aux),
             part=_part if aux == "self" else NotApplicable("the penalty is the one of subject self"),

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regularized.evidence.contract import BadInput, ProcedureSubject, Subject
-from regularized.evidence.models import mlp
+from regularized.evidence.contract import BadInput, Classification, ProcedureSubject, Subject, plain
 from regularized.mechanisms.surgery import NoEffectWarning
 from regularized.noisy_labels.co_teaching import CoTeaching, forget_schedule, num_kept
 from regularized.noisy_labels.nested_dropout.layer import (
@@ -21,43 +20,26 @@ from regularized.noisy_labels.nested_dropout.layer import (
 )
 from regularized.noisy_labels.nested_dropout.width import NestedWidth, cut_to_width, select_width
 from regularized.training.data import TensorData
-from regularized.training.terms import CrossEntropy
 
 FEATURES, HIDDEN, CLASSES = 5, 8, 3
+TASK = Classification(FEATURES, CLASSES, hidden=(HIDDEN, HIDDEN), random_labels=True)
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 
 
-def _model() -> nn.Module:
-    return mlp([FEATURES, HIDDEN, HIDDEN, CLASSES])
-
-
-def _plain() -> Mapping[str, nn.Module]:
-    return {"task": CrossEntropy()}
-
-
 def _one_layer() -> Mapping[str, nn.Module]:
-    return {**_plain(), "widths": NestedWidth("4", sigma=3.0)}
+    return {**plain(), "widths": NestedWidth("4", sigma=3.0)}
 
 
 def _two_layers() -> Mapping[str, nn.Module]:
-    return {**_plain(), "widths": NestedWidth(("2", "4"), sigma=3.0)}
+    return {**plain(), "widths": NestedWidth(("2", "4"), sigma=3.0)}
 
 
 def _always_all() -> Mapping[str, nn.Module]:
-    return {**_plain(), "widths": NestedWidth("4", sigma=1e-3, mu=HIDDEN)}
+    return {**plain(), "widths": NestedWidth("4", sigma=1e-3, mu=HIDDEN)}
 
 
 def _always_all_of_two() -> Mapping[str, nn.Module]:
-    return {**_plain(), "widths": NestedWidth(("2", "4"), sigma=1e-3, mu=HIDDEN)}
-
-
-def _data(n: int, seed: int) -> Mapping[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "inputs": torch.randn(n, FEATURES, generator=generator),
-        "targets": torch.randint(CLASSES, (n,), generator=generator),
-        "index": torch.arange(n),
-    }
+    return {**plain(), "widths": NestedWidth(("2", "4"), sigma=1e-3, mu=HIDDEN)}
 
 
 def _layer() -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -70,7 +52,7 @@ def _classifier() -> tuple[Callable[..., Any], tuple[Any, ...]]:
 
 def _pair(**settings: Any) -> CoTeaching:
     torch.manual_seed(0)
-    return CoTeaching(_model(), _model(), optimizer=SGD, **{"forget_rate": 0.3, **settings})
+    return CoTeaching(TASK.model(), TASK.model(), optimizer=SGD, **{"forget_rate": 0.3, **settings})
 
 
 def _co_teaching(forget_rate: float = 0.4) -> CoTeaching:
@@ -84,7 +66,7 @@ def _co_teaching(forget_rate: float = 0.4) -> CoTeaching:
 
 
 def _nested_co_teaching(forget_rate: float = 0.3) -> CoTeaching:
-    networks = [_model(), _model()]
+    networks = [TASK.model(), TASK.model()]
     for network in networks:
         nest_classifier(network, "4", sigma=3.0)
     draw_together(*networks, seed=0)
@@ -92,7 +74,7 @@ def _nested_co_teaching(forget_rate: float = 0.3) -> CoTeaching:
 
 
 def _batches() -> TensorData:
-    data = _data(24, 0)
+    data = TASK.data(24, 0)
     return TensorData(data["inputs"], data["targets"], batch_size=8)
 
 
@@ -116,8 +98,8 @@ def _weights(procedure: CoTeaching) -> Mapping[str, Tensor]:
 def subjects() -> list[Subject | ProcedureSubject]:
     """One nested layer, two that take turns, the classifier as a part, co-teaching with and without nested layers."""
     return [
-        Subject("one layer", _model, _one_layer, _plain, _data, off=_always_all, part=_layer),
-        Subject("two layers", _model, _two_layers, _plain, _data, off=_always_all_of_two, part=_classifier),
+        Subject("one layer", TASK.model, _one_layer, plain, TASK.data, off=_always_all, part=_layer),
+        Subject("two layers", TASK.model, _two_layers, plain, TASK.data, off=_always_all_of_two, part=_classifier),
         ProcedureSubject("co_teaching", _co_teaching, partial(_co_teaching, 0.0), _train, _weights),
         ProcedureSubject(
             "nested_co_teaching",
@@ -141,24 +123,24 @@ def _merge_with_norm() -> nn.Module:
 
 
 def _shared() -> CoTeaching:
-    first, second = _model(), _model()
+    first, second = TASK.model(), TASK.model()
     second[4].weight = first[4].weight  # type: ignore[index]
     return CoTeaching(first, second, optimizer=SGD)
 
 
 def _same() -> CoTeaching:
-    model = _model()
+    model = TASK.model()
     return CoTeaching(model, model, optimizer=SGD)
 
 
 def _step(size: int, **settings: Any) -> Any:
-    data = _data(size, 0)
+    data = TASK.data(size, 0)
     return _pair(**settings).training_step((data["inputs"], data["targets"]))
 
 
 def _odd_twice() -> None:
     """The second odd batch must not be mentioned again."""
-    co, data = _pair(), _data(5, 0)
+    co, data = _pair(), TASK.data(5, 0)
     batch = (data["inputs"], data["targets"])
     co.training_step(batch)
     with warnings.catch_warnings():
@@ -214,12 +196,15 @@ def bad_inputs() -> list[BadInput]:
             "cut before a choice", lambda: cut_to_width(NestedLinear(4, 2, sigma=1.0)), ValueError, ("select_width",)
         ),
         BadInput("width out of range", lambda: _layer_of().hold(9), ValueError, ("1 ... 8", "9")),
-        BadInput("no nested layer", lambda: select_width(_model(), _batches()), ValueError, ("nest_classifier",)),
+        BadInput("no nested layer", lambda: select_width(TASK.model(), _batches()), ValueError, ("nest_classifier",)),
         BadInput(
-            "no such classifier", lambda: nest_classifier(_model(), "head", sigma=1.0), ValueError, ("'head'", "'4'")
+            "no such classifier",
+            lambda: nest_classifier(TASK.model(), "head", sigma=1.0),
+            ValueError,
+            ("'head'", "'4'"),
         ),
         BadInput(
-            "no linear classifier", lambda: nest_classifier(_model(), "1", sigma=1.0), ValueError, ("ReLU", "'4'")
+            "no linear classifier", lambda: nest_classifier(TASK.model(), "1", sigma=1.0), ValueError, ("ReLU", "'4'")
         ),
         BadInput(
             "models that do not correspond",

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from regularized.evidence.contract import BadInput, NotApplicable, Subject
+from regularized.evidence.contract import BadInput, Classification, NotApplicable, Subject, plain
 from regularized.scientific.ode_regularization.layer import (
     NeuralODE,
     NeuralSDE,
@@ -23,9 +23,9 @@ from regularized.scientific.ode_regularization.ode_solver import odeint
 from regularized.scientific.ode_regularization.sde_solver import sdeint, sdeint_on_grid
 from regularized.training.progress import Progress
 from regularized.training.step import Batch, Step
-from regularized.training.terms import CrossEntropy
 
 FEATURES, CLASSES = 4, 3
+TASK = Classification(FEATURES, CLASSES, random_labels=True)
 
 
 class _Field(nn.Module):
@@ -44,37 +44,24 @@ def _model() -> nn.Module:
     return nn.Sequential(layer, nn.Linear(FEATURES, CLASSES))
 
 
-def _plain() -> Mapping[str, nn.Module]:
-    return {"task": CrossEntropy()}
-
-
 def _errors() -> Mapping[str, nn.Module]:
-    return {**_plain(), "solver": SolverRegularization(weight=exponential_decay(0.5, 0.2))}
+    return {**plain(), "solver": SolverRegularization(weight=exponential_decay(0.5, 0.2))}
 
 
 def _both() -> Mapping[str, nn.Module]:
-    return {**_plain(), "solver": SolverRegularization(kind="both", reduction="sum", weight=0.1)}
+    return {**plain(), "solver": SolverRegularization(kind="both", reduction="sum", weight=0.1)}
 
 
 def _off() -> Mapping[str, nn.Module]:
-    return {**_plain(), "solver": SolverRegularization(weight=0.0)}
-
-
-def _data(n: int, seed: int) -> Mapping[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "inputs": torch.randn(n, FEATURES, generator=generator),
-        "targets": torch.randint(CLASSES, (n,), generator=generator),
-        "index": torch.arange(n),
-    }
+    return {**plain(), "solver": SolverRegularization(weight=0.0)}
 
 
 def subjects() -> list[Subject]:
     """Error regularisation with annealing, and errors with stiffness."""
     no_part = NotApplicable("an adaptive solver decides on the host which step comes next")
     return [
-        Subject("error", model=_model, terms=_errors, off=_off, plain=_plain, data=_data, part=no_part),
-        Subject("both", model=_model, terms=_both, off=_off, plain=_plain, data=_data, part=no_part),
+        Subject("error", model=_model, terms=_errors, off=_off, plain=plain, data=TASK.data, part=no_part),
+        Subject("both", model=_model, terms=_both, off=_off, plain=plain, data=TASK.data, part=no_part),
     ]
 
 

@@ -6,21 +6,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from regularized.evidence.contract import BadInput, Subject
-from regularized.evidence.models import mlp
+from regularized.evidence.contract import BadInput, Classification, Subject, plain
 from regularized.mechanisms.prediction_store import DenseStore, PredictionStore, TopKStore
 from regularized.overfitting.ps_kd import ProgressiveDistillation, ProgressiveDistillationLoss
-from regularized.training.terms import CrossEntropy
 
 SAMPLES, CLASSES = 24, 4
-
-
-def _model() -> nn.Module:
-    return mlp([6, 12, CLASSES])
-
-
-def _plain() -> Mapping[str, nn.Module]:
-    return {"task": CrossEntropy()}
+TASK = Classification(classes=CLASSES)
 
 
 def _exact() -> PredictionStore:
@@ -39,12 +30,6 @@ def _terms(store: Callable[[], PredictionStore], alpha: float = 0.8) -> Mapping[
     return {"task": ProgressiveDistillation(SAMPLES, CLASSES, alpha=alpha, store=store())}
 
 
-def _data(n: int, seed: int) -> Mapping[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, 6, generator=generator)
-    return {"inputs": x, "targets": x[:, :CLASSES].argmax(1), "index": torch.arange(n)}
-
-
 def _loss(alpha: float = 0.8, store: PredictionStore | None = None) -> ProgressiveDistillationLoss:
     criterion = ProgressiveDistillationLoss(SAMPLES, CLASSES, epochs=3, alpha=alpha, store=store)
     criterion.set_epoch(2)
@@ -60,7 +45,15 @@ def _part(store: Callable[[], PredictionStore]) -> tuple[nn.Module, tuple[Tensor
 def subjects() -> list[Subject]:
     """The exact table, half precision, and the two largest of four entries."""
     return [
-        Subject(name, _model, partial(_terms, store), _plain, _data, partial(_terms, store, 0.0), partial(_part, store))
+        Subject(
+            name,
+            TASK.model,
+            partial(_terms, store),
+            plain,
+            TASK.data,
+            partial(_terms, store, 0.0),
+            partial(_part, store),
+        )
         for name, store in (("exact", _exact), ("half", _half), ("top", _top))
     ]
 

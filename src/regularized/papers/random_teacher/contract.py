@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regularized.evidence.contract import BadInput, Subject
+from regularized.evidence.contract import BadInput, Classification, Subject, plain
 from regularized.evidence.models import mlp, seeded
 from regularized.mechanisms.mode_connectivity import WeightPlane, barrier, errors_between
 from regularized.mechanisms.probes import knn_probe, linear_probe, logistic_probe
@@ -18,63 +18,46 @@ from regularized.self_supervised.random_teacher.loss import distillation_losses
 from regularized.self_supervised.random_teacher.student_init import draw_weights, interpolate_init, neighbourhood_init
 from regularized.self_supervised.random_teacher.teacher import MatchRandomTeacher, RandomTeacher
 from regularized.training.finite import NonFiniteLoss
-from regularized.training.terms import CrossEntropy
 
 FEATURES, CLASSES = 5, 3
-
-
-def _model() -> nn.Module:
-    return mlp([FEATURES, 8, CLASSES])
+TASK = Classification(FEATURES, CLASSES, hidden=(8,), random_labels=True)
 
 
 def _teacher() -> nn.Module:
-    return seeded(7, _model)
-
-
-def _plain() -> Mapping[str, nn.Module]:
-    return {"task": CrossEntropy()}
+    return seeded(7, TASK.model)
 
 
 def _terms() -> Mapping[str, nn.Module]:
-    return {**_plain(), "match": MatchRandomTeacher(_teacher())}
+    return {**plain(), "match": MatchRandomTeacher(_teacher())}
 
 
 def _off() -> Mapping[str, nn.Module]:
-    return {**_plain(), "match": MatchRandomTeacher(_teacher(), weight=0.0)}
+    return {**plain(), "match": MatchRandomTeacher(_teacher(), weight=0.0)}
 
 
 def _wide_model() -> nn.Module:
     return EncoderWithHead(nn.Linear(FEATURES, 8), BottleneckHead(8, hidden=(8,), bottleneck=4, out_features=CLASSES))
 
 
-def _data(n: int, seed: int) -> Mapping[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "inputs": torch.randn(n, FEATURES, generator=generator),
-        "targets": torch.randint(CLASSES, (n,), generator=generator),
-        "index": torch.arange(n),
-    }
-
-
 def _part() -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    inputs = _data(8, 1)["inputs"].requires_grad_()
-    return RandomTeacher(_model(), _teacher()), (inputs,)
+    inputs = TASK.data(8, 1)["inputs"].requires_grad_()
+    return RandomTeacher(TASK.model(), _teacher()), (inputs,)
 
 
 def subjects() -> list[Subject]:
     """The term beside a supervised loss, as a control."""
-    return [Subject("term", model=_model, terms=_terms, off=_off, plain=_plain, data=_data, part=_part)]
+    return [Subject("term", model=TASK.model, terms=_terms, off=_off, plain=plain, data=TASK.data, part=_part)]
 
 
 def _pair(**settings: Any) -> RandomTeacher:
-    return RandomTeacher(_model(), _teacher(), **settings)
+    return RandomTeacher(TASK.model(), _teacher(), **settings)
 
 
 _X = torch.zeros(4, FEATURES)
 
 
 def _same() -> None:
-    model = _model()
+    model = TASK.model()
     RandomTeacher(model, model)
 
 
@@ -85,7 +68,7 @@ def _shared(call: Callable[[nn.Module, nn.Module], Any]) -> None:
 
 
 def _shared_term() -> None:
-    model = _model()
+    model = TASK.model()
     MatchRandomTeacher(model).attach(model)
 
 
@@ -102,12 +85,12 @@ def _teacher_trainable() -> None:
 
 
 def _copied() -> None:
-    teacher = _model()
+    teacher = TASK.model()
     RandomTeacher(copy.deepcopy(teacher), teacher)
 
 
 def _copied_term() -> None:
-    teacher = _model()
+    teacher = TASK.model()
     MatchRandomTeacher(teacher).attach(copy.deepcopy(teacher))
 
 
@@ -168,10 +151,17 @@ def bad_inputs() -> list[BadInput]:
             ("first difference", "'2.weight'", "(5, 4)", "(6, 4)"),
         ),
         BadInput(
-            "alpha above 1", lambda: interpolate_init(_model(), _model(), 1.1), ValueError, ("alpha", "[0, 1]", "1.1")
+            "alpha above 1",
+            lambda: interpolate_init(TASK.model(), TASK.model(), 1.1),
+            ValueError,
+            ("alpha", "[0, 1]", "1.1"),
         ),
-        BadInput("alpha below 0", lambda: interpolate_init(_model(), _model(), -0.1), ValueError, ("alpha", "-0.1")),
-        BadInput("eps below 0", lambda: neighbourhood_init(_model(), _model(), -0.1), ValueError, ("eps", "-0.1")),
+        BadInput(
+            "alpha below 0", lambda: interpolate_init(TASK.model(), TASK.model(), -0.1), ValueError, ("alpha", "-0.1")
+        ),
+        BadInput(
+            "eps below 0", lambda: neighbourhood_init(TASK.model(), TASK.model(), -0.1), ValueError, ("eps", "-0.1")
+        ),
         BadInput("teacher in train mode", _teacher_in_training, RuntimeError, ("train mode", "frozen")),
         BadInput("teacher requires grad", _teacher_trainable, RuntimeError, ("'0.weight'", "requires_grad")),
         BadInput("alpha 0, no BN or dropout", _copied, NoEffectWarning, ("exact copy", "alpha > 0")),
@@ -219,11 +209,11 @@ def bad_inputs() -> list[BadInput]:
             TypeError,
             ("PReLU", "fork_rng"),
         ),
-        BadInput("keep 0", lambda: magnitude_masks(_model(), 0.0), ValueError, ("keep", "(0, 1]")),
+        BadInput("keep 0", lambda: magnitude_masks(TASK.model(), 0.0), ValueError, ("keep", "(0, 1]")),
         BadInput("nothing to prune", lambda: magnitude_masks(nn.ReLU(), 0.5), ValueError, ("nothing to prune",)),
         BadInput(
             "rate 1",
-            lambda: iterative_magnitude_pruning(_model(), lambda model: None, rate=1.0),
+            lambda: iterative_magnitude_pruning(TASK.model(), lambda model: None, rate=1.0),
             ValueError,
             ("rate", "(0, 1)"),
         ),

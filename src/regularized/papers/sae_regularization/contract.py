@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from regularized.evidence.contract import BadInput, ProcedureSubject, Subject
+from regularized.evidence.contract import BadInput, Classification, ProcedureSubject, Subject, plain
 from regularized.fine_tuning.sae_regularization.autoencoder import TopKSAE
 from regularized.fine_tuning.sae_regularization.judging import FeatureMask, select_features
 from regularized.fine_tuning.sae_regularization.penalty import SelfReg, Similarity
@@ -17,6 +17,7 @@ from regularized.training.step import Batch, Step
 from regularized.training.terms import CrossEntropy
 
 WIDTH, FEATURES, CLASSES = 6, 20, 3
+TASK = Classification(WIDTH, CLASSES)
 
 
 def _sae(k: int | None = 4) -> TopKSAE:
@@ -31,10 +32,6 @@ def _sae(k: int | None = 4) -> TopKSAE:
 
 def _mask() -> Tensor:
     return torch.arange(FEATURES) % 4 == 1
-
-
-def _plain() -> Mapping[str, nn.Module]:
-    return {"task": CrossEntropy()}
 
 
 def _terms(similarity: Similarity = "preactivation", weight: float = 0.3) -> Mapping[str, nn.Module]:
@@ -54,12 +51,6 @@ class _Classifier(nn.Module):
         return logits
 
 
-def _data(n: int, seed: int) -> Mapping[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, WIDTH, generator=generator)
-    return {"inputs": x, "targets": x[:, :CLASSES].argmax(1), "index": torch.arange(n)}
-
-
 def _part(similarity: Similarity = "preactivation") -> tuple[nn.Module, tuple[Tensor, ...]]:
     reg = SelfReg(_sae(), _mask(), strength=0.5, similarity=similarity)
     return reg, (torch.randn(CLASSES, WIDTH, requires_grad=True),)
@@ -73,7 +64,7 @@ def _training(dead_weight: float = 0.0, k_start: int | None = 8) -> SAETraining:
 
 
 def _train(training: SAETraining, epochs: int) -> None:
-    training.fit(_data(24, 0)["inputs"], epochs=training.epoch + epochs, batch_size=4)
+    training.fit(TASK.data(24, 0)["inputs"], epochs=training.epoch + epochs, batch_size=4)
 
 
 def _weights(training: SAETraining) -> Mapping[str, Tensor]:
@@ -83,13 +74,13 @@ def _weights(training: SAETraining) -> Mapping[str, Tensor]:
 def subjects() -> list[Subject | ProcedureSubject]:
     """The official penalty and the plain product; pre-training and fine-tuning of the autoencoder."""
     return [
-        Subject("preactivation", _Classifier, _terms, _plain, _data, off=partial(_terms, weight=0.0), part=_part),
+        Subject("preactivation", _Classifier, _terms, plain, TASK.data, off=partial(_terms, weight=0.0), part=_part),
         Subject(
             "dot",
             _Classifier,
             partial(_terms, "dot"),
-            _plain,
-            _data,
+            plain,
+            TASK.data,
             off=partial(_terms, "dot", 0.0),
             part=partial(_part, "dot"),
         ),
@@ -111,20 +102,20 @@ def _head_is_not_linear() -> None:
 
 
 def _with(row: float) -> Tensor:
-    x = _data(8, 0)["inputs"].clone()
+    x = TASK.data(8, 0)["inputs"].clone()
     x[3] = row
     return x
 
 
 def _untrained() -> None:
     """Embeddings of another scale than the autoencoder's."""
-    select_features(_sae(), 100 + _data(8, 0)["inputs"], lambda feature, examples: False)
+    select_features(_sae(), 100 + TASK.data(8, 0)["inputs"], lambda feature, examples: False)
 
 
 def _other_autoencoder() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        mask = select_features(_sae(), _data(8, 0)["inputs"], lambda feature, examples: feature == 1)
+        mask = select_features(_sae(), TASK.data(8, 0)["inputs"], lambda feature, examples: feature == 1)
     SelfReg(TopKSAE(WIDTH, FEATURES, k=2).requires_grad_(False), mask)
 
 
@@ -178,7 +169,7 @@ def bad_inputs() -> list[BadInput]:
         ),
         BadInput(
             "judge returns no bool",
-            lambda: select_features(_sae(None), 0 * _data(8, 0)["inputs"] + 1, lambda feature, examples: "no"),  # type: ignore[arg-type]
+            lambda: select_features(_sae(None), 0 * TASK.data(8, 0)["inputs"] + 1, lambda feature, examples: "no"),  # type: ignore[arg-type]
             TypeError,
             ("bool", "'no'", "str"),
         ),

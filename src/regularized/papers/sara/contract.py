@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from regularized.evidence.contract import BadInput, Subject
+from regularized.evidence.contract import BadInput, Subject, plain
 from regularized.fine_tuning.sara.adapter import SparseAdapter
 from regularized.fine_tuning.sara.penalty import Polar, polar_factor
 from regularized.fine_tuning.sara.term import SaRA, suggested_learning_rate
@@ -29,10 +29,6 @@ def _both() -> nn.Module:
     return nn.Sequential(
         _convolutions(), nn.Linear(24, 72), nn.ReLU(), nn.Linear(72, 72), nn.Linear(72, 72), nn.Linear(72, 4)
     )
-
-
-def _plain() -> Mapping[str, nn.Module]:
-    return {"task": CrossEntropy()}
 
 
 def _sara() -> Mapping[str, nn.Module]:
@@ -57,7 +53,7 @@ def _part() -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
 
 def subjects() -> list[Subject]:
     """With penalty and second selection; an infinite threshold without them is plain training, the limit."""
-    return [Subject("sara", _both, _sara, _plain, _data, off=_everything, part=_part)]
+    return [Subject("sara", _both, _sara, plain, _data, off=_everything, part=_part)]
 
 
 def _unbound() -> None:

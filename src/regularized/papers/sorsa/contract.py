@@ -8,44 +8,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regularized.evidence.contract import BadInput, NotApplicable, Subject
+from regularized.evidence.contract import BadInput, Classification, NotApplicable, Subject, plain
 from regularized.evidence.models import mlp
 from regularized.fine_tuning.sorsa.layer import SorsaLinear, inject_sorsa
 from regularized.fine_tuning.sorsa.penalty import OrthonormalPenalty, orthonormal_gradient, orthonormal_penalty
 from regularized.fine_tuning.sorsa.report import spectral_drift
 from regularized.fine_tuning.sorsa.term import Sorsa
-from regularized.training.terms import CrossEntropy
 
-FEATURES, CLASSES, LR = 6, 4, 0.1
+FEATURES, LR = 6, 0.1
+TASK = Classification(FEATURES, hidden=(8,))
 _SGD = partial(torch.optim.SGD, lr=LR, momentum=0.9)
 
 
-def _model() -> nn.Module:
-    return mlp([FEATURES, 8, CLASSES])
-
-
 def _injected() -> nn.Module:
-    model = _model()
+    model = TASK.model()
     inject_sorsa(model, r=3)
     return model
 
 
-def _plain() -> Mapping[str, nn.Module]:
-    return {"task": CrossEntropy()}
-
-
 def _adapter() -> Mapping[str, nn.Module]:
-    return {**_plain(), "sorsa": Sorsa(r=3, lr=LR, gamma=0.01)}
+    return {**plain(), "sorsa": Sorsa(r=3, lr=LR, gamma=0.01)}
 
 
 def _off() -> Mapping[str, nn.Module]:
-    return {**_plain(), "sorsa": Sorsa(r=3, lr=LR, gamma=0.0)}
-
-
-def _data(n: int, seed: int) -> Mapping[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, FEATURES, generator=generator)
-    return {"inputs": x, "targets": x[:, :CLASSES].argmax(1), "index": torch.arange(n)}
+    return {**plain(), "sorsa": Sorsa(r=3, lr=LR, gamma=0.0)}
 
 
 def _layer_part() -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -63,8 +49,8 @@ def subjects() -> list[Subject]:
     """Injection by the term, and the penalty on a model that was injected before."""
     no_off = NotApplicable("without the penalty the adapter still is one: that is the other subject")
     return [
-        Subject("adapter", _model, _adapter, _plain, _data, no_off, _layer_part, _SGD),
-        Subject("penalty", _injected, _adapter, _plain, _data, off=_off, part=_penalty_part, optimizer=_SGD),
+        Subject("adapter", TASK.model, _adapter, plain, TASK.data, no_off, _layer_part, _SGD),
+        Subject("penalty", _injected, _adapter, plain, TASK.data, off=_off, part=_penalty_part, optimizer=_SGD),
     ]
 
 
@@ -88,7 +74,7 @@ def _tied() -> None:
 
 
 def _stale_optimizer() -> None:
-    model = _model()
+    model = TASK.model()
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     inject_sorsa(model, r=2)
     OrthonormalPenalty(model, lr=LR, optimizer=optimizer)
@@ -139,8 +125,10 @@ def bad_inputs() -> list[BadInput]:
     integers = torch.zeros(4, 4, dtype=torch.int8)
     broken = torch.full((4, 4), float("nan"))
     return [
-        BadInput("r < 1", lambda: inject_sorsa(_model(), r=0), ValueError, ("weight of 0", "[1, 6]", "got 0")),
-        BadInput("r too large", lambda: inject_sorsa(_model(), r=5), ValueError, ("weight of 2", "[1, 4]", "got 5")),
+        BadInput("r < 1", lambda: inject_sorsa(TASK.model(), r=0), ValueError, ("weight of 0", "[1, 6]", "got 0")),
+        BadInput(
+            "r too large", lambda: inject_sorsa(TASK.model(), r=5), ValueError, ("weight of 2", "[1, 4]", "got 5")
+        ),
         BadInput("gamma < 0", lambda: OrthonormalPenalty(_injected(), gamma=-1.0, lr=LR), ValueError, (">= 0", "-1")),
         BadInput("gamma < 0, the term", lambda: Sorsa(r=2, lr=LR, gamma=-1.0), ValueError, ("gamma", ">= 0", "-1")),
         BadInput("lr <= 0", lambda: Sorsa(r=2, lr=0.0), ValueError, ("peak learning rate", "> 0", "0.0")),
@@ -174,10 +162,12 @@ def bad_inputs() -> list[BadInput]:
             ("Conv2d", "nn.Linear"),
         ),
         BadInput(
-            "alpha <= 0", lambda: inject_sorsa(_model(), r=2, alpha=0.0), ValueError, ("alpha", "positive", "0.0")
+            "alpha <= 0", lambda: inject_sorsa(TASK.model(), r=2, alpha=0.0), ValueError, ("alpha", "positive", "0.0")
         ),
-        BadInput("dropout >= 1", lambda: inject_sorsa(_model(), r=2, dropout=1.0), ValueError, ("dropout", "[0, 1)")),
-        BadInput("no SORSA layers", lambda: OrthonormalPenalty(_model(), lr=LR), ValueError, ("no SORSA layers",)),
+        BadInput(
+            "dropout >= 1", lambda: inject_sorsa(TASK.model(), r=2, dropout=1.0), ValueError, ("dropout", "[0, 1)")
+        ),
+        BadInput("no SORSA layers", lambda: OrthonormalPenalty(TASK.model(), lr=LR), ValueError, ("no SORSA layers",)),
         BadInput("no factors", lambda: orthonormal_penalty([]), ValueError, ("no factors",)),
         BadInput("reduction", _other_reduction, ValueError, ("'mean'", "'max'")),
         BadInput(

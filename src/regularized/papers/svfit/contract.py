@@ -6,8 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from regularized.evidence.contract import BadInput, NotApplicable, Subject
-from regularized.evidence.models import mlp
+from regularized.evidence.contract import BadInput, Classification, NotApplicable, Subject, plain
 from regularized.fine_tuning.svfit.files import load_svfit_state_dict, svfit_state_dict
 from regularized.fine_tuning.svfit.layer import SingularValueShift, SVFitLayer, svfit_rank
 from regularized.fine_tuning.svfit.model import inject_svfit, svfit_param_groups
@@ -15,13 +14,7 @@ from regularized.fine_tuning.svfit.product import shifted_weight
 from regularized.fine_tuning.svfit.term import SVFit
 from regularized.training.terms import CrossEntropy
 
-
-def _model() -> nn.Module:
-    return mlp([6, 12, 4])
-
-
-def _plain() -> Mapping[str, nn.Module]:
-    return {"task": CrossEntropy()}
+TASK = Classification()
 
 
 def _full() -> Mapping[str, nn.Module]:
@@ -30,12 +23,6 @@ def _full() -> Mapping[str, nn.Module]:
 
 def _few() -> Mapping[str, nn.Module]:
     return {"task": CrossEntropy(), "svfit": SVFit(rank=2, target_modules=["0"], also_train=["2"], decay="sigma")}
-
-
-def _data(n: int, seed: int) -> Mapping[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, 6, generator=generator)
-    return {"inputs": x, "targets": x[:, :4].argmax(1), "index": torch.arange(n)}
 
 
 def _part() -> tuple[object, tuple[Tensor, ...]]:
@@ -51,8 +38,8 @@ def subjects() -> list[Subject]:
     """All directions of every layer; and a few of one, in the paper's form, beside a head that is trained whole."""
     no_off = NotApplicable("surgery has no coefficient: without it the weights themselves are trained")
     return [
-        Subject("full", _model, _full, _plain, _data, off=no_off, part=_part),  # type: ignore[arg-type]
-        Subject("rank 2, sigma, head", _model, _few, _plain, _data, off=no_off, part=_layer_part),
+        Subject("full", TASK.model, _full, plain, TASK.data, off=no_off, part=_part),  # type: ignore[arg-type]
+        Subject("rank 2, sigma, head", TASK.model, _few, plain, TASK.data, off=no_off, part=_layer_part),
     ]
 
 
@@ -80,15 +67,15 @@ class _Padded(nn.Conv2d):
 
 
 def _twice() -> None:
-    model = _model()
+    model = TASK.model()
     inject_svfit(model)
     inject_svfit(model)
 
 
 def _other_weight() -> None:
-    model = _model()
+    model = TASK.model()
     inject_svfit(model)
-    load_svfit_state_dict(_model(), svfit_state_dict(model))
+    load_svfit_state_dict(TASK.model(), svfit_state_dict(model))
 
 
 def _equal_values() -> None:
@@ -100,7 +87,7 @@ def _equal_values() -> None:
 
 
 def _groups(decay: str, **settings: float) -> None:
-    model = _model()
+    model = TASK.model()
     inject_svfit(model, decay=decay)  # type: ignore[arg-type]
     svfit_param_groups(model, **settings)
 
@@ -112,12 +99,14 @@ def bad_inputs() -> list[BadInput]:
     return [
         BadInput(
             "r not int or full",
-            partial(inject_svfit, _model(), rank=2.5),  # type: ignore[arg-type]
+            partial(inject_svfit, TASK.model(), rank=2.5),  # type: ignore[arg-type]
             ValueError,
             ("rank must be an int", '"full"', "2.5"),
         ),
-        BadInput("r < 1", partial(inject_svfit, _model(), rank=0), ValueError, ("at least 1", "got 0")),
-        BadInput("r > min(o, i)", partial(inject_svfit, _model(), rank=5), ValueError, ("'2'", "at most 4", "got 5")),
+        BadInput("r < 1", partial(inject_svfit, TASK.model(), rank=0), ValueError, ("at least 1", "got 0")),
+        BadInput(
+            "r > min(o, i)", partial(inject_svfit, TASK.model(), rank=5), ValueError, ("'2'", "at most 4", "got 5")
+        ),
         BadInput("energy", partial(svfit_rank, values, energy=0.0), ValueError, ("energy must be in (0, 1]", "0.0")),
         BadInput("nuclear", partial(svfit_rank, values, nuclear=1.5), ValueError, ("nuclear must be in (0, 1]", "1.5")),
         BadInput("rank and energy", partial(svfit_rank, values, 2, energy=0.9), ValueError, ("one of", "rank", "0.9")),
@@ -154,7 +143,7 @@ def bad_inputs() -> list[BadInput]:
         BadInput("another layer", lambda: SVFitLayer.of(nn.Embedding(4, 4)), TypeError, ("Embedding", "nn.Linear")),
         BadInput(
             "no such module",
-            partial(inject_svfit, _model(), target_modules=["q_prj"]),
+            partial(inject_svfit, TASK.model(), target_modules=["q_prj"]),
             ValueError,
             ("q_prj", "there are"),
         ),

@@ -6,19 +6,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from regularized.evidence.contract import BadInput, NotApplicable, Subject
+from regularized.evidence.contract import BadInput, Classification, NotApplicable, Subject, plain
 from regularized.evidence.models import mlp
 from regularized.mechanisms.surgery import NoEffectWarning, check_optimizer_is_current
 from regularized.overfitting.weight_compander import Compander, WeightCompander, compand_weights
 from regularized.training.terms import CrossEntropy
 
-
-def _model() -> nn.Module:
-    return mlp([6, 12, 4])
-
-
-def _plain() -> Mapping[str, nn.Module]:
-    return {"task": CrossEntropy()}
+TASK = Classification()
 
 
 def _fixed() -> Mapping[str, nn.Module]:
@@ -29,12 +23,6 @@ def _learned() -> Mapping[str, nn.Module]:
     return {"task": CrossEntropy(), "compander": WeightCompander(learnable=True, shape_lr=1e-3)}
 
 
-def _data(n: int, seed: int) -> Mapping[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, 6, generator=generator)
-    return {"inputs": x, "targets": x[:, :4].argmax(1), "index": torch.arange(n)}
-
-
 def _part(learnable: bool = True) -> tuple[nn.Module, tuple[Tensor, ...]]:
     return Compander(1.0, 0.5, learnable=learnable), (torch.randn(5, 7, requires_grad=True),)
 
@@ -43,19 +31,19 @@ def subjects() -> list[Subject]:
     """Fixed and learned a and b."""
     no_off = NotApplicable("a reparametrisation has no coefficient")
     return [
-        Subject("fixed", _model, _fixed, _plain, _data, off=no_off, part=partial(_part, False)),
-        Subject("learned", _model, _learned, _plain, _data, off=no_off, part=_part),
+        Subject("fixed", TASK.model, _fixed, plain, TASK.data, off=no_off, part=partial(_part, False)),
+        Subject("learned", TASK.model, _learned, plain, TASK.data, off=no_off, part=_part),
     ]
 
 
 def _twice() -> None:
-    model = _model()
+    model = TASK.model()
     compand_weights(model)
     compand_weights(model)
 
 
 def _out_of_range() -> None:
-    model = _model()
+    model = TASK.model()
     with torch.no_grad():
         model[0].weight[0, 0] = 100.0  # type: ignore[index]
     compand_weights(model)
@@ -68,7 +56,7 @@ def _tied() -> None:
 
 
 def _stale_optimizer() -> None:
-    model = _model()
+    model = TASK.model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     compand_weights(model, learnable=True)
     check_optimizer_is_current(model, optimizer)
@@ -77,7 +65,7 @@ def _stale_optimizer() -> None:
 def bad_inputs() -> list[BadInput]:
     """Every line of the sheet's "bad input"."""
     return [
-        BadInput("a <= 0", lambda: compand_weights(_model(), a=0.0), ValueError, ("a must be", "positive", "0.0")),
+        BadInput("a <= 0", lambda: compand_weights(TASK.model(), a=0.0), ValueError, ("a must be", "positive", "0.0")),
         BadInput("b <= 0", lambda: Compander(1.0, -2.0), ValueError, ("b must be", "positive", "-2.0")),
         BadInput("|w| >= a pi / 2", _out_of_range, ValueError, ("out of range", "%", "smallest valid a")),
         BadInput("wrapped twice", _twice, ValueError, ("already companded", "merge_companders")),
@@ -98,7 +86,7 @@ def bad_inputs() -> list[BadInput]:
         BadInput("nothing matches", lambda: compand_weights(nn.ReLU()), NoEffectWarning, ("ReLU", "nothing")),
         BadInput(
             "unknown init",
-            lambda: compand_weights(_model(), init="B"),  # type: ignore[arg-type]
+            lambda: compand_weights(TASK.model(), init="B"),  # type: ignore[arg-type]
             ValueError,
             ("init", "'preserve'", "'B'"),
         ),
