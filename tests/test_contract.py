@@ -19,20 +19,14 @@ from regularized.papers.catalogue import load_catalogue
 
 IMPLEMENTED = [entry for entry in load_catalogue() if entry.implemented]
 SUBJECTS = [(entry, subject) for entry in IMPLEMENTED for subject in offered(entry, "subjects")]
-BAD_INPUTS = [(entry, bad) for entry in IMPLEMENTED for bad in offered(entry, "bad_inputs")]
 SAVED = {e.slug: (contract.load(e.folder / "contract.json") or {"outcomes": []})["outcomes"] for e in IMPLEMENTED}
 CASES = [(entry, subject, name) for entry, subject in SUBJECTS for name in contract.checks_of(subject)]
-
-
-def ids(pairs) -> list[str]:
-    return [f"{entry.card.slug}-{getattr(item, 'name', None) or item.line}" for entry, item in pairs]
 
 
 def test_there_is_something_to_check():
     """Fails when scanning finds nothing, which would make every test below vacuous."""
     assert IMPLEMENTED
     assert {entry.card.slug for entry, _ in SUBJECTS} == {entry.card.slug for entry in IMPLEMENTED}
-    assert {entry.card.slug for entry, _ in BAD_INPUTS} == {entry.card.slug for entry in IMPLEMENTED}
 
 
 @pytest.mark.parametrize("entry", IMPLEMENTED, ids=lambda entry: entry.slug)
@@ -87,11 +81,6 @@ def test_saved_outcomes_are_of_today():
     """Fails when the table of the documentation still names a subject or a check that is gone."""
     saved = [(slug, outcome.subject, outcome.check) for slug, outcomes in SAVED.items() for outcome in outcomes]
     assert saved == [(entry.slug, subject.name, name) for entry, subject, name in CASES]
-
-
-@pytest.mark.parametrize(("entry", "bad"), BAD_INPUTS, ids=ids(BAD_INPUTS))
-def test_bad_input(entry, bad):
-    contract.check_bad_input(bad)
 
 
 @pytest.mark.parametrize("entry", IMPLEMENTED, ids=lambda entry: entry.card.slug)

@@ -13,12 +13,10 @@ from regularized.evidence.contract import (
     CHECKS,
     DIAGNOSTIC_CHECKS,
     PROCEDURE_CHECKS,
-    BadInput,
     DiagnosticSubject,
     NotApplicable,
     ProcedureSubject,
     Subject,
-    check_bad_input,
     checks_of,
     run,
 )
@@ -335,14 +333,3 @@ def test_saved_outcomes(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="contract SLUG --save"):
         contract_suite.load(path)
     assert contract_suite.load(tmp_path / "nothing.json") is None
-
-
-def test_bad_input():
-    """Fails when another error, silence, or a message without the promised words passes."""
-    check_bad_input(BadInput("division", lambda: 1 / 0, ZeroDivisionError, ("division",)))
-    with pytest.raises(AssertionError, match="lacks"):
-        check_bad_input(BadInput("division", lambda: 1 / 0, ZeroDivisionError, ("remedy",)))
-    with pytest.raises(AssertionError, match="no ValueError"):
-        check_bad_input(BadInput("nothing", lambda: None, ValueError, ()))
-    with pytest.raises(AssertionError, match="no UserWarning"):
-        check_bad_input(BadInput("nothing", lambda: None, UserWarning, ()))

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tests.fine_tuning.svfit.quantised import Int8Linear
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -25,7 +26,6 @@ from regularized.fine_tuning.svfit.model import (
 from regularized.fine_tuning.svfit.product import folding_pays, shifted_forward, shifted_weight
 from regularized.fine_tuning.svfit.term import SVFit
 from regularized.mechanisms.surgery import NoEffectWarning
-from regularized.papers.svfit.contract import Int8Linear
 
 
 def generator(seed=0):

@@ -12,7 +12,6 @@ or, from a module with a function ``subjects()``, by ``regularized contract --mo
 The first check is that the technique changes anything at all: without it the others could pass by doing nothing.
 """
 
-from regularized.evidence.contract.bad_inputs import BadInput, check_bad_input
 from regularized.evidence.contract.diagnostics import DIAGNOSTIC_CHECKS
 from regularized.evidence.contract.kit import Classification, plain
 from regularized.evidence.contract.procedures import PROCEDURE_CHECKS
@@ -32,7 +31,6 @@ __all__ = [
     "DIAGNOSTIC_CHECKS",
     "PROCEDURE_CHECKS",
     "AnySubject",
-    "BadInput",
     "Classification",
     "DiagnosticSubject",
     "NotApplicable",
@@ -42,7 +40,6 @@ __all__ = [
     "Subject",
     "Terms",
     "all_checks",
-    "check_bad_input",
     "checks_of",
     "load",
     "plain",

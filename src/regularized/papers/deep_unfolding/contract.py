@@ -1,4 +1,4 @@
-"""What the contract suite checks of unfolded algorithms: the objective as a term, incremental training, bad inputs."""
+"""What the contract suite checks of unfolded algorithms: the objective as a term, and incremental training."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from regularized.evidence.contract import BadInput, ProcedureSubject, Subject
+from regularized.evidence.contract import ProcedureSubject, Subject
 from regularized.scientific.deep_unfolding.layer import (
     RecoveryObjective,
     SparseObjective,
@@ -20,21 +20,22 @@ from regularized.scientific.deep_unfolding.procedure import BernoulliGaussian, I
 from regularized.training.terms import Loss
 
 
-def _matrix() -> Tensor:
+def measurements() -> Tensor:
+    """A matrix of 6 measurements of 10 entries."""
     return torch.randn(6, 10, generator=torch.Generator().manual_seed(0)) / 6**0.5
 
 
 def _data(n: int, seed: int) -> Mapping[str, Tensor]:
-    x, y = BernoulliGaussian(_matrix(), density=0.3, seed=seed)(n)
+    x, y = BernoulliGaussian(measurements(), density=0.3, seed=seed)(n)
     return {"inputs": y, "targets": x, "index": torch.arange(n)}
 
 
 def _ista() -> nn.Module:
-    return UnfoldedISTA(_matrix(), 0.1, layers=4)
+    return UnfoldedISTA(measurements(), 0.1, layers=4)
 
 
 def _iht() -> nn.Module:
-    return UnfoldedIHT(_matrix(), 0.05, layers=4)
+    return UnfoldedIHT(measurements(), 0.05, layers=4)
 
 
 def _supervised() -> Mapping[str, nn.Module]:
@@ -46,11 +47,14 @@ def _squared_error(output: Tensor, x: Tensor) -> Tensor:
 
 
 def _unsupervised(norm: Any, penalty: float) -> Mapping[str, nn.Module]:
-    return {"objective": RecoveryObjective(SparseObjective(_matrix(), penalty, norm=norm))}
+    return {"objective": RecoveryObjective(SparseObjective(measurements(), penalty, norm=norm))}
 
 
 def _off(norm: Any, penalty: float) -> Mapping[str, nn.Module]:
-    return {**_supervised(), "objective": RecoveryObjective(SparseObjective(_matrix(), penalty, norm=norm), weight=0.0)}
+    return {
+        **_supervised(),
+        "objective": RecoveryObjective(SparseObjective(measurements(), penalty, norm=norm), weight=0.0),
+    }
 
 
 def _soft() -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -66,8 +70,8 @@ def _build(network: Callable[[], nn.Module], supervised: bool, **options: Any) -
     norm: Any = "l1" if isinstance(net, UnfoldedISTA) else "l0"
     return IncrementalTraining(
         net,
-        BernoulliGaussian(_matrix(), density=0.3, seed=1),
-        loss="supervised" if supervised else SparseObjective(_matrix(), net.penalty, norm=norm),
+        BernoulliGaussian(measurements(), density=0.3, seed=1),
+        loss="supervised" if supervised else SparseObjective(measurements(), net.penalty, norm=norm),
         steps_per_layer=5,
         batch_size=8,
         **options,
@@ -112,72 +116,4 @@ def subjects() -> list[Subject | ProcedureSubject]:
             _train,
             _weights,
         ),
-    ]
-
-
-def _no_signals(size: int) -> tuple[None, Tensor]:
-    return None, torch.randn(size, 6)
-
-
-def _loaded(steps: Tensor) -> None:
-    network = UnfoldedISTA(_matrix(), 0.1, layers=2)
-    network.load_state_dict({**network.state_dict(), "steps": steps})
-
-
-def bad_inputs() -> list[BadInput]:
-    """Every line of the sheet's "bad input"."""
-    matrix = _matrix()
-    network = UnfoldedISTA(matrix, 0.1, layers=2)
-    sampler = BernoulliGaussian(matrix)
-    return [
-        BadInput("lam <= 0", lambda: UnfoldedISTA(matrix, 0.0, layers=2), ValueError, ("penalty (lambda)", "> 0")),
-        BadInput("lam is nan", lambda: SparseObjective(matrix, float("nan")), ValueError, ("penalty (lambda)", "nan")),
-        BadInput(
-            "step <= 0 after loading",
-            lambda: _loaded(torch.tensor([0.1, -0.2])),
-            ValueError,
-            ("step sizes must be positive", "-0.2"),
-        ),
-        BadInput("A not 2-D", lambda: UnfoldedIHT(matrix[0], 0.1, layers=2), ValueError, ("shape (10,)",)),
-        BadInput("y of another length", lambda: network(torch.randn(6, 3)), ValueError, ("(B, 6)", "(6, 3)", "a row")),
-        BadInput(
-            "supervised without targets",
-            lambda: IncrementalTraining(network, _no_signals).fit(),
-            ValueError,
-            ("supervised", "true signals"),
-        ),
-        BadInput(
-            "objective of another problem",
-            lambda: IncrementalTraining(network, sampler, loss=SparseObjective(matrix, 0.2)),
-            UserWarning,
-            ("another matrix, penalty or norm",),
-        ),
-        BadInput(
-            "complex A",
-            lambda: UnfoldedISTA(torch.complex(matrix, matrix), 0.1, layers=2),
-            ValueError,
-            ("complex", "stack real and imaginary"),
-        ),
-        BadInput(
-            "lambda so large that all is zero",
-            lambda: IncrementalTraining(UnfoldedISTA(matrix, 1e3, layers=1), sampler, steps_per_layer=1).fit(),
-            UserWarning,
-            ("all zero", "too large"),
-        ),
-        BadInput(
-            "unknown loss",
-            lambda: IncrementalTraining(network, sampler, loss=cast(Any, "mse")),
-            ValueError,
-            ("'supervised'", "'mse'"),
-        ),
-        BadInput("unknown norm", lambda: SparseObjective(matrix, 0.1, norm=cast(Any, "l2")), ValueError, ("'l2'",)),
-        BadInput(
-            "free hard threshold",
-            lambda: UnfoldedIHT(matrix, 0.1, layers=2, tie_threshold=False),
-            ValueError,
-            ("no gradient", "UnfoldedISTA"),
-        ),
-        BadInput("density 0", lambda: BernoulliGaussian(matrix, density=0.0), ValueError, ("density", "(0, 1]")),
-        BadInput("no layers", lambda: UnfoldedISTA(matrix, 0.1, layers=0), ValueError, ("layers", "0")),
-        BadInput("too deep", lambda: network(torch.randn(2, 6), depth=5), ValueError, ("1 ... 2", "5")),
     ]

@@ -2,17 +2,14 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regularized.evidence.contract import BadInput, ProcedureSubject
-from regularized.fine_tuning.glad.classifier import FewShotClassifier
-from regularized.fine_tuning.glad.loss import few_shot_loss
-from regularized.fine_tuning.glad.optimizer import GLAD, steer
-from regularized.fine_tuning.glad.peft import add_lora
+from regularized.evidence.contract import ProcedureSubject
+from regularized.fine_tuning.glad.optimizer import GLAD
 from regularized.training.data import TensorData
 
 
@@ -77,99 +74,4 @@ def subjects() -> list[ProcedureSubject]:
     plain = partial(_Tuning, rho=0.0)
     return [
         ProcedureSubject(name, partial(_Tuning, **given), plain, _train, _weights) for name, given in settings.items()
-    ]
-
-
-# -- bad input --------------------------------------------------------------------------------------
-
-
-def _optimizer(**settings: Any) -> GLAD:
-    return GLAD(torch.optim.SGD([nn.Parameter(torch.ones(3))], lr=0.1), **settings)
-
-
-def _frozen() -> None:
-    model = nn.Linear(2, 2).requires_grad_(False)
-    GLAD(torch.optim.SGD(model.parameters(), lr=0.1))
-
-
-def _scaled_gradients() -> None:
-    optimizer = _optimizer()
-    scaler = torch.amp.GradScaler("cpu")
-    (parameter,) = optimizer.param_groups[0]["params"]
-
-    def closure() -> Tensor:
-        loss: Tensor = parameter.square().sum()
-        scaler.scale(loss).backward()
-        return loss
-
-    optimizer.step(closure)
-
-
-class _TwoTowers(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.logit_scale = nn.Parameter(torch.tensor(4.6))
-
-
-def _plain_state() -> None:
-    optimizer = _optimizer()
-    optimizer.load_state_dict(optimizer.base.state_dict())
-
-
-def bad_inputs() -> list[BadInput]:
-    """Every line of the sheet's "bad input", and what else can be got wrong."""
-    g = [torch.ones(2)]
-    return [
-        BadInput("rho < 0", lambda: _optimizer(rho=-0.1), ValueError, ("rho must be >= 0", "-0.1")),
-        BadInput("lam > 1, interpolate", lambda: _optimizer(lam=1.5), ValueError, ("[0, 1]", "1.5", "SAM")),
-        BadInput("lam < 0, steer", lambda: steer(g, g, mode="steer", lam=-1.0), ValueError, (">= 0", "-1.0")),
-        BadInput(
-            "unknown combine",
-            lambda: _optimizer(combine="rotate"),
-            ValueError,
-            ("'rotate'", "'interpolate'", "'project'", "'steer'"),
-        ),
-        BadInput("every = 0", lambda: _optimizer(every=0), ValueError, ("every must be at least 1", "0")),
-        BadInput(
-            "step() without closure",
-            lambda: _optimizer().step(),
-            RuntimeError,
-            ("two gradients", "optimizer.step(closure)", "optimizer.backward(closure)"),
-        ),
-        BadInput(
-            "closure without backward",
-            lambda: _optimizer().step(lambda: torch.zeros(())),
-            RuntimeError,
-            ("no gradient", "loss.backward()"),
-        ),
-        BadInput("gradients still scaled", _scaled_gradients, RuntimeError, ("'scaler'", "still scaled", "unscale_")),
-        BadInput("no trainable parameter", _frozen, ValueError, ("requires a gradient", "add_lora")),
-        BadInput(
-            "label outside the class list",
-            lambda: few_shot_loss(torch.zeros(2, 3), torch.tensor([0, 3])),
-            ValueError,
-            ("[0, 3)", "0 to 3", "descriptions"),
-        ),
-        BadInput(
-            "trainable logit scale",
-            lambda: FewShotClassifier(_TwoTowers(), torch.zeros(2, 3, dtype=torch.long)),
-            UserWarning,
-            ("logit_scale", "over-confident", "requires_grad_(False)"),
-        ),
-        BadInput(
-            "descriptions in one row",
-            lambda: FewShotClassifier(nn.Identity(), torch.zeros(3, dtype=torch.long)),
-            ValueError,
-            ("(C, L)", "(3,)"),
-        ),
-        BadInput(
-            "unknown towers", lambda: add_lora(_TwoTowers(), towers=cast(Any, "all")), ValueError, ("'both'", "'all'")
-        ),
-        BadInput(
-            "a class instead of an optimizer",
-            lambda: GLAD(torch.optim.SGD),  # type: ignore[arg-type]
-            TypeError,
-            ("GLAD(torch.optim.AdamW(",),
-        ),
-        BadInput("state of a plain optimizer", _plain_state, ValueError, ("plain optimizer", "optimizer.base")),
     ]

@@ -2,25 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from regularized.evidence.contract import BadInput, DiagnosticSubject, Subject
-from regularized.training.progress import Progress
-from regularized.training.step import Batch, Step
+from regularized.evidence.contract import DiagnosticSubject, Subject
 from regularized.training.terms import CrossEntropy
-from regularized.understanding.homomorphism_error.command_language import commands, encode
 from regularized.understanding.homomorphism_error.penalty import (
     Compositionality,
     CompositionOperators,
-    PairPool,
     composition_loss,
-    find_pairs,
 )
 from regularized.understanding.homomorphism_error.probes import (
-    CompositionProbe,
     homomorphism_error,
     modifier_triples,
     segment_triples,
@@ -29,7 +23,7 @@ from regularized.understanding.homomorphism_error.probes import (
 _WORDS, _MODIFIERS = (1, 2), (3, 4)
 
 
-class _Tagger(nn.Module):
+class Tagger(nn.Module):
     """An embedding, two blocks that also look one position back, and a head."""
 
     def __init__(self) -> None:
@@ -39,6 +33,7 @@ class _Tagger(nn.Module):
         self.head = nn.Linear(8, 6)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T) tokens to logits (B, T, 6)."""
         x = self.embedding(tokens)
         for block in self.blocks:
             x = block(torch.cat([x, x.roll(1, dims=1)], dim=-1))
@@ -46,7 +41,8 @@ class _Tagger(nn.Module):
         return logits
 
 
-def _data(n: int, seed: int) -> Mapping[str, Tensor]:
+def token_data(n: int, seed: int) -> Mapping[str, Tensor]:
+    """Sequences of random tokens; the targets are their neighbours."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(1, 6, (n, 7), generator=generator)
     return {"inputs": tokens, "targets": tokens.roll(1, dims=1), "index": torch.arange(n)}
@@ -105,76 +101,16 @@ def subjects() -> list[Subject | DiagnosticSubject]:
     off = partial(_with_term, 0.0)
     sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
     return [
-        Subject("term", _Tagger, _with_term, _plain, _data, off, _part, sgd),
+        Subject("term", Tagger, _with_term, _plain, token_data, off, _part, sgd),
         Subject(
-            "constant target", _Tagger, partial(_with_term, 0.5, True), _plain, _data, off, partial(_part, True), sgd
+            "constant target",
+            Tagger,
+            partial(_with_term, 0.5, True),
+            _plain,
+            token_data,
+            off,
+            partial(_part, True),
+            sgd,
         ),
-        DiagnosticSubject("probes", _Tagger, _report),
-    ]
-
-
-def _term(**options: Any) -> Compositionality:
-    given: dict[str, Any] = {"words": [1, 2], "modifiers": [3], "layers": ["blocks.0"], **options}
-    return Compositionality(8, **given)
-
-
-def _untapped() -> None:
-    batch = Batch.of(_data(4, 0))
-    _term()(Step(_Tagger(), batch, Progress(0, 1)))
-
-
-def _not_tokens() -> None:
-    _term().count(Batch.of({"inputs": torch.randn(4, 7), "targets": torch.zeros(4, 7)}))
-
-
-def bad_inputs() -> list[BadInput]:
-    """Every line of the sheet's "bad input"."""
-    tokens = torch.tensor([[1, 5, 3, 5]])
-    operators = CompositionOperators(4, [3], hidden=6)
-    at = (torch.tensor([0]), torch.tensor([0]), torch.tensor([1]))
-    return [
-        BadInput(
-            "empty pool", lambda: PairPool.mine(tokens, [1], [3]), ValueError, ("[1]", "[3]", "directly followed")
-        ),
-        BadInput(
-            "unknown layer",
-            lambda: PairPool.mine(torch.tensor([[1, 3]]), [1], [3]).loss(_Tagger(), ["blocks.7"], operators),
-            ValueError,
-            ("blocks.7",),
-        ),
-        BadInput(
-            "no hidden states", lambda: composition_loss([], at, torch.tensor([0]), operators), ValueError, ("Taps",)
-        ),
-        BadInput("no layer named", lambda: _term(layers=[]), ValueError, ("layers=", "blocks.3")),
-        BadInput("nothing tapped", _untapped, ValueError, ("taps", "blocks.0")),
-        BadInput(
-            "positions do not fit",
-            lambda: composition_loss([torch.zeros(1, 3, 4)], at, torch.tensor([0, 0]), operators),
-            ValueError,
-            ("(n,)", "(2,)"),
-        ),
-        BadInput(
-            "position beyond the sequence",
-            lambda: composition_loss(
-                [torch.zeros(1, 3, 4)], (at[0], at[1], torch.tensor([5])), torch.tensor([0]), operators
-            ),
-            IndexError,
-            ("out of",),
-        ),
-        BadInput("no modifier", lambda: CompositionOperators(4, []), ValueError, ("one or more",)),
-        BadInput("modifier twice", lambda: CompositionOperators(4, [3, 3]), ValueError, ("different", "[3, 3]")),
-        BadInput("word is a modifier", lambda: _term(modifiers=[2, 3]), ValueError, ("no modifiers", "[2, 3]")),
-        BadInput("inputs are not tokens", _not_tokens, ValueError, ("(B, T) integer", "(4, 7)")),
-        BadInput(
-            "too few triples", lambda: homomorphism_error(torch.randn(5, 3, 4)), ValueError, ("5 triples", "10 or more")
-        ),
-        BadInput(
-            "wrong triples", lambda: homomorphism_error(torch.randn(5, 2, 4)), ValueError, ("(n, 3, d)", "(5, 2, 4)")
-        ),
-        BadInput("unknown probe", lambda: CompositionProbe(4, cast(Any, "cubic")), ValueError, ("'cubic'", "bilinear")),
-        BadInput("unknown word", lambda: encode([("run",)]), ValueError, ("['run']", "walk")),
-        BadInput("too long", lambda: encode([("walk", "twice")], length=1), ValueError, ("2 words", "length=1")),
-        BadInput("no words", lambda: commands(0), ValueError, ("at least 1", "0")),
-        BadInput("no word given", lambda: _term(words=[]), ValueError, ("one or more tokens", "[]")),
-        BadInput("tokens of another rank", lambda: find_pairs(tokens[0], [1], [3]), IndexError, ("dimension",)),
+        DiagnosticSubject("probes", Tagger, _report),
     ]

@@ -6,18 +6,18 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from regularized.evidence.contract import BadInput, ProcedureSubject
+from regularized.evidence.contract import ProcedureSubject
 from regularized.overfitting.noise_mask.procedure import (
     BetaMaskPolicy,
     MaskedInput,
     NoiseMask,
     NoiseMaskPretraining,
-    noise_mask_objective,
 )
 from regularized.training.data import TensorData
 
 
-def _policy(grid: int = 4) -> BetaMaskPolicy:
+def small_policy(grid: int = 4) -> BetaMaskPolicy:
+    """A policy of images of 8 x 8 pixels."""
     return BetaMaskPolicy(nn.Sequential(nn.Flatten(), nn.Linear(64, 6)), features=6, grid=grid)
 
 
@@ -33,7 +33,7 @@ def _build(coupled: bool = True, mask: type[NoiseMask] = NoiseMask) -> NoiseMask
     sgd = partial(torch.optim.SGD, momentum=0.9)
     return NoiseMaskPretraining(
         nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.Dropout(0.1)),
-        mask(_policy(), kernel=3, sigma=1.0),
+        mask(small_policy(), kernel=3, sigma=1.0),
         optimizer=partial(sgd, lr=0.05),
         policy_optimizer=partial(sgd, lr=0.005),
         credit="batch" if coupled else "sample",
@@ -66,70 +66,5 @@ def subjects() -> list[ProcedureSubject]:
             partial(_build, coupled=False, mask=_Unmasked),
             _train,
             _weights,
-        ),
-    ]
-
-
-def _shared_parameters() -> None:
-    policy = _policy()
-    sgd = partial(torch.optim.SGD, lr=0.1)
-    NoiseMaskPretraining(policy.backbone, NoiseMask(policy), optimizer=sgd, policy_optimizer=sgd)
-
-
-class _HalfMask(NoiseMask):
-    """Always a mask of one half, which concentrations near 0 make very unlikely."""
-
-    def forward(self, images: Tensor, *, cells: Tensor | None = None) -> MaskedInput:
-        return super().forward(images, cells=torch.full((len(images), 16), 0.5))
-
-
-def _negative_density() -> None:
-    policy = _policy()
-    for base in (policy.base_alpha, policy.base_beta):
-        base.fill_(-8.0)
-    sgd = partial(torch.optim.SGD, lr=0.01)
-    pretraining = NoiseMaskPretraining(
-        nn.Sequential(nn.Flatten(), nn.Linear(64, 3)),
-        _HalfMask(policy, kernel=3, sigma=1.0),
-        optimizer=sgd,
-        policy_optimizer=sgd,
-    )
-    pretraining.fit([(torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.long))], epochs=1)
-
-
-def _large_concentration() -> None:
-    policy = _policy()
-    policy.base_alpha.fill_(50.0)
-    NoiseMask(policy, kernel=3, sigma=1.0)(torch.rand(4, 1, 8, 8))
-
-
-def bad_inputs() -> list[BadInput]:
-    """Every line of the sheet's "bad input"."""
-    images = torch.rand(4, 1, 8, 8)
-    return [
-        BadInput(
-            "grid > image", lambda: NoiseMask(_policy(9), kernel=1)(images), ValueError, ("grid of 9", "8 pixels")
-        ),
-        BadInput("even kernel", lambda: NoiseMask(_policy(), kernel=4), ValueError, ("kernel must be odd", "4")),
-        BadInput("kernel too wide", lambda: NoiseMask(_policy(), kernel=17)(images), ValueError, ("reflected", "15")),
-        BadInput("sigma <= 0", lambda: NoiseMask(_policy(), sigma=0.0), ValueError, ("sigma must be positive", "0.0")),
-        BadInput("batch of 1", lambda: NoiseMask(_policy(), kernel=3)(images[:1]), ValueError, ("at least 2", "got 1")),
-        BadInput(
-            "loss of another shape with credit='batch'",
-            lambda: noise_mask_objective(torch.rand(7), torch.rand(4)),
-            ValueError,
-            ("credit='batch'", "(7,)"),
-        ),
-        BadInput(
-            "mean loss with credit='sample'",
-            lambda: noise_mask_objective(torch.tensor(1.0), torch.rand(4), credit="sample"),
-            ValueError,
-            ("credit='sample'", 'reduction="none"'),
-        ),
-        BadInput("negative q", _negative_density, UserWarning, ("log density", "coupled=False")),
-        BadInput("concentration overflows", _large_concentration, UserWarning, ("clamped", "learning rate")),
-        BadInput("shared parameters", _shared_parameters, ValueError, ("share 2 parameter", "backbone of its own")),
-        BadInput(
-            "not images", lambda: NoiseMask(_policy())(torch.rand(4, 64)), ValueError, ("square images", "(4, 64)")
         ),
     ]
