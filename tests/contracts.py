@@ -10,10 +10,10 @@ BROKEN: dict[str, Exception] = {}
 """Why the contract of a paper could not be collected; `tests/test_contract.py` fails for each of them."""
 
 
-def offered(entry: Entry, what: str) -> list[Any]:
-    """Subjects or bad inputs of a paper, or nothing where its code does not load."""
+def offered(entry: Entry) -> list[Any]:
+    """Subjects of a paper, or nothing where its code does not load."""
     try:
-        return list(getattr(entry.contract(), what)())
+        return list(entry.contract().subjects())
     except Exception as error:
         BROKEN[entry.slug] = error
         return []

@@ -18,7 +18,7 @@ from regularized.evidence.ledger import load as load_ledger
 from regularized.papers.catalogue import load_catalogue
 
 IMPLEMENTED = [entry for entry in load_catalogue() if entry.implemented]
-SUBJECTS = [(entry, subject) for entry in IMPLEMENTED for subject in offered(entry, "subjects")]
+SUBJECTS = [(entry, subject) for entry in IMPLEMENTED for subject in offered(entry)]
 SAVED = {e.slug: (contract.load(e.folder / "contract.json") or {"outcomes": []})["outcomes"] for e in IMPLEMENTED}
 CASES = [(entry, subject, name) for entry, subject in SUBJECTS for name in contract.checks_of(subject)]
 
@@ -40,8 +40,8 @@ def test_a_paper_that_does_not_load_leaves_the_others_their_tests(monkeypatch):
     """Fails when the broken contract of one paper stops the collection of all."""
     broken = replace(IMPLEMENTED[0], package="no_such_package")
     monkeypatch.setattr("tests.contracts.BROKEN", {})
-    assert offered(broken, "subjects") == []
-    assert offered(IMPLEMENTED[0], "subjects")
+    assert offered(broken) == []
+    assert offered(IMPLEMENTED[0])
 
 
 @pytest.mark.parametrize(

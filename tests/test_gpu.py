@@ -35,7 +35,7 @@ SUBJECTS = [
     (entry.slug, subject)
     for entry in load_catalogue()
     if entry.implemented
-    for subject in offered(entry, "subjects")
+    for subject in offered(entry)
     if isinstance(subject, Subject)
 ]
 LONG = 1000
