@@ -144,11 +144,9 @@ def papers(
 
 def _verdicts(entry: "Entry") -> str:
     """The verdicts of a paper, counted."""
-    from regularized.evidence.claims import Verdict
+    from regularized.evidence.claims import SHORT, count_verdicts
 
-    names = {Verdict.HOLDS: "hold", Verdict.DOES_NOT_HOLD: "fail", Verdict.UNDECIDED: "open"}
-    verdicts = [outcome.verdict for outcome in entry.outcomes]
-    counted = [f"{verdicts.count(verdict)} {name}" for verdict, name in names.items() if verdict in verdicts]
+    counted = [f"{n} {SHORT[verdict]}" for verdict, n in count_verdicts(entry.outcomes).items() if n]
     return ", ".join(counted) or ("not run" if entry.implemented else "no code yet")
 
 
@@ -189,7 +187,9 @@ def reproduce(
     scale: Annotated[str, typer.Option(help="smoke (seconds), laptop (minutes), or paper (the original set-up).")] = (
         "laptop"
     ),
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds; fewer than 5 give no verdict.")] = 5,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="How many of the declared seeds; default all. Fewer give no verdict.")
+    ] = None,
     workers: Workers = None,
     fresh: Fresh = False,
     report: Annotated[Path | None, typer.Option(help="Folder of the report; default your data folder.")] = None,
@@ -239,7 +239,7 @@ def _print_claims(result: "ReproduceResult") -> None:
     for outcome in result.outcomes:
         claim = outcome.claim
         low, high = outcome.interval or (None, None)
-        unit = "share" if claim.kind == "relative" else claim.unit
+        unit = "share" if claim.relative else claim.unit
         measured = [outcome.effect, low, high, claim.smallest_effect, unit, outcome.verdict.value]
         rows.append([claim.id, claim.baseline, claim.method, *measured])
     emit_table(columns, rows)
@@ -429,7 +429,14 @@ def bench(
 @app.command()
 def ledger(
     slugs: Annotated[list[str] | None, typer.Argument(metavar="[SLUG...]", help="Papers; default all.")] = None,
-    seeds: Annotated[int, typer.Option(min=5, help="Number of seeds.")] = 5,
+    confirm: Annotated[
+        bool,
+        typer.Option(
+            "--confirm",
+            help="Where only code changed: repeat one seed of every arm, and keep the other runs if it is equal to the "
+            "last bit.",
+        ),
+    ] = False,
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
@@ -447,7 +454,9 @@ def ledger(
     failed: list[str] = []
     for entry in entries:
         try:
-            path = record(entry.slug, entry.module_name("experiment"), entry.card.claims, seeds=seeds, workers=workers)
+            path = record(
+                entry.slug, entry.module_name("experiment"), entry.card.claims, confirmed=confirm, workers=workers
+            )
         except LedgerError as error:
             note(str(error))
             failed.append(entry.slug)

@@ -15,7 +15,14 @@ __all__ = ["print_paper", "to_json"]
 
 log = logging.getLogger(__name__)
 
-_STYLES = {Verdict.HOLDS: "green", Verdict.DOES_NOT_HOLD: "red", Verdict.UNDECIDED: "yellow", Verdict.NOT_RUN: "dim"}
+_STYLES = {
+    Verdict.HOLDS: "green",
+    Verdict.SMALLER: "cyan",
+    Verdict.NO_EFFECT: "red",
+    Verdict.OPPOSITE: "red",
+    Verdict.OPEN: "yellow",
+    Verdict.NOT_RUN: "dim",
+}
 
 
 def to_json(entry: Entry) -> dict[str, Any]:
@@ -48,12 +55,23 @@ def to_json(entry: Entry) -> dict[str, Any]:
 def _claim(outcome: Outcome) -> dict[str, Any]:
     claim = outcome.claim
     return {
-        **{name: getattr(claim, name) for name in ("id", "statement", "metric", "unit", "direction", "kind", "scale")},
+        **{
+            name: getattr(claim, name)
+            for name in ("id", "statement", "metric", "unit", "direction", "kind", "relative", "pilot", "scale")
+        },
         **{name: getattr(claim, name) for name in ("baseline", "method", "smallest_effect", "note")},
         "verdict": outcome.verdict.value,
         "effect": outcome.effect,
         "interval": list(outcome.interval or (None, None)),
+        "differs": list(claim.differs),
+        "p_value": outcome.p_value,
+        "effects": list(outcome.effects),
+        "worst_seed": None if outcome.worst_seed is None else dict(zip(("seed", "effect"), outcome.worst_seed)),
         "seeds": list(outcome.seeds),
+        "data": outcome.about.get("data"),
+        "model": outcome.about.get("model"),
+        "sampling": outcome.about.get("sampling"),
+        "toy": outcome.toy,
         "problem": outcome.problem,
         "reported": [asdict(reported) for reported in claim.reported],
     }
@@ -66,7 +84,16 @@ def _evidence(entry: Entry) -> dict[str, Any] | None:
         return None
     stale = ledger.is_stale(entry.code_key) if entry.implemented else True
     environment = dict(ledger.environment)
-    return {"scale": ledger.scale, "seeds": list(ledger.seeds), "stale": stale, "environment": environment}
+    return {
+        "scale": ledger.scale,
+        "seeds": list(ledger.seeds),
+        "why_seeds": ledger.why_seeds,
+        "settings": dict(ledger.settings),
+        "about": dict(ledger.about),
+        "confirmations": list(ledger.confirmations),
+        "stale": stale,
+        "environment": environment,
+    }
 
 
 def _cost(entry: Entry) -> dict[str, Any] | None:

@@ -16,8 +16,10 @@ __all__ = ["page"]
 
 _BADGES = {
     Verdict.HOLDS: "holds",
-    Verdict.DOES_NOT_HOLD: "fails",
-    Verdict.UNDECIDED: "open",
+    Verdict.SMALLER: "smaller",
+    Verdict.NO_EFFECT: "fails",
+    Verdict.OPPOSITE: "fails",
+    Verdict.OPEN: "open",
     Verdict.NOT_RUN: "none",
 }
 

@@ -49,7 +49,7 @@ def curve_svg(result: ReproduceResult, name: str, *, prefix: str) -> str:
 def effect_svg(result: ReproduceResult, outcome: Outcome, *, prefix: str) -> str:
     """The effect of each seed, mean and interval, beside zero and the smallest effect that counts, as inline SVG."""
     claim = outcome.claim
-    factor = 100.0 if claim.kind == "relative" else 1.0
+    factor = 100.0 if claim.relative else 1.0
     with _style(_INK, _FAINT):
         figure = _figure(5.2, 1.35)
         axes = figure.subplots()
@@ -77,7 +77,7 @@ def effect_svg(result: ReproduceResult, outcome: Outcome, *, prefix: str) -> str
         axes.set_yticks([])
         axes.margins(x=0.12)
         axes.spines["left"].set_visible(False)
-        unit = "% of the baseline" if claim.kind == "relative" else claim.unit
+        unit = "% of the baseline" if claim.relative else claim.unit
         axes.set_xlabel(
             f"improvement{f' ({unit})' if unit else ''}: dots are seeds, the bar is the interval of their mean"
         )

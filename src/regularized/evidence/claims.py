@@ -1,23 +1,39 @@
 """What a paper claims, in a form that a run can refute."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["Claim", "Direction", "EffectKind", "Outcome", "Reported", "Verdict"]
+__all__ = ["SHORT", "Claim", "Direction", "Kind", "Outcome", "Reported", "Verdict", "count_verdicts"]
 
 Direction: TypeAlias = Literal["higher", "lower"]
-EffectKind: TypeAlias = Literal["difference", "relative"]
+Kind: TypeAlias = Literal["claim", "sanity"]
 
 
 class Verdict(StrEnum):
-    """Outcome of a claim, from paired differences over seeds."""
+    """Outcome of a claim, from paired differences over seeds; see :mod:`regularized.evidence.verdicts` for the rule.
+
+    Exactly one of the first five is given to a claim that was measured.
+    """
 
     HOLDS = "holds"
-    DOES_NOT_HOLD = "does not hold"
-    UNDECIDED = "undecided"
+    SMALLER = "smaller than promised"
+    NO_EFFECT = "no effect shown"
+    OPPOSITE = "opposite"
+    OPEN = "open"
     NOT_RUN = "not run"
+
+
+SHORT = {
+    Verdict.HOLDS: "hold",
+    Verdict.SMALLER: "smaller",
+    Verdict.NO_EFFECT: "no effect",
+    Verdict.OPPOSITE: "opposite",
+    Verdict.OPEN: "open",
+    Verdict.NOT_RUN: "not run",
+}
+"""Verdicts in a word or two, for counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +57,9 @@ class Reported:
 class Claim:
     """One comparison: the method arm does better than the baseline arm by at least what counts.
 
-    The effect of a seed is ``method - baseline`` (``"difference"``, in the metric's unit) or
-    ``(method - baseline) / |baseline|`` (``"relative"``, a share), with its sign turned where lower is better:
-    *positive is always an improvement*. The claim holds when the whole interval of the mean effect lies at or above
-    ``smallest_effect``, does not hold when it lies below, and is undecided otherwise or with fewer than five seeds.
+    The effect of a seed is ``method - baseline`` in the metric's unit, or with ``relative`` the share
+    ``(method - baseline) / |baseline|``, with its sign turned where lower is better: *positive is always an
+    improvement*.
 
     Args:
         id: short name, unique in its card.
@@ -53,9 +68,15 @@ class Claim:
         direction: which way is better.
         baseline: name of the baseline arm.
         method: name of the method arm.
-        smallest_effect: the smallest improvement that counts, fixed before the first run; in the metric's unit, or a
-            share for ``"relative"``. Negative for "not worse by more than". None while there is no experiment.
-        kind: how the effect is computed; default ``"difference"``.
+        differs: the settings in which the two arms may differ: the idea that is claimed. Beside them only settings may
+            differ that were tuned in both arms over equal grids; anything else fails the contract.
+        smallest_effect: the smallest improvement that counts, in the metric's unit, or a share for ``relative``.
+            Negative for "not worse by more than". None while there is no experiment.
+        relative: whether the effect is a share of the baseline; default False.
+        kind: ``"claim"`` (default), or ``"sanity"`` for what is true by construction or equal at 0 or 100 %: shown
+            apart, not counted, no part of the correction for many claims.
+        pilot: whether ``smallest_effect`` was set after a pilot on the same data (other seeds); default False: it was
+            fixed before anything was run.
         unit: unit of the metric, for tables.
         scale: smallest scale at which the claim can be seen.
         reported: the paper's own numbers.
@@ -68,37 +89,15 @@ class Claim:
     direction: Direction
     baseline: str
     method: str
+    differs: tuple[str, ...] = ()
     smallest_effect: float | None = None
-    kind: EffectKind = "difference"
+    relative: bool = False
+    kind: Kind = "claim"
+    pilot: bool = False
     unit: str = ""
     scale: str = "laptop"
     reported: tuple[Reported, ...] = ()
     note: str = ""
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Claim":
-        """Build from a table of a card; unknown or missing keys are errors.
-
-        Raises:
-            ValueError: a key is missing or unknown, or a value is not allowed.
-        """
-        known = set(cls.__dataclass_fields__)
-        required = {"id", "statement", "metric", "direction", "baseline", "method"}
-        given = set(data)
-        if missing := required - given:
-            raise ValueError(f"claim {data.get('id', '?')!r} lacks {sorted(missing)}")
-        if unknown := given - known:
-            raise ValueError(f"claim {data['id']!r} has unknown keys {sorted(unknown)}; allowed: {sorted(known)}")
-        if data["direction"] not in ("higher", "lower"):
-            raise ValueError(f"claim {data['id']!r}: direction must be 'higher' or 'lower', got {data['direction']!r}")
-        if data.get("kind", "difference") not in ("difference", "relative"):
-            raise ValueError(f"claim {data['id']!r}: kind must be 'difference' or 'relative', got {data['kind']!r}")
-        values = dict(data)
-        values["reported"] = tuple(
-            Reported(r["setting"], r.get("baseline"), r.get("method"), r.get("source", "paper"))
-            for r in data.get("reported", ())
-        )
-        return cls(**values)
 
     def effect(self, baseline: float, method: float) -> float:
         """Improvement of one seed: positive is better.
@@ -109,7 +108,7 @@ class Claim:
             2.0
         """
         gain = method - baseline if self.direction == "higher" else baseline - method
-        return gain / abs(baseline) if self.kind == "relative" else gain
+        return gain / abs(baseline) if self.relative else gain
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +119,14 @@ class Outcome:
         claim: the claim.
         verdict: its verdict.
         effect: mean improvement over seeds, positive is better; None when nothing was run.
-        interval: 95 % interval of ``effect``.
+        interval: 95 % interval of ``effect``, of this claim alone; None with fewer than two seeds.
+        p_value: corrected for the number of claims: of "at least what counts" where the mean effect is, else of "less
+            than what counts". None without a test.
         effects: improvement of each seed.
         seeds: the seeds, in the order of ``effects``.
+        about: what was measured on, as :class:`~regularized.evidence.experiment.About` says it: ``data``, ``model``
+            and the like; empty when unknown.
+        toy: whether data or model are small where the paper's are not.
         problem: why there is no verdict although there are numbers: a seed failed, a value is not finite, the scale is
             too small. Empty otherwise.
     """
@@ -131,6 +135,35 @@ class Outcome:
     verdict: Verdict
     effect: float | None = None
     interval: tuple[float, float] | None = None
+    p_value: float | None = None
     effects: Sequence[float] = field(default=())
     seeds: Sequence[int] = field(default=())
+    about: Mapping[str, Any] = field(default_factory=dict)
+    toy: bool = False
     problem: str = ""
+
+    @property
+    def worst_seed(self) -> tuple[int, float] | None:
+        """The seed with the smallest effect, and that effect; None without any."""
+        if not self.effects:
+            return None
+        worst = min(range(len(self.effects)), key=lambda i: self.effects[i])
+        return self.seeds[worst], self.effects[worst]
+
+    @property
+    def reaching(self) -> int:
+        """How many seeds reach the smallest effect that counts."""
+        least = self.claim.smallest_effect
+        return 0 if least is None else sum(effect >= least for effect in self.effects)
+
+
+def count_verdicts(outcomes: Iterable[Outcome], *, kind: Kind = "claim") -> dict[Verdict, int]:
+    """How many claims of a kind have each verdict; claims of kind ``"sanity"`` are counted apart.
+
+    Examples:
+        >>> claim = Claim("c", "s", "error", "lower", "plain", "ours")
+        >>> count_verdicts([Outcome(claim, Verdict.OPEN)])[Verdict.OPEN]
+        1
+    """
+    verdicts = [outcome.verdict for outcome in outcomes if outcome.claim.kind == kind]
+    return {verdict: verdicts.count(verdict) for verdict in Verdict}

@@ -13,23 +13,26 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from regularized.evidence.claims import Claim, Outcome
-from regularized.evidence.experiment import Tuning
+from regularized.evidence.experiment import Tuning, describe_arms, resolve, seeds_of
 from regularized.evidence.provenance import code_key, versions
 from regularized.evidence.results import ReproduceResult, TuningResult, outcomes, rank_trials
-from regularized.evidence.statistics import MINIMUM_SEEDS
 from regularized.evidence.store import Run, Store, canonical
+from regularized.evidence.verdicts import MINIMUM_SEEDS
 
 __all__ = ["Ledger", "LedgerError", "export", "load", "path"]
 
-_FORMAT = 1
+_FORMAT = 2
 _CURVE_POINTS = 50  # a curve of more points is thinned: it is for looking at, and 44 papers share one wheel
 _RUN_KEYS = ("arm", "seed", "overrides", "metrics", "curves", "curve_unit", "data", "seconds", "peak_memory", "created")
+CONFIRMED = "confirmed"
+"""Key in the environment of a run: the confirmations by which it was taken over to later code, oldest first."""
 
 
 class LedgerError(ValueError):
@@ -45,6 +48,10 @@ class Ledger:
         scale: scale of the runs.
         seeds: the seeds that every arm has.
         arms: the arms, baselines first.
+        settings: for each arm everything that it ran with, defaults included.
+        about: for each arm what it was measured on, see :meth:`~regularized.evidence.experiment.About.to_dict`, and
+            whether that is a ``toy``.
+        why_seeds: why these seeds and not ten from 0; empty where they are.
         code_key: the code that was measured.
         runs: the runs of the comparison.
         tuning: the runs by which settings were chosen.
@@ -55,14 +62,17 @@ class Ledger:
     scale: str
     seeds: tuple[int, ...]
     arms: tuple[str, ...]
+    settings: Mapping[str, Mapping[str, Any]]
+    about: Mapping[str, Mapping[str, Any]]
     code_key: str
     runs: tuple[Run, ...]
     tuning: tuple[Run, ...] = ()
     tuning_rule: Mapping[str, Any] | None = None
+    why_seeds: str = ""
 
     def outcomes(self, claims: Sequence[Claim]) -> tuple[Outcome, ...]:
         """Verdict of each claim from the runs."""
-        return outcomes(claims, self.runs, seeds=self.seeds, scale=self.scale)
+        return outcomes(claims, self.runs, seeds=self.seeds, scale=self.scale, about=self.about)
 
     def is_stale(self, current: str) -> bool:
         """Whether the code has changed since it was measured; ``current`` is the experiment's code key."""
@@ -72,6 +82,14 @@ class Ledger:
     def environment(self) -> Mapping[str, Any]:
         """Where the first run took place."""
         return self.runs[0].environment if self.runs else {}
+
+    @property
+    def confirmations(self) -> tuple[Mapping[str, Any], ...]:
+        """By which repetitions runs of earlier code were taken over, oldest first: commit, seed, arms, outcome."""
+        found: list[Mapping[str, Any]] = []
+        for run in self.runs:
+            found += [one for one in run.environment.get(CONFIRMED, ()) if one not in found]
+        return tuple(sorted(found, key=lambda one: str(one["at"])))
 
     def to_result(self, claims: Sequence[Claim], *, module_name: str = "") -> ReproduceResult:
         """The form that reports show; all runs count as reused."""
@@ -89,8 +107,7 @@ class Ledger:
                 scale=self.tuning_rule["scale"],
                 seeds=tuple(self.tuning_rule["seeds"]),
             )
-            used = {run.arm: {**run.settings["scale"], **run.settings["arm"]} for run in self.runs}
-            trials, agrees = rank_trials(rule, self.tuning, used)
+            trials, agrees = rank_trials(rule, self.tuning, self.settings)
             tuning = TuningResult(rule.metric, rule.direction, rule.seeds, trials, agrees)
         return ReproduceResult(
             slug=self.slug,
@@ -101,6 +118,7 @@ class Ledger:
             outcomes=self.outcomes(claims),
             runs=self.runs,
             tuning=tuning,
+            about=self.about,
             environment=self.environment,
             code_key=self.code_key,
             reused=len(self.runs),
@@ -119,6 +137,7 @@ def path(module_name: str) -> Path:
 def export(
     slug: str,
     module_name: str,
+    claims: Sequence[Claim] = (),
     *,
     scale: str = "laptop",
     store: Store | None = None,
@@ -126,13 +145,13 @@ def export(
 ) -> Path:
     """Write the stored evidence of the present code to the ledger.
 
-    Taken are runs of committed code, of the present code key and versions, with the seeds 0, 1, ... as far as every arm
-    has
-    them without a gap: which seeds count is not a choice.
+    Taken are runs of committed code, of the present code key and versions, with the seeds that the experiment declares:
+    which seeds count is not a choice.
 
     Args:
         slug: the paper.
         module_name: its experiment.
+        claims: the claims of its card; their thresholds are written down, so that a later change of one is noticed.
         scale: scale of the runs; default ``"laptop"``.
         store: where the runs are; default the user's store.
         destination: the file; default beside the experiment.
@@ -141,40 +160,115 @@ def export(
         The file. It is replaced at once or not at all.
 
     Raises:
-        LedgerError: fewer than five seeds of every arm, or trials of the tuning are missing; says which.
+        LedgerError: fewer than ten seeds are declared, runs are missing, or something was changed after results had
+            been seen without taking fresh seeds; says which.
     """
     experiment = import_module(module_name)
+    seeds = seeds_of(experiment)
+    target = destination or path(module_name)
+    if seeds.count < MINIMUM_SEEDS:
+        raise LedgerError(f"{slug} declares {seeds.count} seeds; a verdict needs at least {MINIMUM_SEEDS}")
     key = code_key(module_name)
     with nullcontext(store) if store is not None else Store() as opened:
         stored = opened.find(slug, code_key=key, versions=versions(), dirty=False)
         uncommitted = len(opened.find(slug, code_key=key, versions=versions())) - len(stored)
-    arms = list(experiment.ARMS)
-    evidence = {(run.arm, run.seed): run for run in stored if run.scale == scale and not run.overrides}
-    count = 0
-    while all((arm, count) in evidence for arm in arms):
-        count += 1
-    if count < MINIMUM_SEEDS:
-        missing = {
-            arm: lacking for arm in arms if (lacking := [s for s in range(MINIMUM_SEEDS) if (arm, s) not in evidence])
-        }
+    known = {(canonical(run.settings), run.seed): run for run in stored}
+    settings = {arm: resolve(experiment, arm, scale) for arm in experiment.ARMS}
+    named = {arm: canonical(given) for arm, given in settings.items()}
+    if missing := {
+        arm: lacking for arm in settings if (lacking := [s for s in seeds.numbers if (named[arm], s) not in known])
+    }:
         hint = f" ({uncommitted} runs of uncommitted code do not count: commit first)" if uncommitted else ""
         raise LedgerError(
             f"{slug} lacks runs of committed code with the present versions at {scale} scale, seeds by arm: {missing}"
-            f"{hint}. Make them: regularized reproduce {slug} --scale {scale} --seeds {MINIMUM_SEEDS}"
+            f"{hint}. Make them: regularized reproduce {slug} --scale {scale}"
         )
-    runs = [evidence[arm, seed] for arm in arms for seed in range(count)]
-    rule, trials = _tuning_rows(slug, getattr(experiment, "TUNING", None), stored)
-    target = destination or path(module_name)
-    _write(target, _text(slug, scale, key, arms, range(count), runs, rule, trials))
+    runs = [
+        replace(known[named[arm], seed], arm=arm, scale=scale, overrides={})
+        for arm in settings
+        for seed in seeds.numbers
+    ]
+    tuning: Tuning | None = getattr(experiment, "TUNING", None)
+    rule, trials = _tuning_rows(slug, experiment, tuning, known)
+    head = {
+        "format": _FORMAT,
+        "slug": slug,
+        "scale": scale,
+        "seeds": list(seeds.numbers),
+        "why_seeds": seeds.why,
+        "arms": list(settings),
+        "code_key": key,
+        "versions": runs[0].versions,
+        "settings": settings,
+        "about": describe_arms(experiment, scale),
+        "claims": {claim.id: _fixed(claim) for claim in claims},
+        "tuning": rule,
+    }
+    _refuse_second_looks(slug, target, head, runs)
+    _write(target, _text(head, runs, trials))
     return target
 
 
-def _tuning_rows(slug: str, tuning: Tuning | None, stored: Sequence[Run]) -> tuple[dict[str, Any] | None, list[Run]]:
+def _fixed(claim: Claim) -> dict[str, Any]:
+    """What may not change once results were seen."""
+    names = ("metric", "direction", "baseline", "method", "smallest_effect", "relative")
+    return {name: getattr(claim, name) for name in names}
+
+
+def _refuse_second_looks(slug: str, target: Path, head: Mapping[str, Any], runs: Sequence[Run]) -> None:
+    """Refuse seeds that were seen before with other thresholds, settings, code or in another number.
+
+    Runs that were taken over by a confirmation are of the same code to the last bit. New arms and new claims may join
+    seeds that were seen: their threshold is fixed before their own first run.
+    """
+    try:
+        before = json.loads(target.read_text(encoding="utf-8"))
+        if before["format"] != _FORMAT:
+            return
+        seen, now = set(before["seeds"]), set(head["seeds"])
+        arms_before, claims_before = before["settings"], before.get("claims", {})
+        code_before, versions_before = before["code_key"], before["versions"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # nothing was seen, or nothing that can be read
+    if not seen & now:
+        return
+    changed = []
+    if seen != now and not (len(seen) < MINIMUM_SEEDS and seen < now and len(now) == MINIMUM_SEEDS):
+        changed.append(f"the number of seeds ({len(seen)}, now {len(now)})")
+    changed += [
+        f"claim {name!r}"
+        for name, fixed in head["claims"].items()
+        if name in claims_before and claims_before[name] != fixed
+    ]
+    judged = {arm for fixed in head["claims"].values() for arm in (fixed["baseline"], fixed["method"])}
+    changed += [
+        f"the settings of arm {arm!r}"
+        for arm in sorted(judged & set(arms_before))
+        if canonical(arms_before[arm]) != canonical(head["settings"][arm])
+    ]
+    if code_before != head["code_key"] and versions_before == dict(head["versions"]):
+        taken_over = {run.arm for run in runs if run.environment.get(CONFIRMED)}
+        if judged & set(arms_before) - taken_over:
+            changed.append("the code")
+    if changed:
+        raise LedgerError(
+            f"{slug}: {', '.join(changed)} changed after results of seeds {sorted(seen & now)} had been seen. Declare "
+            f"a fresh block and say why: SEEDS = Seeds({len(now)}, first={max(seen | now) // 100 * 100 + 100}, why=...)"
+        )
+
+
+def _tuning_rows(
+    slug: str, experiment: ModuleType, tuning: Tuning | None, known: Mapping[tuple[str, int], Run]
+) -> tuple[dict[str, Any] | None, list[Run]]:
     if tuning is None:
         return None, []
-    found = {(run.arm, canonical(run.overrides), run.seed): run for run in stored if run.scale == tuning.scale}
-    wanted = [(arm, canonical(o), s) for arm, grid in tuning.grids.items() for o in grid for s in tuning.seeds]
-    if missing := [(arm, overrides, seed) for arm, overrides, seed in wanted if (arm, overrides, seed) not in found]:
+    wanted = [
+        (arm, overrides, canonical(resolve(experiment, arm, tuning.scale, overrides)), seed)
+        for arm, grid in tuning.grids.items()
+        for overrides in grid
+        for seed in tuning.seeds
+    ]
+    if missing := [(arm, overrides, seed) for arm, overrides, text, seed in wanted if (text, seed) not in known]:
         raise LedgerError(
             f"{slug} lacks {len(missing)} of {len(wanted)} tuning runs of committed code, the first is arm "
             f"{missing[0][0]!r} with {missing[0][1]}, seed {missing[0][2]}. Make them: regularized tune {slug}"
@@ -185,7 +279,11 @@ def _tuning_rows(slug: str, tuning: Tuning | None, stored: Sequence[Run]) -> tup
         "scale": tuning.scale,
         "seeds": list(tuning.seeds),
     }
-    return rule, [found[row] for row in wanted]
+    rows = [
+        replace(known[text, seed], arm=arm, scale=tuning.scale, overrides=dict(overrides))
+        for arm, overrides, text, seed in wanted
+    ]
+    return rule, rows
 
 
 def load(file: Path) -> Ledger | None:
@@ -206,15 +304,15 @@ def load(file: Path) -> Ledger | None:
             raise LedgerError(
                 f"{file} has format {data['format']}, this version of regularized reads {_FORMAT}: update it"
             )
-        settings = data["settings"]
+        settings, tried = data["settings"], data["tuned_settings"]
 
         def run(row: Mapping[str, Any], *, comparison: bool) -> Run:
             return Run(
                 slug=data["slug"],
-                scale=data["scale"] if comparison else data["tuning"]["scale"],
+                scale=data["scale"] if comparison or data["tuning"] is None else data["tuning"]["scale"],
                 code_key=data["code_key"],
                 versions=data["versions"],
-                settings={"scale": settings["scale"], "arm": settings["arms"][row["arm"]]} if comparison else {},
+                settings=settings[row["arm"]] if comparison else {**tried[row["arm"]], **row["overrides"]},
                 environment=data["environments"][row["environment"]],
                 metrics={name: math.nan if v is None else float(v) for name, v in row["metrics"].items()},
                 curves={
@@ -229,6 +327,9 @@ def load(file: Path) -> Ledger | None:
             scale=data["scale"],
             seeds=tuple(data["seeds"]),
             arms=tuple(data["arms"]),
+            settings=settings,
+            about=data["about"],
+            why_seeds=data["why_seeds"],
             code_key=data["code_key"],
             runs=tuple(run(row, comparison=True) for row in data["runs"]),
             tuning=tuple(run(row, comparison=False) for row in data["tuning_runs"]),
@@ -247,47 +348,30 @@ def _damaged(file: Path, error: Exception) -> LedgerError:
     )
 
 
-def _text(
-    slug: str,
-    scale: str,
-    key: str,
-    arms: Sequence[str],
-    seeds: Sequence[int],
-    runs: Sequence[Run],
-    rule: Mapping[str, Any] | None,
-    trials: Sequence[Run],
-) -> str:
+def _text(head: Mapping[str, Any], runs: Sequence[Run], trials: Sequence[Run]) -> str:
     environments: list[Mapping[str, Any]] = []
     for run in [*runs, *trials]:
         if run.environment not in environments:
             environments.append(run.environment)
 
-    def line(run: Run) -> str:
+    def line(run: Run, *, curves: bool) -> str:
         row = {name: getattr(run, name) for name in _RUN_KEYS}
         row["metrics"] = {name: _number(value) for name, value in sorted(run.metrics.items())}
-        row["curves"] = {name: _thin(points) for name, points in sorted(run.curves.items())} if run in runs else {}
+        row["curves"] = {name: thin(points) for name, points in sorted(run.curves.items())} if curves else {}
         row["seconds"] = round(run.seconds, 2)
         row["environment"] = environments.index(run.environment)
         return json.dumps(row, ensure_ascii=False, separators=(",", ":"), default=str)
 
-    head = {
-        "format": _FORMAT,
-        "slug": slug,
-        "scale": scale,
-        "seeds": list(seeds),
-        "arms": list(arms),
-        "code_key": key,
-        "versions": runs[0].versions,
-        "settings": {"scale": runs[0].settings["scale"], "arms": {run.arm: run.settings["arm"] for run in runs}},
-        "tuning": rule,
-    }
+    # What trials of an arm share; each row adds its overrides.
+    tuned = {run.arm: {k: v for k, v in run.settings.items() if k not in run.overrides} for run in trials}
+    head = {**head, "tuned_settings": tuned}
     blocks = [
         f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False, default=str)}" for name, value in head.items()
     ]
     lists = {
         "environments": [json.dumps(about, ensure_ascii=False) for about in environments],
-        "runs": [line(run) for run in runs],
-        "tuning_runs": [line(run) for run in trials],
+        "runs": [line(run, curves=True) for run in runs],
+        "tuning_runs": [line(run, curves=False) for run in trials],
     }
     for name, lines in lists.items():
         inner = ",\n".join(f"  {text}" for text in lines)
@@ -299,7 +383,7 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float | None]]:
+def thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float | None]]:
     """At most 50 points, first and last among them, to five digits."""
     step = max(1, math.ceil((len(points) - 1) / (_CURVE_POINTS - 1)))
     kept = list(points[::step])

@@ -48,13 +48,13 @@ def effect_text(claim: Claim, effect: float | None) -> str:
     """An effect with sign and unit; a relative one in percent of the baseline.
 
     Examples:
-        >>> claim = Claim("c", "s", "m", "higher", "a", "b", unit="points", kind="relative")
+        >>> claim = Claim("c", "s", "m", "higher", "a", "b", unit="points", relative=True)
         >>> effect_text(claim, 0.125)
         '+12.5 %'
     """
     if effect is None:
         return "–"
-    value, unit = (100 * effect, "%") if claim.kind == "relative" else (effect, claim.unit)
+    value, unit = (100 * effect, "%") if claim.relative else (effect, claim.unit)
     return f"{'+' if value > 0 else ''}{number(value, 3)} {unit}".rstrip()
 
 
@@ -62,6 +62,6 @@ def interval_text(claim: Claim, outcome: Outcome) -> str:
     """The interval in the unit of :func:`effect_text`."""
     if outcome.interval is None:
         return "–"
-    factor = 100 if claim.kind == "relative" else 1
+    factor = 100 if claim.relative else 1
     low, high = (number(factor * end, 3) for end in outcome.interval)
     return f"[{low}, {high}]"

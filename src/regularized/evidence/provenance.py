@@ -43,6 +43,9 @@ def code_key(module_name: str) -> str:
     Changes whenever code changes that the module may run. Comments, docstrings, formatting and code that it cannot
     reach (a new model beside the one it uses) do not change it. The same on all supported Python versions.
 
+    Of an experiment (a module with ``ARMS`` and ``run``) it is what ``run`` can reach. Its tables of settings do not
+    count: a run is known by the settings that it got.
+
     Args:
         module_name: an importable module, for example ``"regularized.papers.early_learning.experiment"``.
 
@@ -51,6 +54,8 @@ def code_key(module_name: str) -> str:
 
     Raises:
         ModuleNotFoundError: there is no such module.
+        ValueError: ``run`` of an experiment reads a table of settings, so that its result would depend on more than
+            the settings that it got.
 
     Examples:
         >>> key = code_key("regularized.evidence.claims")
@@ -167,6 +172,8 @@ def _cpu() -> str:
 # models or terms grow all the time, and if each addition made all evidence stale, evidence would soon be ignored.
 
 _WHOLE = "*"  # in place of a name: all of a module
+_RUN = "run"
+_TABLES = frozenset({"DEFAULTS", "SCALES", "ARMS", "PUBLISHED", "TUNING", "SEEDS", "UNREPEATABLE", "DISPLAY"})
 _Reference = tuple[str, str]  # module and name in it, or _WHOLE
 
 
@@ -221,11 +228,12 @@ class _Source:
 
 
 def _reach(module_name: str) -> dict[str, set[str]]:
-    """Module -> names in it that a module can reach; that module itself counts as a whole."""
+    """Module -> names in it that a module can reach; it counts as a whole, an experiment from ``run`` on."""
     if _find(module_name) is None:
         raise ModuleNotFoundError(f"there is no module {module_name!r} with Python source", name=module_name)
     found: dict[str, set[str]] = {}
-    waiting: list[_Reference] = [(module_name, _WHOLE)]
+    is_experiment = {"ARMS", _RUN} <= set(_source(module_name).defined)
+    waiting: list[_Reference] = [(module_name, _RUN if is_experiment else _WHOLE)]
     while waiting:
         module, name = waiting.pop()
         if found.setdefault(module, set()) & {name, _WHOLE}:
@@ -235,6 +243,11 @@ def _reach(module_name: str) -> dict[str, set[str]]:
             target = reference if reference[0] == module else _resolve(*reference)
             if target is not None:
                 waiting.append(target)
+    if is_experiment and (read := sorted(found[module_name] & (_TABLES | {_WHOLE}))):
+        raise ValueError(
+            f"run() of {module_name} reads {', '.join(read)}: a run must depend on nothing but the settings that it "
+            "gets and its seed; put what it needs into DEFAULTS or SCALES and read it from its settings"
+        )
     return found
 
 

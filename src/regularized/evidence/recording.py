@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from regularized.evidence import ledger, provenance, runner
+from regularized.evidence import confirmation, ledger, provenance, runner
 from regularized.evidence.claims import Claim
+from regularized.evidence.experiment import undeclared_differences
 from regularized.evidence.results import Failure
 
 __all__ = ["check_committed", "record"]
@@ -32,31 +33,51 @@ def check_committed(slug: str, module_name: str) -> None:
         )
 
 
-def record(slug: str, module_name: str, claims: Sequence[Claim], *, seeds: int = 5, workers: int | None = None) -> Path:
+def record(
+    slug: str, module_name: str, claims: Sequence[Claim], *, confirmed: bool = False, workers: int | None = None
+) -> Path:
     """Make the runs of the laptop scale that the store lacks, and write them to the paper's ledger.
 
-    An experiment with a ``TUNING`` is tuned first, so that the ledger shows how its settings were chosen.
+    An experiment with a ``TUNING`` is tuned first, so that the ledger shows how its settings were chosen. The seeds are
+    those that the experiment declares.
 
     Args:
         slug: the paper.
         module_name: its experiment.
         claims: what the card claims.
-        seeds: number of seeds; default 5, the fewest that give a verdict.
+        confirmed: take over the present ledger's runs where a repetition of one seed of every arm equals them to the
+            last bit, see :mod:`regularized.evidence.confirmation`; default False. Where it does not, nothing is made.
         workers: parallel processes; default one for each usable core.
 
     Returns:
         The file that was written.
 
     Raises:
-        LedgerError: the code has uncommitted changes, or runs failed; nothing is written then.
+        LedgerError: the code has uncommitted changes, a claim's arms differ in undeclared settings, runs failed, the
+            confirmation found a difference, or fresh seeds are needed; nothing is written then.
         Unavailable, Interrupted, StoreError, ValueError, RuntimeError: as in
             :func:`regularized.evidence.runner.reproduce`.
     """
     check_committed(slug, module_name)
+    experiment = import_module(module_name)
+    for claim in claims:
+        if undeclared := undeclared_differences(experiment, claim):
+            raise ledger.LedgerError(
+                f"{slug}: the arms of claim {claim.id!r} differ in {undeclared}, which its differs does not name: "
+                "share these settings, tune them in both arms over equal grids, or say that they are the idea"
+            )
+    if confirmed:
+        found = confirmation.confirm(slug, module_name, workers=workers)
+        if found.differing:
+            what = "; ".join(f"{arm}: {text}" for arm, text in found.differing.items())
+            raise ledger.LedgerError(
+                f"{slug}: seed {found.seed} came out otherwise than in the ledger ({what}), so nothing was taken over. "
+                "Declare a fresh block of seeds and make everything anew"
+            )
     failures: list[Failure] = []
-    if hasattr(import_module(module_name), "TUNING"):
+    if hasattr(experiment, "TUNING"):
         failures += runner.tune(slug, module_name, workers=workers).failures
-    failures += runner.reproduce(slug, module_name, claims, seeds=seeds, workers=workers).failures
+    failures += runner.reproduce(slug, module_name, claims, workers=workers).failures
     if failures:
         raise ledger.LedgerError(f"{slug}: not written, {len(failures)} runs failed; the first: {failures[0].error}")
-    return ledger.export(slug, module_name)
+    return ledger.export(slug, module_name, claims)

@@ -24,8 +24,10 @@ __all__ = ["default_directory", "print_table", "to_json", "write"]
 
 _STYLES = {
     Verdict.HOLDS: "bold green",
-    Verdict.DOES_NOT_HOLD: "bold red",
-    Verdict.UNDECIDED: "bold yellow",
+    Verdict.SMALLER: "bold cyan",
+    Verdict.NO_EFFECT: "bold red",
+    Verdict.OPPOSITE: "bold red",
+    Verdict.OPEN: "bold yellow",
     Verdict.NOT_RUN: "dim",
 }
 

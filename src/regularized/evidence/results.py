@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from regularized.evidence.claims import Claim, Outcome, Verdict
+from regularized.evidence.claims import Claim, Outcome
 from regularized.evidence.experiment import Tuning
-from regularized.evidence.statistics import judge
 from regularized.evidence.store import Run, canonical
+from regularized.evidence.verdicts import Measured, judge
 
 __all__ = ["Failure", "ReproduceResult", "Trial", "TuningResult", "outcomes", "rank_trials"]
 
@@ -102,6 +102,7 @@ class ReproduceResult:
         failures: the runs that did not finish.
         notes: what a reader must know: seeds that failed, data that differed, uncommitted code.
         tuning: how the settings were chosen, where that was run for the same code.
+        about: for each arm what it is measured on, and whether that is a ``toy``.
         environment: where and with what the comparison ran.
         code_key: the code.
         reused: how many of the runs were made by earlier calls.
@@ -119,6 +120,7 @@ class ReproduceResult:
     failures: tuple[Failure, ...] = ()
     notes: tuple[str, ...] = ()
     tuning: TuningResult | None = None
+    about: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     code_key: str = ""
     reused: int = 0
@@ -141,50 +143,68 @@ class ReproduceResult:
         return list(first | dict.fromkeys(name for run in self.runs for name in run.metrics))
 
 
-def outcomes(claims: Sequence[Claim], runs: Sequence[Run], *, seeds: Sequence[int], scale: str) -> tuple[Outcome, ...]:
-    """Judge claims from runs.
+def outcomes(
+    claims: Sequence[Claim],
+    runs: Sequence[Run],
+    *,
+    seeds: Sequence[int],
+    scale: str,
+    about: Mapping[str, Mapping[str, Any]] | None = None,
+    problem: str = "",
+) -> tuple[Outcome, ...]:
+    """Judge the claims of a card from runs.
 
-    A claim stays undecided, whatever the interval says, when a seed that was asked for is missing (to judge the seeds
-    that survived would favour a method that fails now and then), when a value is not finite, or when the scale is
-    smaller than the one at which the claim can be seen; :attr:`Outcome.problem` says which.
+    A claim stays open, whatever the numbers say, when a seed that was asked for is missing (to judge the seeds that
+    survived would favour a method that fails now and then), when a value is not finite, or when the scale is smaller
+    than the one at which the claim can be seen; :attr:`Outcome.problem` says which.
 
     Args:
-        claims: the claims.
-        runs: runs without overrides.
+        claims: all claims of the card: the correction for their number is over those that can be seen at this scale.
+        runs: runs of the arms, none of them a trial of tuning.
         seeds: the seeds that were asked for.
         scale: scale of the runs.
+        about: for each arm what it is measured on, see :meth:`~regularized.evidence.experiment.About.to_dict`, and
+            ``toy``; default unknown, and then each seed is taken to have data of its own.
+        problem: why nothing of this may be judged; default nothing.
     """
-    return tuple(_outcome(claim, runs, seeds, scale) for claim in claims)
+    measured = [_measured(claim, runs, seeds, scale, (about or {}).get(claim.method, {}), problem) for claim in claims]
+    seen = [m for m in measured if not _too_small(m.claim, scale)]
+    judged = dict(zip((m.claim.id for m in seen), judge(seen)))
+    return tuple(judged[m.claim.id] if m.claim.id in judged else judge([m])[0] for m in measured)
 
 
-def _outcome(claim: Claim, runs: Sequence[Run], seeds: Sequence[int], scale: str) -> Outcome:
+def _too_small(claim: Claim, scale: str) -> bool:
+    return scale in _ORDER and claim.scale in _ORDER and _ORDER.index(scale) < _ORDER.index(claim.scale)
+
+
+def _measured(
+    claim: Claim, runs: Sequence[Run], seeds: Sequence[int], scale: str, about: Mapping[str, Any], problem: str
+) -> Measured:
     values: dict[str, dict[int, float]] = {claim.baseline: {}, claim.method: {}}
     for run in runs:
         if run.arm in values and claim.metric in run.metrics:
             values[run.arm][run.seed] = run.metrics[claim.metric]
     paired = [seed for seed in seeds if all(seed in by_seed for by_seed in values.values())]
-    problems: list[str] = []
+    problems = [problem] if problem else []
     if len(paired) < len(seeds):
         missing = [seed for seed in seeds if seed not in paired]
         problems.append(f"no {claim.metric!r} of both arms for seeds {missing}")
-    if not paired:
-        return Outcome(claim, Verdict.NOT_RUN, problem="; ".join(problems))
+    if _too_small(claim, scale):
+        problems.append(f"this claim can be seen at {claim.scale} scale, not at {scale} scale")
+    shown, toy = {name: value for name, value in about.items() if name != "toy"}, bool(about.get("toy"))
     try:
-        outcome = judge(
+        return Measured(
             claim,
-            baseline=[values[claim.baseline][seed] for seed in paired],
-            method=[values[claim.method][seed] for seed in paired],
-            seeds=paired,
+            [values[claim.baseline][seed] for seed in paired],
+            [values[claim.method][seed] for seed in paired],
+            paired,
+            resplit=float(about.get("resplit", 0.0)),
+            problem="; ".join(problems),
+            about=shown,
+            toy=toy,
         )
     except ValueError as error:
-        return Outcome(claim, Verdict.UNDECIDED, seeds=tuple(paired), problem=str(error))
-    if scale in _ORDER and claim.scale in _ORDER and _ORDER.index(scale) < _ORDER.index(claim.scale):
-        problems.append(f"this claim can be seen at {claim.scale} scale, not at {scale} scale")
-    if not problems:
-        return outcome
-    return Outcome(
-        claim, Verdict.UNDECIDED, outcome.effect, outcome.interval, outcome.effects, outcome.seeds, "; ".join(problems)
-    )
+        return Measured(claim, (), (), (), about=shown, toy=toy, problem=str(error))
 
 
 def rank_trials(
@@ -192,10 +212,13 @@ def rank_trials(
 ) -> tuple[tuple[Trial, ...], dict[str, bool]]:
     """Order the runs of a tuning grid into trials and mark the best of each arm.
 
+    Best is the highest mean over the tuning seeds; among equals (accuracies of few samples often are) the one with the
+    best mean rank over the seeds, then the first.
+
     Args:
         tuning: the grid.
         runs: finished runs, with their overrides.
-        settings: what each arm runs with in the comparison (scale and arm settings together).
+        settings: what each arm runs with in the comparison.
 
     Returns:
         The trials; and for each arm whether the comparison uses its best trial.
@@ -209,11 +232,20 @@ def rank_trials(
             Trial(arm, dict(s), tuple(found.get((arm, canonical(s), seed), math.nan) for seed in tuning.seeds))
             for s in grid
         ]
-        scores = [sign * trial.mean if math.isfinite(trial.mean) else -math.inf for trial in tried]
-        if scores and max(scores) > -math.inf:
-            best = scores.index(max(scores))
-            tried[best] = Trial(arm, tried[best].overrides, tried[best].values, best=True)
+        best = _best([[sign * value for value in trial.values] for trial in tried])
+        if best is not None:
+            tried[best] = replace(tried[best], best=True)
             used = settings.get(arm, {})
             agrees[arm] = all(name in used and used[name] == value for name, value in tried[best].overrides.items())
         trials.extend(tried)
     return tuple(trials), agrees
+
+
+def _best(scores: Sequence[Sequence[float]]) -> int | None:
+    """Position of the best row, higher being better; None when no row is finite."""
+    finite = [i for i, row in enumerate(scores) if all(map(math.isfinite, row)) and row]
+
+    def mean_rank(i: int) -> float:
+        return math.fsum(sum(scores[j][k] > value for j in finite) for k, value in enumerate(scores[i]))
+
+    return min(finite, key=lambda i: (-math.fsum(scores[i]), mean_rank(i), i), default=None)

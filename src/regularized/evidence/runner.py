@@ -12,19 +12,21 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib import import_module
-from typing import Any, cast
+from types import ModuleType
+from typing import Any, TypeAlias
 
 from regularized.evidence import ledger, pictures
 from regularized.evidence.claims import Claim
-from regularized.evidence.experiment import Experiment, Tuning, Unavailable
+from regularized.evidence.experiment import Tuning, Unavailable, describe_arms, resolve, seeds_of
 from regularized.evidence.pool import Answer, Job, Pool
 from regularized.evidence.progress import display
 from regularized.evidence.provenance import checkout_state, closure, code_key, cores, environment, versions
 from regularized.evidence.results import Failure, ReproduceResult, TuningResult, outcomes, rank_trials
 from regularized.evidence.store import Run, Store, canonical
 
-__all__ = ["Interrupted", "reproduce", "tune"]
+__all__ = ["Interrupted", "reproduce", "run_jobs", "tune"]
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ def reproduce(
     claims: Sequence[Claim],
     *,
     scale: str = "laptop",
-    seeds: int | Sequence[int] = 5,
+    seeds: int | None = None,
     workers: int | None = None,
     store: Store | None = None,
     fresh: bool = False,
@@ -58,14 +60,14 @@ def reproduce(
     """Run every arm with every seed and judge the claims.
 
     Runs that the store already holds (same code, settings, seed and versions) are not made again. A run that fails is
-    reported and the rest goes on; a claim that needs it stays undecided.
+    reported and the rest goes on; a claim that needs it stays open.
 
     Args:
         slug: the paper.
         module_name: its experiment, for example ``"regularized.papers.early_learning.experiment"``.
         claims: what to judge.
         scale: ``"smoke"``, ``"laptop"`` (default) or ``"paper"``.
-        seeds: how many (0, 1, ... n - 1) or which; default 5, the fewest that give a verdict.
+        seeds: how many of the declared seeds, from the first on; default all. With fewer every claim stays open.
         workers: parallel processes of one thread each; default one for each usable core.
         store: where runs are kept; default the user's store.
         fresh: make runs again that are in the store already.
@@ -73,7 +75,8 @@ def reproduce(
 
     Raises:
         Unavailable: data, a package or hardware of this scale is missing.
-        ValueError: the scale or an arm of a claim does not exist, or seeds are not allowed.
+        ValueError: the scale or an arm of a claim does not exist, or more seeds are asked for than the experiment
+            declares.
         Interrupted: Ctrl-C; finished runs are kept.
         StoreError: the store cannot be used.
         RuntimeError: the experiment cannot be loaded in a process of its own.
@@ -86,19 +89,22 @@ def reproduce(
     with nullcontext(store) if store is not None else Store() as opened:
         runs, failures, reused = _run_matrix(slug, module_name, experiment, jobs, workers, opened, fresh, progress)
         tuning = _known_tuning(slug, module_name, experiment, opened)
-    about = runs[0].environment if runs else environment(module_name)
+    declared = seeds_of(experiment).count
+    short = "" if len(wanted) == declared else f"{len(wanted)} of the {declared} declared seeds: a look, not a verdict"
+    about = describe_arms(experiment, scale)
     return ReproduceResult(
         slug=slug,
         module_name=module_name,
         scale=scale,
         seeds=wanted,
         arms=tuple(experiment.ARMS),
-        outcomes=outcomes(claims, runs, seeds=wanted, scale=scale),
+        outcomes=outcomes(claims, runs, seeds=wanted, scale=scale, about=about, problem=short),
         runs=tuple(runs),
         failures=tuple(failures),
         notes=tuple(_notes(runs, failures, claims, wanted)),
         tuning=tuning,
-        environment=about,
+        about=about,
+        environment=runs[0].environment if runs else environment(module_name),
         code_key=code_key(module_name),
         reused=reused,
         seconds=time.monotonic() - start,
@@ -138,10 +144,10 @@ def tune(
     _check(experiment, module_name, tuning.scale, ())
     if unknown := sorted(set(tuning.grids) - set(experiment.ARMS)):
         raise ValueError(f"TUNING of {module_name} names arms {unknown}; it has {sorted(experiment.ARMS)}")
-    jobs = _trials(tuning)
+    jobs = trials_of(tuning)
     with nullcontext(store) if store is not None else Store() as opened:
         runs, failures, reused = _run_matrix(slug, module_name, experiment, jobs, workers, opened, fresh, progress)
-    trials, agrees = rank_trials(tuning, runs, _settings(experiment, tuning.scale))
+    trials, agrees = rank_trials(tuning, runs, resolved(experiment, tuning.scale))
     return TuningResult(
         metric=tuning.metric,
         direction=tuning.direction,
@@ -154,10 +160,27 @@ def tune(
     )
 
 
+def run_jobs(
+    slug: str,
+    module_name: str,
+    jobs: Sequence[Job],
+    *,
+    store: Store,
+    workers: int | None = None,
+    progress: bool = True,
+) -> tuple[list[Run], list[Failure], int]:
+    """Make single runs, whatever the store holds; see :func:`reproduce` for arguments and errors.
+
+    Returns:
+        The runs in the order of the jobs, what failed, and 0: nothing is reused.
+    """
+    return _run_matrix(slug, module_name, _load(module_name), jobs, workers, store, True, progress)
+
+
 def _run_matrix(
     slug: str,
     module_name: str,
-    experiment: Experiment,
+    experiment: ModuleType,
     jobs: Sequence[Job],
     workers: int | None,
     store: Store,
@@ -169,20 +192,23 @@ def _run_matrix(
         raise ValueError(f"workers must be at least 1, got {workers}")
     key, current = code_key(module_name), versions()
     dirty = checkout_state(closure(module_name).values()).dirty
-    runs: dict[tuple[str, str, int], Run] = {}
+    wanted = [_identity(experiment, job) for job in jobs]
+    runs: dict[Identity, Run] = {}
     if not fresh:
         stored = store.find(slug, code_key=key, versions=current, dirty=dirty)
         # Clean rows last, so that they win. A clean tree never takes over what uncommitted code measured.
-        known = {(run.scale, *_identity(run)): run for run in sorted(stored, key=lambda run: not run.dirty)}
-        runs = {
-            _identity(job): known[job.scale, *_identity(job)] for job in jobs if (job.scale, *_identity(job)) in known
-        }
-    reused = len(runs)
+        known = {identity_of(run): run for run in sorted(stored, key=lambda run: not run.dirty)}
+        runs = {identity: known[identity] for identity in wanted if identity in known}
+    reused = sum(identity in runs for identity in wanted)
     if reused:
         log.info(
             "%d of %d runs were made by earlier calls with the same code, settings and versions", reused, len(jobs)
         )
-    todo = [job for job in jobs if _identity(job) not in runs]
+    # Arms with the same settings (one claim's control, another's method) share their runs.
+    todo: list[Job] = []
+    for i, (job, identity) in enumerate(zip(jobs, wanted)):
+        if identity not in runs and identity not in wanted[:i]:
+            todo.append(job)
     failures: list[Failure] = []
 
     def keep(job: Job, answer: Answer) -> None:
@@ -200,7 +226,7 @@ def _run_matrix(
                 curves={name: [(x, y) for x, y in points] for name, points in answer["curves"].items()},
                 curve_unit=answer["curve_unit"],
                 data=answer["data"],
-                settings={"scale": dict(experiment.SCALES[job.scale]), "arm": dict(experiment.ARMS[job.arm])},
+                settings=resolve(experiment, job.arm, job.scale, job.overrides),
                 environment=about,
                 dirty=about["dirty"] or dirty,
                 seconds=answer["seconds"],
@@ -210,7 +236,7 @@ def _run_matrix(
             if not job.overrides:  # a trial is no result
                 encoded = answer.get("images", {})
                 pictures.keep(encoded, slug=slug, scale=job.scale, code_key=key, arm=job.arm, seed=job.seed)
-            runs[_identity(job)] = run
+            runs[_identity(experiment, job)] = run
         elif answer["status"] == "failed":
             failures.append(Failure(job.arm, job.seed, answer["error"], answer["traceback"], dict(job.overrides)))
         elif answer["status"] == "unavailable":
@@ -221,7 +247,7 @@ def _run_matrix(
     if todo:
         count = min(workers or cores(), len(todo))
         with (
-            display(f"{slug} {todo[0].scale}", len(jobs), reused, shown=progress) as shown,
+            display(f"{slug} {todo[0].scale}", len(todo) + reused, reused, shown=progress) as shown,
             Pool(module_name, todo, workers=count, code_key=key) as pool,
         ):
             try:
@@ -232,29 +258,49 @@ def _run_matrix(
                 for job, answer in pool.arrived():
                     keep(job, answer)
                 # The interrupt may have come after a run was stored and before it was noted: the store knows.
-                of_scale = store.find(slug, scale=jobs[0].scale, code_key=key, versions=current, dirty=dirty)
-                kept = {_identity(run) for run in of_scale}
-                finished = len(runs) if fresh else sum(_identity(job) in kept for job in jobs)
+                kept = {identity_of(run) for run in store.find(slug, code_key=key, versions=current, dirty=dirty)}
+                finished = len(runs) if fresh else sum(identity in kept for identity in wanted)
                 raise Interrupted(finished, len(jobs)) from None
-    return [runs[_identity(job)] for job in jobs if _identity(job) in runs], failures, reused
+    finished_runs = [_named(runs[identity], job) for job, identity in zip(jobs, wanted) if identity in runs]
+    return finished_runs, failures, reused
 
 
-def _identity(of: Job | Run) -> tuple[str, str, int]:
-    return of.arm, canonical(of.overrides), of.seed
+Identity: TypeAlias = tuple[str, int]
+"""What a run of some code is known by: its resolved settings as text, and its seed."""
 
 
-def _load(module_name: str) -> Experiment:
+def identity_of(run: Run) -> Identity:
+    """What a stored run is known by."""
+    return canonical(run.settings), run.seed
+
+
+def _identity(experiment: ModuleType, job: Job) -> Identity:
+    return canonical(resolve(experiment, job.arm, job.scale, job.overrides)), job.seed
+
+
+def _named(run: Run, job: Job) -> Run:
+    """The run as this job's: it may have been made for another arm with the same settings."""
+    return replace(run, arm=job.arm, scale=job.scale, overrides=dict(job.overrides))
+
+
+def resolved(experiment: ModuleType, scale: str) -> dict[str, dict[str, Any]]:
+    """What each arm runs with."""
+    return {arm: resolve(experiment, arm, scale) for arm in experiment.ARMS}
+
+
+def _load(module_name: str) -> ModuleType:
     module = import_module(module_name)
-    if missing := [name for name in ("SCALES", "ARMS", "run") if not hasattr(module, name)]:
+    if missing := [name for name in ("DEFAULTS", "SCALES", "ARMS", "run", "about") if not hasattr(module, name)]:
         raise ValueError(f"{module_name} is no experiment: it lacks {missing}; see regularized.evidence.experiment")
-    return cast(Experiment, module)
+    return module
 
 
-def _tuning(experiment: Experiment) -> Tuning | None:
+def _tuning(experiment: ModuleType) -> Tuning | None:
     return getattr(experiment, "TUNING", None)
 
 
-def _trials(tuning: Tuning) -> list[Job]:
+def trials_of(tuning: Tuning) -> list[Job]:
+    """The runs of a tuning."""
     return [
         Job(arm, seed, tuning.scale, dict(overrides))
         for seed in tuning.seeds
@@ -263,40 +309,43 @@ def _trials(tuning: Tuning) -> list[Job]:
     ]
 
 
-def _settings(experiment: Experiment, scale: str) -> dict[str, dict[str, Any]]:
-    return {arm: {**experiment.SCALES[scale], **settings} for arm, settings in experiment.ARMS.items()}
-
-
-def _known_tuning(slug: str, module_name: str, experiment: Experiment, store: Store) -> TuningResult | None:
+def _known_tuning(slug: str, module_name: str, experiment: ModuleType, store: Store) -> TuningResult | None:
     """The tuning table for this code: from the user's store, else from the ledger that is shipped."""
     tuning = _tuning(experiment)
     if tuning is None:
         return None
     key = code_key(module_name)
-    wanted = {_identity(job) for job in _trials(tuning)}
-    runs = [run for run in store.find(slug, scale=tuning.scale, code_key=key) if _identity(run) in wanted]
-    if {_identity(run) for run in runs} != wanted:
-        shipped = ledger.load(ledger.path(module_name))
-        if shipped is None or shipped.is_stale(key):
-            return None
-        runs = [run for run in shipped.tuning if _identity(run) in wanted]
-        if {_identity(run) for run in runs} != wanted:
-            return None
-    trials, agrees = rank_trials(tuning, runs, _settings(experiment, tuning.scale))
+    jobs = trials_of(tuning)
+    wanted = [_identity(experiment, job) for job in jobs]
+    runs: Sequence[Run] = ()
+    shipped = ledger.load(ledger.path(module_name))
+    for found in (store.find(slug, code_key=key), () if shipped is None or shipped.is_stale(key) else shipped.tuning):
+        known = {identity_of(run): run for run in found}
+        if set(wanted) <= set(known):
+            runs = [_named(known[identity], job) for identity, job in zip(wanted, jobs)]
+            break
+    if not runs:
+        return None
+    trials, agrees = rank_trials(tuning, runs, resolved(experiment, tuning.scale))
     return TuningResult(tuning.metric, tuning.direction, tuple(tuning.seeds), trials, agrees, reused=len(runs))
 
 
-def _seeds(seeds: int | Sequence[int], experiment: Experiment) -> tuple[int, ...]:
-    wanted = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
-    if not wanted or len(set(wanted)) < len(wanted) or min(wanted) < 0:
-        raise ValueError(f"seeds must be a number of at least 1 or different numbers of at least 0, got {seeds!r}")
+def _seeds(seeds: int | None, experiment: ModuleType) -> tuple[int, ...]:
+    declared = seeds_of(experiment)
+    count = declared.count if seeds is None else seeds
+    if not 1 <= count <= declared.count:
+        raise ValueError(
+            f"{experiment.__name__} declares {declared.count} seeds and was asked for {count}: fewer are a look "
+            "without verdict, more would be seeds added after a look. To measure with more, declare a fresh block: "
+            "SEEDS = Seeds(count, first=..., why=...)"
+        )
     tuning = _tuning(experiment)
-    if tuning is not None and (both := sorted(set(wanted) & set(tuning.seeds))):
+    if tuning is not None and (both := sorted(set(declared.numbers) & set(tuning.seeds))):
         raise ValueError(f"seeds {both} were used to choose the settings and cannot be evidence: take others")
-    return wanted
+    return declared.numbers[:count]
 
 
-def _check(experiment: Experiment, module_name: str, scale: str, claims: Sequence[Claim]) -> None:
+def _check(experiment: ModuleType, module_name: str, scale: str, claims: Sequence[Claim]) -> None:
     if scale not in experiment.SCALES:
         raise ValueError(f"{module_name} has no scale {scale!r}; it has {list(experiment.SCALES)}")
     for claim in claims:
@@ -312,7 +361,7 @@ def _notes(
     runs: Sequence[Run], failures: Sequence[Failure], claims: Sequence[Claim], seeds: Sequence[int]
 ) -> Iterator[str]:
     if failures:
-        yield f"{len(failures)} run(s) failed; claims that need them stay undecided."
+        yield f"{len(failures)} run(s) failed; claims that need them stay open."
     if any(run.dirty for run in runs):
         yield "The code has uncommitted changes: these runs are kept apart and never exported as evidence."
     data = {(run.arm, run.seed): run.data for run in runs if run.data}

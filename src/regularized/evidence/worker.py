@@ -18,10 +18,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from regularized.evidence.experiment import Experiment
+    from types import ModuleType
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def _send(out: Any, message: Mapping[str, Any]) -> None:
     out.flush()
 
 
-def _load(module_name: str) -> tuple["Experiment", dict[str, Any]]:
+def _load(module_name: str) -> tuple["ModuleType", dict[str, Any]]:
     from importlib import import_module
 
     import torch
@@ -75,17 +75,17 @@ def _load(module_name: str) -> tuple["Experiment", dict[str, Any]]:
     torch.set_num_threads(1)
     # warn_only: an operation without a deterministic form (on some GPUs) is no reason not to measure.
     torch.use_deterministic_algorithms(True, warn_only=True)
-    experiment = cast("Experiment", import_module(module_name))
+    experiment = import_module(module_name)
     return experiment, {"code_key": code_key(module_name), "environment": environment(module_name)}
 
 
-def _run(experiment: "Experiment", job: Mapping[str, Any]) -> dict[str, Any]:
+def _run(experiment: "ModuleType", job: Mapping[str, Any]) -> dict[str, Any]:
     import random
 
     import numpy as np
     import torch
 
-    from regularized.evidence.experiment import Illustrated
+    from regularized.evidence.experiment import Illustrated, resolve
     from regularized.evidence.pictures import encode
 
     # An experiment draws from generators of its own. One that forgot is still the same in each process and order of
@@ -96,7 +96,8 @@ def _run(experiment: "Experiment", job: Mapping[str, Any]) -> dict[str, Any]:
     _forget_peak()
     start = time.perf_counter()
     try:
-        measured = experiment.run(job["arm"], job["seed"], job["scale"], **job["overrides"])
+        settings = resolve(experiment, job["arm"], job["scale"], job["overrides"])
+        measured = experiment.run(settings, job["seed"])
         return {
             "status": "done",
             "metrics": {str(name): float(value) for name, value in measured.metrics.items()},

@@ -230,6 +230,11 @@ class Card:
                 for claim in values["claims"]
                 if claim.smallest_effect is None
             )
+            problems.extend(
+                f"claims.{claim.id}.differs: missing; name the settings in which its arms may differ"
+                for claim in values["claims"]
+                if not claim.differs
+            )
         if folder and values.get("slug", folder) != folder:
             problems.append(f"slug: got {values['slug']!r}; must be the name of its folder, {folder!r}")
         if 0 < values.get("authors_count", 0) < len(values.get("authors", ())):
@@ -329,6 +334,10 @@ def _positive(value: Any) -> str:
     return _number(value) or ("" if value > 0 else "a number above 0")
 
 
+def _flag(value: Any) -> str:
+    return "" if isinstance(value, bool) else "true or false"
+
+
 def _date(value: Any) -> str:
     plain = isinstance(value, datetime.date) and not isinstance(value, datetime.datetime)
     return "" if plain else "a date without quotes, such as 2020-06-30"
@@ -385,7 +394,10 @@ _CLAIM: Mapping[str, _Key] = {
     "baseline": _Key(_LINE),
     "method": _Key(_LINE),
     "smallest_effect": _Key(_number, required=False, convert=float),
-    "kind": _Key(_one_of("difference", "relative"), required=False),
+    "differs": _Key(_texts(0, None, _LINE), required=False, convert=tuple),
+    "relative": _Key(_flag, required=False),
+    "kind": _Key(_one_of("claim", "sanity"), required=False),
+    "pilot": _Key(_flag, required=False),
     "unit": _Key(_MAYBE, required=False),
     "scale": _Key(_one_of(*SCALES), required=False),
     "note": _Key(_MAYBE, required=False),

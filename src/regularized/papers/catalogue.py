@@ -24,7 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from regularized.evidence.claims import Claim, Outcome, Verdict
+from regularized.evidence.claims import Claim, Outcome, Verdict, count_verdicts
 from regularized.papers.card import Card, CardError
 from regularized.papers.memory import Memory
 
@@ -199,8 +199,15 @@ class Entry:
             "families": list(card.families),
             "tags": list(card.tags),
             "implemented": self.implemented,
+            "verdicts": {verdict.value: n for verdict, n in count_verdicts(self.outcomes).items()},
+            "sanity": {verdict.value: n for verdict, n in count_verdicts(self.outcomes, kind="sanity").items()},
             "claims": [
-                {"id": outcome.claim.id, "statement": outcome.claim.statement, "verdict": outcome.verdict.value}
+                {
+                    "id": outcome.claim.id,
+                    "statement": outcome.claim.statement,
+                    "kind": outcome.claim.kind,
+                    "verdict": outcome.verdict.value,
+                }
                 for outcome in self.outcomes
             ],
         }
@@ -350,8 +357,9 @@ def _folders(package: str) -> list[Path]:
 
 
 def _best_first(entry: Entry) -> tuple[bool, float, bool, float, int, str]:
-    measured = [outcome for outcome in entry.outcomes if outcome.verdict is not Verdict.NOT_RUN]
-    held = sum(outcome.verdict is Verdict.HOLDS for outcome in measured) / max(1, len(entry.outcomes))
+    counted = count_verdicts(entry.outcomes)
+    measured = sum(counted.values()) - counted[Verdict.NOT_RUN]
+    held = counted[Verdict.HOLDS] / max(1, sum(counted.values()))
     return not measured, -held, not entry.implemented, -margin(entry.outcomes), -entry.card.date.toordinal(), entry.slug
 
 
@@ -365,6 +373,7 @@ def margin(outcomes: Iterable[Outcome]) -> float:
         min(10.0, outcome.interval[0] / smallest)
         for outcome in outcomes
         if outcome.verdict is Verdict.HOLDS
+        and outcome.claim.kind == "claim"
         and outcome.interval
         and (smallest := outcome.claim.smallest_effect or 0.0) > 0
     ]

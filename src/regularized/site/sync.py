@@ -203,8 +203,8 @@ def _record(entry: Entry) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "has_card": True,
         "runs": entry.implemented,
         "held": held,
-        "failed": verdicts.count(Verdict.DOES_NOT_HOLD),
-        "undecided": verdicts.count(Verdict.UNDECIDED),
+        "failed": sum(map(verdicts.count, (Verdict.SMALLER, Verdict.NO_EFFECT, Verdict.OPPOSITE))),
+        "undecided": verdicts.count(Verdict.OPEN),
         "not_run": verdicts.count(Verdict.NOT_RUN),
         # The order of the catalogue (see load_catalogue): evidence, then code, then the rest.
         "standing": 2.0 + held / len(verdicts) if measured else 1.0 * entry.implemented,

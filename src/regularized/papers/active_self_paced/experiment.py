@@ -19,7 +19,16 @@ from torch import Tensor
 
 from regularized.curriculum.active_self_paced.procedure import ActiveSelfPaced, ambiguity
 from regularized.evidence.datasets import data_folder, digits
-from regularized.evidence.experiment import Measurements, Tuning, Unavailable, data_fingerprint
+from regularized.evidence.experiment import About, Measurements, Tuning, Unavailable, data_fingerprint
+
+DEFAULTS: Mapping[str, Any] = {
+    "query": "ambiguity",
+    "self_paced": False,
+    "cost": 0.3,
+    "pace": 1.0,
+    "pace_step": 0.0,
+    "wrong_answers": 0.0,
+}
 
 # The paper's sets are faces (CACD, CASIA-WebFace); sizes here are ours, the paces are its from memory, unconfirmed.
 SCALES: Mapping[str, Mapping[str, Any]] = {
@@ -69,9 +78,8 @@ class Data(NamedTuple):
     fingerprint: str
 
 
-def data(seed: int, scale: str) -> Data:
+def data(seed: int, settings: Mapping[str, Any]) -> Data:
     """Digits under random Fourier features of an RBF kernel; at paper scale, given face features as they are."""
-    settings = SCALES[scale]
     if settings["data"] == "faces":
         return _faces(seed)
     split = digits(settings["pool"] + settings["validation"], seed=seed, scale=1.0)
@@ -130,16 +138,24 @@ class _Machines:
         return np.stack([machine.decision_function(features) for machine in self.machines], axis=1)
 
 
-def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
+def about(settings: Mapping[str, Any]) -> About:
+    """Digits in random features under linear machines; the paper's faces."""
+    if settings["data"] == "faces":
+        return About("500 identities of CASIA-WebFace or CACD", 50_000, "fine-tuned AlexNet", 60_000_000)
+    pool, width = settings["pool"], settings["features"]
+    weights, rest = 10 * (width + 1), 1797 - pool - settings["validation"]
+    return About(f"{pool:,} digits of 8x8 pixels", pool, f"linear SVMs, {weights:,} weights", weights, rest / pool)
+
+
+def run(settings: Mapping[str, Any], seed: int) -> Measurements:
     """Label in rounds and measure; accuracies in per cent."""
-    settings = {**SCALES[scale], **ARMS[arm], **overrides}
-    parts = data(seed, scale)
+    parts = data(seed, settings)
     pool, truth = parts.pool, parts.pool_y
     classes = int(truth.max()) + 1
     draws = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(pool), generator=draws)
     start = {int(i): c for c in range(classes) for i in order[truth[order] == c][: settings["start"]]}
-    wrong = torch.rand(len(pool), generator=draws) < settings.get("wrong_answers", 0.0)
+    wrong = torch.rand(len(pool), generator=draws) < settings["wrong_answers"]
     shifted = (truth + torch.randint(1, classes, truth.shape, generator=draws)) % classes
     answers = torch.where(wrong, shifted, truth)
     lottery = torch.rand(len(pool), generator=draws)
@@ -149,8 +165,8 @@ def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
         start,
         num_classes=classes,
         cost=settings["cost"],
-        pace=settings.get("pace", 1.0),
-        pace_step=settings.get("pace_step", 0.0),
+        pace=settings["pace"],
+        pace_step=settings["pace_step"],
         budget=settings["budget"] if settings["query"] != "none" else 0,
         query=ambiguity if settings["query"] != "random" else lambda scores: lottery[~learner.certified],
     )

@@ -21,9 +21,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from regularized.evidence.experiment import Measurements, Tuning, data_fingerprint
+from regularized.evidence.experiment import About, Measurements, Tuning, data_fingerprint
 from regularized.scientific.deep_unfolding.layer import SparseObjective, UnfoldedIHT, UnfoldedISTA
 from regularized.scientific.deep_unfolding.procedure import BernoulliGaussian, IncrementalTraining
+
+DEFAULTS: Mapping[str, Any] = {"how": "iterate", "step": 1.0, "lr": 0.01, "norm": "l1", "penalty": 0.3}
 
 _PROBLEM = {"density": 0.1, "noise": 0.01, "test": 1000}
 SCALES: Mapping[str, Mapping[str, Any]] = {
@@ -59,9 +61,15 @@ TUNING = Tuning(
 )
 
 
-def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
+def about(s: Mapping[str, Any]) -> About:
+    """Synthetic signals, drawn anew for each seed and batch."""
+    samples = s["layers"] * s["steps"] * s["batch"]
+    data = f"Bernoulli-Gaussian signals of {s['signal']} entries, fresh in each batch"
+    return About(data, samples, f"{s['layers']} unfolded layers, a step each", s["layers"])
+
+
+def run(s: Mapping[str, Any], seed: int) -> Measurements:
     """Train (or iterate) one arm with one seed; mean squared error of an entry, and mean objective of a signal."""
-    s = {**SCALES[scale], **ARMS[arm], **overrides}
     draws = torch.Generator().manual_seed(seed)
     matrix = torch.randn(s["rows"], s["signal"], generator=draws) / s["rows"] ** 0.5
     network = (UnfoldedISTA if s["norm"] == "l1" else UnfoldedIHT)(matrix, s["penalty"], layers=s["layers"])
@@ -88,7 +96,7 @@ def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
 
     def recover(y: Tensor) -> Tensor:
         """Outputs of all layers or iterations that are looked at, the last one at the end."""
-        step = s.get("step", 1.0) / network.lipschitz
+        step = s["step"] / network.lipschitz
         if s["how"] == "iterate":
             return torch.stack([network.iterate(y, k, step=step) for k in range(1, s["layers"] + 1)])
         if s["how"] == "converge":

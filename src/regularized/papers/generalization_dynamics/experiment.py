@@ -24,12 +24,22 @@ import torch
 from torch import Tensor
 
 from regularized.evidence.datasets import Split, digits, flip_labels, mnist
-from regularized.evidence.experiment import Measurements, data_fingerprint
+from regularized.evidence.experiment import About, Measurements, data_fingerprint
 from regularized.understanding.generalization_dynamics.dynamics import LinearDynamics, Spectrum
 from regularized.understanding.generalization_dynamics.gradient_flow import GradientFlow
 
 SIGNAL, NOISE = 1.0, 0.25  # "SNR 4"
 WRONG = 0.2  # share of wrong labels among the training images
+
+# A linear student where alpha (samples over inputs) is given, random features of digits where features are.
+DEFAULTS: Mapping[str, Any] = {
+    "alpha": None,
+    "features": None,
+    "when": "late",
+    "start": 0.0,
+    "ridge": False,
+    "theory": "",
+}
 
 SCALES: Mapping[str, Mapping[str, Any]] = {
     "smoke": {"inputs": 40, "data": "digits", "train": 60, "factor": 0.2, "latest": 1e4, "points": 20},
@@ -63,14 +73,25 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
+def about(s: Mapping[str, Any]) -> About:
+    """Gaussian inputs of each seed's own, or digits that each seed splits again."""
+    if s["features"] is None:
+        rows, inputs = round(s["alpha"] * s["inputs"]), s["inputs"]
+        return About(f"{rows:,} Gaussian inputs of {inputs}", rows, f"linear student, {inputs} weights", inputs)
+    train, width = s["train"], round(s["features"] * s["factor"])
+    model = f"{width:,} random ReLU features, {10 * width:,} weights"
+    if s["data"] == "mnist":
+        return About(f"{train:,} MNIST images", train, model, 10 * width, 10_000 / train)
+    return About(f"{train:,} digits of 8x8 pixels", train, model, 10 * width, (1797 - train) / 2 / train)
+
+
+def run(s: Mapping[str, Any], seed: int) -> Measurements:
     """Solve one arm with one seed; errors are mean squared errors on data that were not trained on.
 
     Raises:
         Unavailable: at paper scale, MNIST is not there.
     """
-    s = {"start": 0.0, "ridge": False, "theory": "", **SCALES[scale], **ARMS[arm], **overrides}
-    return _on_digits(seed, s) if "features" in s else _on_gaussian(seed, s)
+    return _on_gaussian(seed, s) if s["features"] is None else _on_digits(seed, s)
 
 
 class Problem(NamedTuple):
@@ -113,7 +134,7 @@ def _on_gaussian(seed: int, s: Mapping[str, Any]) -> Measurements:
         flow = GradientFlow(problem.x, problem.y, initial=problem.start, weight_decay=decay)
         courses.append((flow.population_error(problem.teacher, grid, noise=NOISE), flow.train_error(grid)))
     test, train = min(courses, key=lambda course: float(course[0][-1]))
-    chosen = int(test.argmin()) if s.get("when") == "best" else -1
+    chosen = int(test.argmin()) if s["when"] == "best" else -1
     metrics = {
         "test_error": float(test[chosen]),
         "late_test_error": float(test[-1]),

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regularized.evidence.datasets import data_folder
-from regularized.evidence.experiment import Measurements, Tuning, Unavailable, data_fingerprint
+from regularized.evidence.experiment import About, Measurements, Tuning, Unavailable, data_fingerprint
 from regularized.evidence.models import mlp, seeded
 from regularized.fine_tuning.glad.classifier import FewShotClassifier
 from regularized.fine_tuning.glad.loss import clip_logits
@@ -36,6 +36,22 @@ from regularized.mechanisms.ascent import ascent_direction, moved
 from regularized.training.randomness import rng_state, set_rng_state
 
 BASE, NOVEL = range(5), range(5, 10)
+
+DEFAULTS: dict[str, Any] = {
+    "lr": 6e-3,
+    "trained": "lora",
+    "rho": 0.0,
+    "lam": 0.5,
+    "combine": "interpolate",
+    "uphill": True,
+    "longer": 1,
+    "shots": 4,
+    "batch": 16,
+    "rank": 4,
+    "alpha": 4,
+    "dropout": 0.0,
+    "model": "perceptrons",
+}
 
 SCALES: dict[str, dict[str, Any]] = {
     "smoke": {"pretrain_steps": 30, "steps": 6, "measure_every": 3},
@@ -51,13 +67,17 @@ SCALES: dict[str, dict[str, Any]] = {
         "alpha": 1,
         "dropout": 0.25,
         "measure_every": 2000,
-        "arms": {
-            **{arm: {"lr": 2e-4} for arm in ("lora", "lora_twice", "project_usual", "sam_wide")},
-            **{arm: {"lr": 2e-4, "rho": 0.05} for arm in ("sam", "glad", "steer", "random")},
-            "project": {"lr": 2e-4, "rho": 1.0},
-            "prompt_tuning": {"lr": 2e-3},
-        },
+        "model": "CLIP ViT-B/16",
     },
+}
+
+PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
+    "paper": {
+        **{arm: {"lr": 2e-4} for arm in ("lora", "lora_twice", "project_usual", "sam_wide")},
+        **{arm: {"lr": 2e-4, "rho": 0.05} for arm in ("sam", "glad", "steer", "random")},
+        "project": {"lr": 2e-4, "rho": 1.0},
+        "prompt_tuning": {"lr": 2e-3},
+    }
 }
 
 ARMS: dict[str, dict[str, Any]] = {
@@ -97,21 +117,25 @@ TUNING = Tuning(
 )
 
 
-def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
+def about(s: Mapping[str, Any]) -> About:
+    """Twenty digits, drawn from the small pool again by each seed, on two pretrained perceptrons; EuroSAT on CLIP."""
+    shots = 5 * s["shots"]
+    if s["model"] == "CLIP ViT-B/16":
+        return About(f"{shots} EuroSAT images", shots, "CLIP ViT-B/16, 150M weights", 150_000_000, 8100 / shots)
+    return About(f"{shots} digits of 8x8 pixels", shots, "two MLPs pretrained on 900, 58k weights", 58_048, 577 / 920)
+
+
+def run(settings: Mapping[str, Any], seed: int) -> Measurements:
     """Tune and measure one arm with one seed.
 
     Raises:
         Unavailable: PEFT is not installed; at paper scale, the weights, the images, or a GPU are missing.
     """
-    defaults = {"trained": "lora", "rho": 0.0, "lam": 0.5, "combine": "interpolate", "uphill": True, "longer": 1}
-    defaults |= {"shots": 4, "batch": 16, "rank": 4, "alpha": 4, "dropout": 0.0}
-    of_scale = SCALES[scale].get("arms", {}).get(arm, {})
-    settings: dict[str, Any] = {**defaults, **SCALES[scale], **ARMS[arm], **of_scale, **overrides}
     try:
         import peft  # noqa: F401
     except ImportError as error:
         raise Unavailable(f'{error.name} is not installed: pip install "regularized[peft]"') from error
-    return _paper(seed, settings) if scale == "paper" else _laptop(seed, settings)
+    return _paper(seed, settings) if settings["model"] == "CLIP ViT-B/16" else _laptop(seed, settings)
 
 
 # -- the few-shot loop, the same on both scales -----------------------------------------------------

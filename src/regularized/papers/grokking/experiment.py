@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regularized.evidence.experiment import Measurements, Tuning, Unavailable, data_fingerprint
+from regularized.evidence.experiment import About, Measurements, Tuning, Unavailable, data_fingerprint
 from regularized.evidence.models import seeded
 from regularized.understanding.grokking.modular_arithmetic import (
     ModularArithmetic,
@@ -53,13 +53,12 @@ _TINY = {"p": 11, "width": 16, "frac": 0.7, "noise": 0.3, "steps": 12}
 # "steps = 2000" for batch normalisation.
 _LARGE = {"p": 97, "width": 500, "frac": 0.5, "noise": 0.35}
 _BATCHES = {"p": 97, "width": 500, "frac": 0.65, "noise": 0.2, "batch_size": 64, "steps": 2000}
-SCALES: Mapping[str, Mapping[str, Any]] = {
+_SIZES: Mapping[str, Mapping[str, Any]] = {
     "smoke": {
         "small": _TINY,
         "large": _TINY,
         "batches": {**_TINY, "batch_size": 32},
         "transformer": {**_TINY, "lr": 0.01},
-        "records": 4,
     },
     "laptop": {
         # Ours: the smallest modulus at which a pilot showed all phases.
@@ -68,7 +67,6 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
         "batches": _BATCHES,
         # Ours: of six settings tried with one seed, the one in which decay came far enough in ten seconds.
         "transformer": {"p": 53, "width": 64, "frac": 0.7, "noise": 0.1, "steps": 800, "lr": 0.003},
-        "records": 50,
     },
     "paper": {
         # "data_steps = np.array([2000])" of the phase diagrams; "n_embd = 128", "lr = 0.01" of the transformer.
@@ -76,21 +74,36 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
         "large": {**_LARGE, "steps": 2000},
         "batches": _BATCHES,
         "transformer": {"p": 97, "width": 128, "frac": 0.5, "noise": 0.35, "steps": 2000, "lr": 0.01},
-        "records": 100,
-        # "np.linspace(0.1, 0.9, 17)" both ways, for each strength that the scripts have, below the arm it belongs to.
-        "cells": tuple(k / 20 for k in range(2, 19)),
-        "diagrams": {
-            "no_decay": [{"weight_decay": 0.0}],
-            "mild_decay": [{"weight_decay": 5.0}],
-            "strong_decay": [{"weight_decay": 15.0}, {"weight_decay": 20.0}],
-            "dropout": [{"dropout": 0.3}, {"dropout": 0.6}, {"dropout": 0.9}],
-            "batch_norm": [{"norm": "batch", "batch_size": size} for size in (8, 32, 64, 256)],
-        },
-        "device": "cuda",
     },
 }
 
-# "show": the arms whose curves belong into one picture.
+SCALES: Mapping[str, Mapping[str, Any]] = {
+    "smoke": {"records": 4},
+    "laptop": {"records": 50},
+    # "np.linspace(0.1, 0.9, 17)" both ways.
+    "paper": {"records": 100, "cells": tuple(k / 20 for k in range(2, 19)), "device": "cuda"},
+}
+
+DEFAULTS: Mapping[str, Any] = {
+    "on": "small",
+    "show": "",
+    **_SIZES["laptop"]["small"],
+    "steps_factor": 1.0,
+    "batch_size": None,
+    "lr": 0.01,
+    "weight_decay": 0.0,
+    "dropout": 0.0,
+    "norm": None,
+    "smoothing": 0.0,
+    "keep": "",
+    "prune": "",
+    "cells": (),
+    "diagrams": (),
+    "device": "cpu",
+}
+
+DISPLAY = {"show"}  # the arms whose curves belong into one picture
+
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "no_decay": {"on": "small", "show": "decay"},
     "mild_decay": {"on": "small", "show": "decay", "weight_decay": 5.0},
@@ -112,6 +125,28 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "transformer_decay": {"on": "transformer", "show": "transformer", "weight_decay": 2.0},
 }
 
+# Phase diagrams, for each strength that the scripts have, at the arm it belongs to.
+_DIAGRAMS: Mapping[str, Any] = {
+    "no_decay": [{"weight_decay": 0.0}],
+    "mild_decay": [{"weight_decay": 5.0}],
+    "strong_decay": [{"weight_decay": 15.0}, {"weight_decay": 20.0}],
+    "dropout": [{"dropout": 0.3}, {"dropout": 0.6}, {"dropout": 0.9}],
+    "batch_norm": [{"norm": "batch", "batch_size": size} for size in (8, 32, 64, 256)],
+}
+
+# The sizes of what an arm is trained on, at each scale; an arm's own settings stand above them.
+PUBLISHED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    scale: {
+        arm: {
+            **sizes[settings["on"]],
+            **settings,
+            "diagrams": _DIAGRAMS.get(arm, ()) if scale == "paper" else (),
+        }
+        for arm, settings in ARMS.items()
+    }
+    for scale, sizes in _SIZES.items()
+}
+
 PRUNED = 0.6  # share of the neurons that goes
 TUNING = Tuning(
     metric="validation_accuracy",
@@ -125,15 +160,24 @@ TUNING = Tuning(
 )
 
 
-def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
+def about(s: Mapping[str, Any]) -> About:
+    """Pairs of residues; each seed has split, wrong labels and start of its own."""
+    pairs = round(s["frac"] * s["p"] ** 2)
+    data = f"{pairs:,} sums modulo {s['p']}, {s['noise']:.0%} of the labels random"
+    if s["on"] == "transformer":
+        weights = 2 * s["p"] * s["width"] + 12 * s["width"] ** 2
+        return About(data, pairs, f"1-layer transformer, {weights // 1000}k weights", weights)
+    weights = 3 * s["p"] * s["width"]
+    return About(data, pairs, f"quadratic MLP, {weights // 1000}k weights", weights)
+
+
+def run(s: Mapping[str, Any], seed: int) -> Measurements:
     """Train one arm with one seed; accuracies in per cent.
 
     Raises:
         Unavailable: paper scale without a GPU.
     """
-    whole = SCALES[scale]
-    s = {**whole[ARMS[arm]["on"]], **ARMS[arm], **overrides, "records": whole["records"]}
-    device = torch.device(whole.get("device", "cpu"))
+    device = torch.device(s["device"])
     if device.type == "cuda" and not torch.cuda.is_available():
         raise Unavailable(
             "paper scale trains 17 x 17 networks of 500 neurons for each regulariser and needs a CUDA GPU; there is "
@@ -144,12 +188,12 @@ def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
     if s["on"] == "transformer":
         net = seeded(seed, ModularTransformer, s["p"], width=s["width"])
     else:
-        settings = {"width": s["width"], "dropout": s.get("dropout", 0.0), "norm": s.get("norm")}
+        settings = {"width": s["width"], "dropout": s["dropout"], "norm": s["norm"]}
         net = seeded(seed, QuadraticMLP, s["p"], **settings)
     net.to(device)
     probe = MemorizationProbe(task)
     log = _train(net, task, probe, s, seed)
-    if "prune" in s:
+    if s["prune"]:
         scores = _order(net, probe, s["prune"], seed)
         sweep = pruning_sweep(net, probe, scores)
         prune_by_score_(net, scores, fraction=PRUNED)
@@ -157,9 +201,9 @@ def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
         curves = {f"pruning: {long}": _curve(sweep, short, x="fraction") for short, long in accuracies}
         unit = "% of the neurons pruned"
     else:
-        curves = {f"{s['show']}: {long}": _curve(log, short) for short, long in _SHOWN.items()} if "show" in s else {}
+        curves = {f"{s['show']}: {long}": _curve(log, short) for short, long in _SHOWN.items()} if s["show"] else {}
         unit = "step"
-    metrics = {**_final(net, task, probe, log, seed), **_diagrams(arm, whole, device)}
+    metrics = {**_final(net, task, probe, log, seed), **_diagrams(s, device)}
     # Split and right labels: which of them are replaced is the seed's, and how many the arm's.
     fingerprint = data_fingerprint(task.pairs.numpy(), task.clean.numpy())
     return Measurements(metrics=metrics, curves=curves, data=fingerprint, curve_unit=unit)
@@ -191,14 +235,12 @@ def _train(
     device = next(net.parameters()).device
     x, y = (part.to(device) for part in task.train.tensors)
     target = F.one_hot(y, task.p).float()
-    smoothing = s.get("smoothing", 0.0)
+    smoothing = s["smoothing"]
     target = target * (1 - smoothing) + smoothing / task.p
     loss_of = _cross_entropy(y) if s["on"] == "transformer" else _squared_error(target)
-    batch = s.get("batch_size")
-    optimizer = modular_optimizer(
-        net.parameters(), weight_decay=s.get("weight_decay", 0.0), lr=s.get("lr", 0.01), batch_size=batch
-    )
-    steps = round(s["steps"] * s.get("steps_factor", 1.0))
+    batch = s["batch_size"]
+    optimizer = modular_optimizer(net.parameters(), weight_decay=s["weight_decay"], lr=s["lr"], batch_size=batch)
+    steps = round(s["steps"] * s["steps_factor"])
     every = max(1, steps // s["records"])
     draws = torch.Generator().manual_seed(seed)
     validation, _ = _held_out(task, seed)
@@ -216,7 +258,7 @@ def _train(
             optimizer.step()
             if step % every == 0 or step == steps or step <= 10:
                 log.append({"step": float(step), **probe(net)})
-                if "keep" in s:
+                if s["keep"]:
                     record = log[-1]
                     both = min(record["train"], record["test"])
                     worth = _accuracy(net, *validation) if s["keep"] == "validation" else both
@@ -284,12 +326,12 @@ def _final(
     return metrics
 
 
-def _diagrams(arm: str, whole: Mapping[str, Any], device: torch.device) -> dict[str, float]:
+def _diagrams(s: Mapping[str, Any], device: torch.device) -> dict[str, float]:
     """Shares of the phases in the diagrams that belong to an arm; none below paper scale."""
     shares: dict[str, float] = {}
-    for settings in whole.get("diagrams", {}).get(arm, ()):
+    for settings in s["diagrams"]:
         diagram = phase_diagram(
-            97, fracs=whole["cells"], noises=whole["cells"], width=500, steps=2000, device=device, **settings
+            97, fracs=s["cells"], noises=s["cells"], width=500, steps=2000, device=device, **settings
         )
         name = "_".join(f"{key}_{value}" for key, value in settings.items())
         shares |= {f"{name}_share_of_{phase.name.lower()}": diagram.share(phase) for phase in Phase}

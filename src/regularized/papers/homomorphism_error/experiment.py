@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regularized.evidence.experiment import Measurements, Tuning, data_fingerprint
+from regularized.evidence.experiment import About, Measurements, Tuning, data_fingerprint
 from regularized.evidence.models import seeded
 from regularized.understanding.homomorphism_error.command_language import MODIFIERS, VOCABULARY, WORDS, commands, encode
 from regularized.understanding.homomorphism_error.penalty import (
@@ -34,6 +34,8 @@ from regularized.understanding.homomorphism_error.probes import homomorphism_err
 _WORDS = [VOCABULARY.index(word) for word in WORDS]
 _MODIFIERS = [VOCABULARY.index(word) for word in MODIFIERS]
 _NOISE_PAIRS = [number for number, word in enumerate(VOCABULARY) if word in ("foo", "bar", "baz")]
+
+DEFAULTS: Mapping[str, Any] = {"lr": 0.0005, "term": "", "weight": 0.0}
 
 SCALES: Mapping[str, Mapping[str, Any]] = {
     "smoke": {"width": 16, "layers": 2, "commands": 60, "epochs": 1, "pool": 8, "test": 10, "probe_epochs": 2},
@@ -62,7 +64,7 @@ TUNING = Tuning(
         "homomorphism": _WITH_WEIGHT,
         "in_batch": _WITH_WEIGHT,
     },
-    seeds=(1000,),
+    seeds=(1000, 1001),
 )
 
 
@@ -99,9 +101,15 @@ def task_loss(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, :length].flatten(0, 1), y[:, :length].flatten(), ignore_index=0)
 
 
-def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
+def about(s: Mapping[str, Any]) -> About:
+    """Commands of a small language, drawn anew for each seed; the test is the same for all."""
+    weights = 8 * s["layers"] * s["width"] ** 2
+    model = f"{s['layers']}-layer transformer, {weights // 1000}k weights"
+    return About(f"{s['commands']:,} commands of two words", s["commands"], model, weights)
+
+
+def run(s: Mapping[str, Any], seed: int) -> Measurements:
     """Train one arm with one seed; token accuracies in per cent."""
-    s = {"term": "", "weight": 0.0, **SCALES[scale], **ARMS[arm], **overrides}
     pairs = commands(2, noise=NOISE, largest=2 * s["commands"], seed=seed)
     cut = len(pairs) // 2
     x, y = encode([command for command, _ in pairs]), encode([meaning for _, meaning in pairs])

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from regularized.evidence.datasets import kodak, photographs
 from regularized.evidence.datasets import mnist as published_mnist
-from regularized.evidence.experiment import Illustrated, Measurements, Tuning, data_fingerprint
+from regularized.evidence.experiment import About, Illustrated, Measurements, Tuning, data_fingerprint
 from regularized.scientific.inexact_bilevel.baselines import HOAG, FixedAccuracy
 from regularized.scientific.inexact_bilevel.bound import BilevelConstants
 from regularized.scientific.inexact_bilevel.denoising import (
@@ -41,6 +41,15 @@ from regularized.scientific.inexact_bilevel.denoising import (
 from regularized.scientific.inexact_bilevel.descent import BilevelDescent
 from regularized.scientific.inexact_bilevel.lower_solvers import InnerToleranceNotReached, solve_lower
 from regularized.scientific.inexact_bilevel.maid import MAID
+
+DEFAULTS: Mapping[str, Any] = {
+    "problem": "ridge",
+    "method": "maid",
+    "eps": 1e-1,
+    "step": None,
+    "schedule": None,
+    "points": None,
+}
 
 SCALES: Mapping[str, Mapping[str, Any]] = {
     "smoke": {
@@ -130,9 +139,21 @@ class Problem:
     data: str
 
 
-def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
+def about(s: Mapping[str, Any]) -> About:
+    """Images that each seed splits or crops again; theta counts as the model."""
+    if s["problem"] == "ridge":
+        pixels, name = (64, "digits of 8x8 pixels") if s["images"] == "digits" else (144, "MNIST images of 12x12")
+        weights, rest = 10 * pixels, 1797 - s["train"] - s["validation"] if s["images"] == "digits" else 10_000
+        model = f"softmax regression, {weights} weights"
+        return About(f"{s['train']:,} {name}", s["train"], model, weights, rest / s["train"])
+    theta = 2 if s["problem"] == "tv" else s["filters"] * (s["filter_size"] ** 2 + 2)
+    name = "Kodak" if s["photos"] == "kodak" else "scikit-learn"
+    data = f"{s['crops']} crops of {s['crop']}x{s['crop']} of {name}'s photographs"
+    return About(data, s["crops"], f"denoiser of {theta} parameters", theta, s["test_crops"] / s["crops"])
+
+
+def run(s: Mapping[str, Any], seed: int) -> Measurements:
     """Learn theta by one method within the budget."""
-    s = {**SCALES[scale], **ARMS[arm], **overrides}
     problem = ridge(seed, s) if s["problem"] == "ridge" else denoising(seed, s)
     budget = s["ridge_budget"] if s["problem"] == "ridge" else s["denoising_budget"]
     theta, curves, used = (search if s["method"] == "grid" else descend)(problem, s, budget)

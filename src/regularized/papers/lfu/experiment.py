@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regularized.evidence.datasets import data_folder
-from regularized.evidence.experiment import Measurements, Tuning, Unavailable, data_fingerprint
+from regularized.evidence.experiment import About, Measurements, Tuning, Unavailable, data_fingerprint
 from regularized.evidence.models import seeded
 from regularized.evidence.pretrained import byte_tokens, smollm2, smollm2_tokenizer, tiny_llama
 from regularized.evidence.texts import module_docstrings, news_articles, python_topics, token_blocks
@@ -46,7 +46,17 @@ SCALES: dict[str, dict[str, Any]] = {
     "paper": {"language": "llama", "epochs": 3, "batch": 4, "accumulate": 4, "length": 2048, "lr": 1e-4},
 }
 
-DEFAULTS: dict[str, Any] = {"problem": "digits", "method": "plain", "direction": "same", "aux": "self", "alpha": 0.1}
+DEFAULTS: dict[str, Any] = {
+    "problem": "digits",
+    "method": "plain",
+    "lr": 0.01,
+    "direction": "same",
+    "aux": "self",
+    "alpha": 0.1,
+    "strength": None,  # the published one
+    "noise": 0.0,
+    "radius": 0.0,
+}
 
 _LFU: dict[str, Any] = {"method": "lfu"}
 # lr (and the noise, and the radius) are the best of TUNING; alpha and lambda are the paper's.
@@ -64,6 +74,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "language_lfu": {**_LFU, "problem": "language", "lr": 1e-3},
 }
 
+# At paper scale the published rate replaces what was tuned on the laptop.
+PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {"paper": {arm: {"lr": SCALES["paper"]["lr"]} for arm in ARMS}}
+
 _RATES = [{"lr": lr} for lr in (3e-3, 1e-2, 2e-2, 3e-2, 5e-2, 1e-1)]
 TUNING = Tuning(
     metric="validation_accuracy",  # of 200 rotated digits that are set aside
@@ -76,16 +89,27 @@ TUNING = Tuning(
 )
 
 
-def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
+def about(s: Mapping[str, Any]) -> About:
+    """Digits or texts, drawn from one pool again by each seed."""
+    if s["language"] == "llama":
+        return About("GSM8K, 7,473 questions", 7473, "Llama-3.1-8B", 8_000_000_000, 1319 / 7473)
+    if s["problem"] == "digits":
+        return About("50 rotated digits of 8x8 pixels", 50, "MLP, 59k weights, LoRA", 59_000, 897 / 900)
+    model, weights = ("SmolLM2, 135M weights, LoRA", 135_000_000)
+    if s["language"] == "tiny":
+        model, weights = "Llama of a few thousand weights", 10_000
+    blocks = s["train_blocks"]
+    return About(
+        f"{blocks} blocks of {LENGTH} tokens of Python's reference", blocks, model, weights, s["blocks"] / blocks
+    )
+
+
+def run(s: Mapping[str, Any], seed: int) -> Measurements:
     """Fine-tune and measure one arm with one seed; accuracies in per cent, losses in nats.
 
     Raises:
         Unavailable: peft, transformers or the language model is missing; at paper scale, data, weights or a GPU.
     """
-    of_scale = SCALES[scale]
-    # At paper scale the published settings replace what was tuned on the laptop.
-    tuned = {k: v for k, v in ARMS[arm].items() if scale != "paper" or k not in of_scale}
-    s = {**DEFAULTS, **of_scale, **tuned, **overrides}
     if s["language"] == "llama":
         return _paper(seed, s)
     return _digits(seed, s) if s["problem"] == "digits" else _language(seed, s)
@@ -115,7 +139,7 @@ def fine_tune(
     """A user's loop; each method is the few lines that it takes there."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=s["lr"], weight_decay=0.0)
-    lfu = LfU(model, layers=layers, aux=s["aux"], alpha=s["alpha"], strength=s.get("strength"))
+    lfu = LfU(model, layers=layers, aux=s["aux"], alpha=s["alpha"], strength=s["strength"])
     total = len(batches) // accumulate
     for number in range(total):
         window = batches[number * accumulate : (number + 1) * accumulate]

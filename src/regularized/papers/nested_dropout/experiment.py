@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regularized.evidence.datasets import Split, cifar, digits, flip_labels
-from regularized.evidence.experiment import Measurements, Tuning, Unavailable, data_fingerprint
+from regularized.evidence.experiment import About, Measurements, Tuning, Unavailable, data_fingerprint
 from regularized.evidence.models import ResNet, resnet18, seeded
 from regularized.noisy_labels.co_teaching import CoTeaching, forget_schedule, small_loss_selection
 from regularized.noisy_labels.nested_dropout.layer import NestedLinear, draw_together, nested_layers, width_distribution
@@ -75,6 +75,8 @@ DEFAULTS: dict[str, Any] = {
     "co_batch": 200,
     "forget_rate": 0.4,
     "gradual": 5,
+    "sigma": 10.0,
+    "rate": 0.5,
 }
 
 _DROPOUT, _NESTED = {"compression": "dropout"}, {"compression": "nested"}
@@ -96,6 +98,11 @@ ARMS: dict[str, dict[str, Any]] = {
     "nested_tuned_co_teaching": {**_CO, **_NESTED, "sigma": 320.0, "weight_decay": 2e-2, "co_lr": 0.05},
     "toy_plain": {"problem": "toy"},
     "toy_nested": {"problem": "toy", **_NESTED},
+}
+
+# At paper scale the published settings replace what was tuned on the laptop.
+PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
+    "paper": {arm: {name: SCALES["paper"].get(name, own[name]) for name in own} for arm, own in ARMS.items()}
 }
 
 
@@ -128,16 +135,22 @@ TUNING = Tuning(
 )
 
 
-def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
+def about(s: Mapping[str, Any]) -> About:
+    """Digits that each seed splits again, CIFAR-10, or the synthetic curve."""
+    if s["problem"] == "toy":
+        return About("200 points of a curve", 200, "200 channels", 200)
+    if s["data"] == "cifar10":
+        return About("45,000 CIFAR-10 images", 45_000, "ResNet-18, 11M weights", 11_000_000, 10_000 / 45_000)
+    train, rest = s["train"], 1797 - s["train"] - s["validation"]
+    return About(f"{train:,} digits of 8x8 pixels", train, "MLP, 51k weights", 50_816, rest / train)
+
+
+def run(s: Mapping[str, Any], seed: int) -> Measurements:
     """Train and measure one arm with one seed; accuracies in per cent.
 
     Raises:
         Unavailable: at paper scale, CIFAR-10 or a GPU is not there.
     """
-    of_scale = SCALES[scale]
-    # At paper scale the published settings replace what was tuned on the laptop.
-    tuned = {k: v for k, v in ARMS[arm].items() if scale != "paper" or k not in of_scale}
-    s = {**DEFAULTS, **of_scale, **tuned, **overrides}
     return _toy(seed, s) if s["problem"] == "toy" else _images(seed, s)
 
 
@@ -191,7 +204,7 @@ def network(s: Mapping[str, Any]) -> nn.Module:
     return nn.Sequential(backbone, head)
 
 
-def _images(seed: int, s: dict[str, Any]) -> Measurements:
+def _images(seed: int, s: Mapping[str, Any]) -> Measurements:
     device = _device(s)
     split, true, validation = data(seed, s)
     validation = validation.to(device)
@@ -336,7 +349,7 @@ def _device(s: Mapping[str, Any]) -> torch.device:
 # -- the toy of the authors' README ------------------------------------------------------------------
 
 
-def _toy(seed: int, s: dict[str, Any]) -> Measurements:
+def _toy(seed: int, s: Mapping[str, Any]) -> Measurements:
     """A sine through 200 points, 30 % of them anywhere; the width is chosen on 100 further such points."""
     numbers = torch.Generator().manual_seed(10 * seed + 1)
     x = 2 * torch.rand(300, 1, generator=numbers) - 1

@@ -25,11 +25,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from regularized.evidence.datasets import data_folder
-from regularized.evidence.experiment import Measurements, Tuning, Unavailable, data_fingerprint
+from regularized.evidence.experiment import About, Measurements, Tuning, Unavailable, data_fingerprint
 from regularized.evidence.models import ResNet, seeded
 from regularized.overfitting.noise_mask.procedure import BetaMaskPolicy, NoiseMask, NoiseMaskPretraining
 from regularized.training.data import TensorData
 from regularized.training.progress import cosine, piecewise
+
+DEFAULTS: Mapping[str, Any] = {"mask": "none", "coupled": False, "lr": 0.005, "fine_tune_lr": None}
 
 SCALES: Mapping[str, Mapping[str, Any]] = {
     "smoke": {
@@ -74,6 +76,10 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "policy_mask_plain_gradient": {"mask": "policy", "coupled": False, "lr": 0.01},
 }
 
+PUBLISHED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "paper": {arm: {"lr": SCALES["paper"]["lr"]} for arm in ARMS}
+}
+
 _RATES = [{"lr": lr} for lr in (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)]
 TUNING = Tuning(
     metric="validation_accuracy",
@@ -93,7 +99,7 @@ class Data(NamedTuple):
     unseen: tuple[Tensor, Tensor]
 
 
-def data(seed: int, scale: str) -> tuple[Data, str]:
+def data(seed: int, size: int) -> tuple[Data, str]:
     """Digits as single-channel 8 x 8 images, half of them inverted; 14 known classes, three unseen digits."""
     from sklearn.datasets import load_digits
 
@@ -108,7 +114,6 @@ def data(seed: int, scale: str) -> tuple[Data, str]:
     labels = torch.from_numpy(2 * digit + inverted).long()
     known = torch.from_numpy(digit < 7)
     x, y = images[known], labels[known]
-    size = SCALES[scale]["train"]
     cut = (slice(0, size), slice(size, 2 * size), slice(2 * size, None))
     other_x, other_y = images[~known], torch.from_numpy(digit[~known.numpy()] - 7).long()
     few = torch.cat([torch.nonzero(other_y == c).flatten()[:5] for c in range(3)])
@@ -137,12 +142,19 @@ def policy_backbone() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
 
 
-def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
-    """Pre-train one arm with one seed, fine-tune it, and measure; accuracies in per cent."""
-    settings = {**SCALES[scale], **ARMS[arm], **overrides}
+def about(settings: Mapping[str, Any]) -> About:
+    """Digits of two polarities that each seed splits again; RadImageNet."""
     if settings["data"] == "radimagenet":
-        return _run_paper({**settings, "lr": SCALES[scale]["lr"]}, seed)
-    parts, fingerprint = data(seed, scale)
+        return About("1.35 million RadImageNet images", 1_350_000, "ResNet-50, 25M weights", 25_000_000, 0.1)
+    size = settings["train"]
+    return About(f"{size} digits of 8x8 pixels", size, "small CNN, 12k weights", 11_998, (1255 - 2 * size) / size)
+
+
+def run(settings: Mapping[str, Any], seed: int) -> Measurements:
+    """Pre-train one arm with one seed, fine-tune it, and measure; accuracies in per cent."""
+    if settings["data"] == "radimagenet":
+        return _run_paper(settings, seed)
+    parts, fingerprint = data(seed, settings["train"])
     net = seeded(seed, classifier, 14)
     policy = BetaMaskPolicy(seeded(seed + 1, policy_backbone), features=32, grid=settings["grid"], seed=seed)
     x, y = parts.train

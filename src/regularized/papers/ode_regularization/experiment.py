@@ -27,12 +27,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regularized.evidence.datasets import Split, digits, mnist
-from regularized.evidence.experiment import Measurements, Tuning, data_fingerprint
+from regularized.evidence.experiment import About, Measurements, Tuning, data_fingerprint
 from regularized.evidence.models import seeded
 from regularized.scientific.ode_regularization.layer import NeuralODE, NeuralSDE, exponential_decay, solver_penalty
 from regularized.scientific.ode_regularization.local import LocalNeuralODE, RandomEndTime
 from regularized.training.data import TensorData
 from regularized.training.progress import Progress
+
+DEFAULTS: Mapping[str, Any] = {
+    "family": "ode",
+    "lr": 0.1,
+    "weight_decay": 0.0,
+    "spread": 0.0,
+    "local": False,
+    "penalty": None,
+    "weight": 0.0,
+    "last": 1.0,  # share of the coefficient that is left at the end of training
+    "reduction": "mean",
+    "tolerance": None,  # the scale's tight one
+    "method": None,
+    "curves": True,
+}
+DISPLAY = {"curves"}
 
 SCALES: Mapping[str, Mapping[str, Any]] = {
     "smoke": {
@@ -69,17 +85,8 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
-# "SGD 0.1, momentum 0.9"; `last` is the share of the coefficient that is left at the end of training.
-_ODE = {
-    "family": "ode",
-    "lr": 0.1,
-    "weight_decay": 0.0,
-    "spread": 0.0,
-    "local": False,
-    "penalty": None,
-    "weight": 0.0,
-    "last": 1.0,
-}
+# "SGD 0.1, momentum 0.9".
+_ODE = {"family": "ode"}
 _LOOSE = {**_ODE, "family": "loose", "tolerance": 1e-6}
 # "Adam 0.01", "rtol = atol = 0.14", 1 trajectory in training and 10 at test: the repository.
 _SDE = {**_ODE, "family": "sde", "lr": 0.01, "tolerance": 0.14, "method": "sosri"}
@@ -96,7 +103,8 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "combined": {**_ODE, "penalty": "both", "weight": 10.0},
     "error_regularized": {**_ODE, **_ERROR},
     "local_error": {**_ODE, **_ERROR, "local": True},
-    "error_tenfold": {**_ODE, **_ERROR, "weight": 1000.0},
+    # Judged by its end alone.
+    "error_tenfold": {**_ODE, **_ERROR, "weight": 1000.0, "curves": False},
     "plain_loose": {**_LOOSE},
     "error_loose": {**_LOOSE, **_ERROR, "weight": 30.0},
     "sde_plain": {**_SDE, "lr": 0.01},
@@ -106,19 +114,21 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 }
 
 # At paper scale coefficients and rates are the paper's, not those that were chosen for digits.
-_PAPER: Mapping[str, Mapping[str, Any]] = {
-    "plain": {"lr": 0.1},
-    "plain_loose": {"lr": 0.1},
-    "stiffness_regularized": {"weight": 0.1},
-    "combined": {"weight": 10.0},
-    "error_regularized": {"weight": 100.0},
-    "local_error": {"weight": 100.0},
-    "error_tenfold": {"weight": 1000.0},
-    "error_loose": {"weight": 100.0},
-    "sde_plain": {"lr": 0.01, "epochs": 40},
-    "sde_plain_sosri2": {"lr": 0.01, "epochs": 40},
-    "sde_stiffness": {"weight": 0.1, "epochs": 40},
-    "sde_error": {"weight": 10.0, "epochs": 40},
+PUBLISHED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "paper": {
+        "plain": {"lr": 0.1},
+        "plain_loose": {"lr": 0.1},
+        "stiffness_regularized": {"weight": 0.1},
+        "combined": {"weight": 10.0},
+        "error_regularized": {"weight": 100.0},
+        "local_error": {"weight": 100.0},
+        "error_tenfold": {"weight": 1000.0},
+        "error_loose": {"weight": 100.0},
+        "sde_plain": {"lr": 0.01, "epochs": 40},
+        "sde_plain_sosri2": {"lr": 0.01, "epochs": 40},
+        "sde_stiffness": {"weight": 0.1, "epochs": 40},
+        "sde_error": {"weight": 10.0, "epochs": 40},
+    }
 }
 
 
@@ -180,7 +190,7 @@ class Classifier(nn.Module):
 
     def __init__(self, features: int, s: Mapping[str, Any]) -> None:
         super().__init__()
-        tolerance = s.get("tolerance", s["tight"])
+        tolerance = s["tight"] if s["tolerance"] is None else s["tolerance"]
         self.encoder: nn.Module = nn.Identity()
         if s["family"] == "sde":
             state = 32  # "Linear(784,32) -> drift 32-64(tanh)-32, diffusion Linear(32,32) -> Linear(32,10)"
@@ -202,14 +212,21 @@ class Classifier(nn.Module):
         return logits
 
 
-def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
+def about(s: Mapping[str, Any]) -> About:
+    """Images that each seed splits again, through a neural differential equation."""
+    sde, train = s["family"] == "sde", s["train"]
+    features, name = (64, "digits of 8x8 pixels") if s["data"] == "digits" else (784, "MNIST images")
+    weights = features * 32 + 6_000 if sde else 2 * s["hidden"] * features + 10 * features
+    model = f"neural {'S' if sde else 'O'}DE, {weights // 1000}k weights"
+    return About(f"{train:,} {name}", train, model, weights, s["test"] / train)
+
+
+def run(s: Mapping[str, Any], seed: int) -> Measurements:
     """Train and measure one arm with one seed.
 
     Raises:
         Unavailable: at paper scale, MNIST is not there.
     """
-    paper = _PAPER.get(arm, {}) if scale == "paper" else {}
-    s = {**SCALES[scale], **ARMS[arm], **paper, **overrides}
     n, m = s["train"], s["validation"]
     split = _images(s, seed)
     x, test_x, test_y = split.train_x, split.test_x[: s["test"]], split.test_y[: s["test"]]
@@ -231,8 +248,8 @@ def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
             "test_score": _score(accuracy, evaluations),
             "validation_score": _score(held_accuracy, held_evaluations),
         },
-        # Other equations, other plots. The tenfold coefficient is judged by its end alone.
-        curves={} if arm == "error_tenfold" else {f"{s['family']}_{name}": curve for name, curve in curves.items()},
+        # Other equations, other plots.
+        curves={} if not s["curves"] else {f"{s['family']}_{name}": curve for name, curve in curves.items()},
         data=data_fingerprint(x.numpy(), split.train_y.numpy(), test_x.numpy(), test_y.numpy()),
     )
 
@@ -288,7 +305,7 @@ def _penalty(
     equation: NeuralODE | NeuralSDE | RandomEndTime, start: Tensor, end: Tensor, s: Mapping[str, Any]
 ) -> Tensor:
     if s["penalty"] != "kinetic":
-        return solver_penalty(equation.statistics, kind=s["penalty"], reduction=s.get("reduction", "mean"))
+        return solver_penalty(equation.statistics, kind=s["penalty"], reduction=s["reduction"])
     assert isinstance(equation, NeuralODE)
     # Kinetic energy (RNODE) by the trapezoidal rule: tame dynamics, whatever the solver.
     speeds = [equation.f(start.new_full((), t), u) for t, u in zip(equation.span, (start, end), strict=True)]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regularized.evidence.datasets import Split, cifar, digits
-from regularized.evidence.experiment import Measurements, Tuning, Unavailable
+from regularized.evidence.experiment import About, Measurements, Tuning, Unavailable
 from regularized.evidence.models import mlp, preact_resnet18, seeded
 from regularized.mechanisms.calibration import (
     area_under_risk_coverage,
@@ -30,6 +30,15 @@ from regularized.mechanisms.calibration import (
 )
 from regularized.mechanisms.prediction_store import DenseStore
 from regularized.overfitting.ps_kd import ProgressiveDistillationLoss, progressive_loss
+
+DEFAULTS: Mapping[str, Any] = {
+    "lr": 0.05,
+    "weight_decay": 5e-4,
+    "smoothing": 0.0,
+    "alpha": None,  # a number: PS-KD
+    "shuffled": False,
+    "scaled": False,
+}
 
 SCALES: Mapping[str, Mapping[str, Any]] = {
     "smoke": {"data": "digits", "train": 100, "hidden": 32, "epochs": 3, "batch": 25, "noise": 1.5, "jitter": 0.7},
@@ -44,13 +53,16 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
         "validation": 5000,
         "epochs": 300,
         "batch": 128,
-        "arms": {
-            "cross_entropy_tuned": {"lr": 0.1, "weight_decay": 1e-3},
-            "label_smoothing_tuned": {"lr": 0.1, "weight_decay": 1e-3, "smoothing": 0.1},
-            "ps_kd_tuned": {"lr": 0.1, "weight_decay": 1e-3, "alpha": 0.8},
-        },
         "lr": 0.1,
     },
+}
+
+PUBLISHED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "paper": {
+        "cross_entropy_tuned": {"lr": 0.1, "weight_decay": 1e-3},
+        "label_smoothing_tuned": {"lr": 0.1, "weight_decay": 1e-3, "smoothing": 0.1},
+        "ps_kd_tuned": {"lr": 0.1, "weight_decay": 1e-3, "alpha": 0.8},
+    }
 }
 
 # Weight decay and alpha are the paper's; smoothing is the usual 0.1; the learning rate suits the small network.
@@ -65,7 +77,6 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "label_smoothing_tuned": {"weight_decay": 2e-2, "smoothing": 0.02},
     "ps_kd_tuned": {"weight_decay": 2e-2, "alpha": 0.3},
 }
-LR = 0.05
 
 _DECAYS = (5e-3, 2e-2, 5e-2)
 TUNING = Tuning(
@@ -83,9 +94,8 @@ TUNING = Tuning(
 )
 
 
-def data(seed: int, scale: str) -> tuple[Split, Tensor, Tensor]:
+def data(seed: int, settings: Mapping[str, Any]) -> tuple[Split, Tensor, Tensor]:
     """Training and test set, and validation inputs and labels: as many as for training, or a tenth of CIFAR's."""
-    settings = SCALES[scale]
     if settings["data"] == "cifar100":
         split, held = cifar(100), settings["validation"]
         mean = torch.tensor([0.4914, 0.4822, 0.4465])[:, None, None]  # constants of the official code
@@ -103,9 +113,8 @@ def data(seed: int, scale: str) -> tuple[Split, Tensor, Tensor]:
     return train, x[count:], split.train_y[count:]
 
 
-def model(seed: int, scale: str) -> nn.Module:
+def model(seed: int, settings: Mapping[str, Any]) -> nn.Module:
     """The network, from its own seed."""
-    settings = SCALES[scale]
     if settings["data"] == "cifar100":
         return seeded(seed, preact_resnet18, 100)
     return seeded(seed, mlp, [64, settings["hidden"], settings["hidden"], 10])
@@ -139,13 +148,13 @@ class ShuffledHistory(nn.Module):
         return loss
 
 
-def criterion(arm: str, settings: Mapping[str, Any], labels: Tensor, classes: int, seed: int) -> nn.Module:
+def criterion(settings: Mapping[str, Any], labels: Tensor, classes: int, seed: int) -> nn.Module:
     """The loss of an arm, called with logits, labels and index."""
-    if settings.get("shuffled"):
+    if settings["shuffled"]:
         return ShuffledHistory(labels, classes, epochs=settings["epochs"], alpha=settings["alpha"], seed=seed)
-    if "alpha" in settings:
+    if settings["alpha"] is not None:
         return ProgressiveDistillationLoss(len(labels), classes, epochs=settings["epochs"], alpha=settings["alpha"])
-    return _WithoutHistory(settings.get("smoothing", 0.0))
+    return _WithoutHistory(settings["smoothing"])
 
 
 class _WithoutHistory(nn.CrossEntropyLoss):
@@ -159,15 +168,30 @@ class _WithoutHistory(nn.CrossEntropyLoss):
         return super().forward(logits, labels)
 
 
-def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
+def about(settings: Mapping[str, Any]) -> About:
+    """Noisy digits that each seed splits again, or CIFAR-100."""
+    if settings["data"] == "cifar100":
+        return About("45,000 CIFAR-100 images", 45_000, "ResNet-18, 11M weights", 11_000_000, 10_000 / 45_000)
+    train, hidden = settings["train"], settings["hidden"]
+    weights = 75 * hidden + hidden**2
+    return About(
+        f"{train} noisy digits of 8x8 pixels",
+        train,
+        f"MLP, {weights // 1000}k weights",
+        weights,
+        (1797 - 2 * train) / train,
+    )
+
+
+def run(settings: Mapping[str, Any], seed: int) -> Measurements:
     """Train one arm with one seed; error and ECE in per cent, AURC times 1000, as the paper prints them."""
-    device = _device(scale)
-    settings = {"lr": LR, **SCALES[scale], **ARMS[arm], **SCALES[scale].get("arms", {}).get(arm, {}), **overrides}
-    split, validation_x, validation_y = data(seed, scale)
+    device = _device(settings)
+    published = settings["data"] == "cifar100"
+    split, validation_x, validation_y = data(seed, settings)
     x, y, test_x, test_y = (t.to(device) for t in (split.train_x, split.train_y, split.test_x, split.test_y))
     validation_x, validation_y = validation_x.to(device), validation_y.to(device)
-    net = model(seed, scale).to(device)
-    loss_of = criterion(arm, settings, split.train_y, 100 if scale == "paper" else 10, seed + 4).to(device)
+    net = model(seed, settings).to(device)
+    loss_of = criterion(settings, split.train_y, 100 if published else 10, seed + 4).to(device)
     optimizer = torch.optim.SGD(
         net.parameters(), lr=settings["lr"], momentum=0.9, nesterov=True, weight_decay=settings["weight_decay"]
     )
@@ -176,7 +200,7 @@ def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
     order, draws = torch.Generator().manual_seed(seed + 2), torch.Generator(device).manual_seed(seed + 3)
     augment: Callable[[Tensor], Tensor] = (
         (lambda images: _crop_and_flip(images, draws))
-        if scale == "paper"
+        if published
         else lambda images: images + settings["jitter"] * torch.randn(images.shape, generator=draws, device=device)
     )
 
@@ -190,7 +214,7 @@ def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
             optimizer.step()
         steps.step()
         logits, validation_logits = _predict(net, test_x), _predict(net, validation_x)
-        if settings.get("scaled"):
+        if settings["scaled"]:
             temperature = fit_temperature(validation_logits, validation_y)
             logits, validation_logits = logits / temperature, validation_logits / temperature
         now = _measure(logits, test_y)
@@ -237,8 +261,8 @@ def _crop_and_flip(images: Tensor, draws: torch.Generator) -> Tensor:
     return crop.permute(0, 3, 1, 2).contiguous()
 
 
-def _device(scale: str) -> torch.device:
-    if scale != "paper":
+def _device(settings: Mapping[str, Any]) -> torch.device:
+    if settings["data"] != "cifar100":
         return torch.device("cpu")
     cifar(100)  # says first which data is missing
     if not torch.cuda.is_available():

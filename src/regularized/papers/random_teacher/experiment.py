@@ -17,6 +17,7 @@ there are no labels to tune it with, and the settings are the paper's. *Paper* s
 
 import copy
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regularized.evidence.datasets import Split, cifar, digits
-from regularized.evidence.experiment import Measurements, Tuning, Unavailable
+from regularized.evidence.experiment import About, Measurements, Tuning, Unavailable
 from regularized.evidence.models import ResNet
 from regularized.mechanisms.mode_connectivity import barrier, errors_between
 from regularized.mechanisms.probes import knn_probe, linear_probe, logistic_probe
@@ -36,6 +37,18 @@ from regularized.self_supervised.random_teacher.layer import BottleneckHead, Enc
 from regularized.self_supervised.random_teacher.student_init import draw_weights, interpolate_init
 from regularized.self_supervised.random_teacher.teacher import RandomTeacher
 from regularized.training.data import TensorData
+
+DEFAULTS: dict[str, Any] = {
+    "encoder": "mlp",
+    "depth": 2,
+    "norm": True,
+    "alpha": 0.0,
+    "inputs": "images",
+    "statistics": "running",
+    "supervised": False,
+    "supervised_lr": 1e-2,
+    "rate": 0.4,
+}
 
 SCALES: dict[str, dict[str, Any]] = {
     "smoke": {
@@ -109,6 +122,11 @@ ARMS: dict[str, dict[str, Any]] = {
     "supervised_from_noise_student": {"supervised": True, "inputs": "noise", "supervised_lr": 5e-3},
 }
 
+# The settings that the laptop's arms tune are the scale's there.
+PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
+    "paper": {arm: {"supervised_lr": SCALES["paper"]["supervised_lr"]} for arm in ARMS}
+}
+
 _RATES = [{"supervised_lr": lr} for lr in (1e-3, 2e-3, 5e-3, 1e-2, 2e-2)]
 TUNING = Tuning(
     metric="validation_accuracy",
@@ -117,25 +135,21 @@ TUNING = Tuning(
 )
 
 
-def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
+def about(s: Mapping[str, Any]) -> About:
+    """Digits that each seed splits again, or CIFAR-10."""
+    if s["data"] == "cifar10":
+        return About("50,000 CIFAR-10 images", 50_000, "ResNet-18, 11M weights", 11_000_000, 0.2)
+    train, weights = s["train"], 64 * 128 + (s["depth"] - 1) * 128**2 + 128 * s["embedding"]
+    model = f"MLP of depth {s['depth']}, {weights // 1000}k weights"
+    return About(f"{train:,} digits of 8x8 pixels", train, model, weights, (1797 - train) / train)
+
+
+def run(s: Mapping[str, Any], seed: int) -> Measurements:
     """Distil, probe, and for the supervised arms train from the checkpoint.
 
     Raises:
         Unavailable: at paper scale, CIFAR-10 or a GPU is not there.
     """
-    defaults = {
-        "encoder": "mlp",
-        "depth": 2,
-        "norm": True,
-        "alpha": 0.0,
-        "inputs": "images",
-        "statistics": "running",
-        "supervised": False,
-        "rate": 0.4,
-    }
-    s: dict[str, Any] = {**defaults, **SCALES[scale], **ARMS[arm], **overrides}
-    if s["data"] == "cifar10":  # the settings that the laptop's arms vary and tune are the scale's there
-        s |= {key: SCALES[scale][key] for key in ("supervised_lr",) if key not in overrides}
     device = "cpu"
     if s["data"] == "digits":
         split = digits(s["train"], seed=seed)
@@ -169,7 +183,7 @@ def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
 # -- without labels -------------------------------------------------------------------------------
 
 
-def _networks(s: dict[str, Any], seed: int, images: Tensor) -> tuple[EncoderWithHead, EncoderWithHead, Tensor]:
+def _networks(s: Mapping[str, Any], seed: int, images: Tensor) -> tuple[EncoderWithHead, EncoderWithHead, Tensor]:
     """Teacher, student at its start, and the inputs that both see; each from a stream of its own."""
 
     def network(stream: int) -> EncoderWithHead:
@@ -184,7 +198,7 @@ def _networks(s: dict[str, Any], seed: int, images: Tensor) -> tuple[EncoderWith
     return teacher, student, images
 
 
-def _encoder(s: dict[str, Any]) -> nn.Module:
+def _encoder(s: Mapping[str, Any]) -> nn.Module:
     if s["encoder"] == "resnet18":
         net = ResNet((2, 2, 2, 2), 10)
         net.head = nn.Identity()  # type: ignore[assignment]
@@ -209,7 +223,7 @@ def _encoder(s: dict[str, Any]) -> nn.Module:
 
 
 def _distil(
-    student: EncoderWithHead, teacher: EncoderWithHead, inputs: Tensor, s: dict[str, Any], seed: int, record: Any
+    student: EncoderWithHead, teacher: EncoderWithHead, inputs: Tensor, s: Mapping[str, Any], seed: int, record: Any
 ) -> float:
     """The label-free phase; the loss of the last batch, 0 without an epoch."""
     if s["epochs"] == 0:
@@ -238,7 +252,7 @@ def _distil(
 
 
 def _supervised(
-    encoder: nn.Module, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], s: dict[str, Any], seed: int
+    encoder: nn.Module, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], s: Mapping[str, Any], seed: int
 ) -> tuple[dict[str, float], dict[str, list[tuple[float, float]]]]:
     """Pruning with rewinding to the checkpoint, and the line between two dense runs from it."""
     order = torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(10 * seed + 5)).to(train[0].device)

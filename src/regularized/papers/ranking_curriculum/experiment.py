@@ -28,10 +28,19 @@ from regularized.curriculum.ranking_curriculum.loss import (
     pairwise_difficulty,
 )
 from regularized.curriculum.ranking_curriculum.reranker_losses import pairwise_softmax_loss
-from regularized.evidence.experiment import Measurements, Tuning, Unavailable, data_fingerprint
+from regularized.evidence.experiment import About, Measurements, Tuning, Unavailable, data_fingerprint
 from regularized.evidence.models import mlp, seeded
 
 _DIGITS = {"data": "digits", "noise": 0.35, "unjudged": 0.5, "batch": 16, "early": 6}
+DEFAULTS: Mapping[str, Any] = {
+    "lr": 0.002,
+    "m": 0,
+    "heuristic": "normscore",
+    "aggregate": "per_sample",
+    "anti": False,
+    "shuffled": False,
+}
+
 SCALES: Mapping[str, Mapping[str, Any]] = {
     "smoke": {**_DIGITS, "documents": 300, "queries": (20, 20, 20), "list": 30, "epochs": 3, "batches": 4},
     # Ours: queries for training, validation and test; noise in units of a full pixel. 256 pairs an epoch.
@@ -67,6 +76,13 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
         "m": 1000,
         "heuristic": "normscore",
     },  # the best of TUNING: a curriculum without end
+}
+
+# The laptop's learning rate and length say nothing about BERT.
+PUBLISHED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "paper": {
+        arm: {"lr": SCALES["paper"]["lr"], "m": SCALES["paper"]["m"] if own["m"] else 0} for arm, own in ARMS.items()
+    }
 }
 
 _RATES = (
@@ -141,11 +157,10 @@ class Task(NamedTuple):
     fingerprint: str
 
 
-def digits(seed: int, scale: str) -> Task:
+def digits(seed: int, settings: Mapping[str, Any]) -> Task:
     """Query by example: documents and queries are noisy digits; the first stage compares column sums."""
     from sklearn.datasets import load_digits
 
-    settings = SCALES[scale]
     pixels, digit = load_digits(return_X_y=True)
     draws, judging = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
     order = draws.permutation(len(digit))
@@ -181,10 +196,10 @@ def _table(rows: Sequence[Sequence[Any]]) -> dict[str, dict[str, Any]]:
     return {str(row): {str(column): value for column, value in enumerate(values)} for row, values in enumerate(rows)}
 
 
-def task(seed: int, scale: str, settings: Mapping[str, Any]) -> Task:
+def task(seed: int, settings: Mapping[str, Any]) -> Task:
     """The task of a scale."""
-    if SCALES[scale]["data"] == "digits":
-        return digits(seed, scale)
+    if settings["data"] == "digits":
+        return digits(seed, settings)
     from regularized.papers.ranking_curriculum.antique import antique
 
     return Task(*antique(seed, settings))
@@ -223,25 +238,29 @@ def mrr(net: nn.Module, lists: Lists, measure: str) -> float:
     return evaluate_ranking(lists.labels, scores, [measure])[measure]
 
 
-def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
+def about(settings: Mapping[str, Any]) -> About:
+    """Queries and documents of digits that each seed deals again, or ANTIQUE."""
+    if settings["data"] == "antique":
+        return About("2,426 questions of ANTIQUE", 2426, "BERT, 110M weights", 110_000_000, 200 / 2426)
+    train, _, test = settings["queries"]
+    samples = settings["epochs"] * settings["batches"] * settings["batch"]
+    data = f"{train} queries for {settings['documents']} digits"
+    return About(data, samples, "MLP on pairs, 8k weights", 8321, test / settings["documents"])
+
+
+def run(settings: Mapping[str, Any], seed: int) -> Measurements:
     """Train one arm with one seed; all metrics are mean reciprocal ranks, of test queries unless they say otherwise."""
-    settings = {**SCALES[scale], **ARMS[arm], **overrides}
-    if scale == "paper":  # the laptop's learning rate and length say nothing about BERT
-        settings |= {name: SCALES[scale][name] for name in ("lr", "m") if name not in overrides}
-        settings["m"] = settings["m"] if "heuristic" in settings else 0
-    measure = "RR" if scale != "paper" else f"RR(rel={settings['grade']})@20"
-    problem = task(seed, scale, settings)
+    measure = "RR" if settings["data"] == "digits" else f"RR(rel={settings['grade']})@20"
+    problem = task(seed, settings)
     net, train = problem.net, problem.train
     try:
         first_stage = evaluate_ranking(problem.test.labels, problem.test.run.scores, [measure])[measure]
     except ImportError as error:
         raise Unavailable(str(error)) from error
 
-    easy = easiness(train, settings.get("heuristic", "normscore"))
+    easy = easiness(train, settings["heuristic"])
     curriculum = RankingCurriculum(settings["m"])
-    criterion = DifficultyWeightedLoss(
-        pairwise_softmax_loss, curriculum, aggregate=settings.get("aggregate", "per_sample")
-    )
+    criterion = DifficultyWeightedLoss(pairwise_softmax_loss, curriculum, aggregate=settings["aggregate"])
     optimizer = torch.optim.Adam([dict(group) for group in problem.parameters], lr=settings["lr"])
     order, shuffle = torch.Generator().manual_seed(seed + 1), torch.Generator().manual_seed(seed + 2)
     test: list[tuple[float, float]] = []
@@ -250,8 +269,8 @@ def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
         curriculum.set_epoch(epoch)
         for _ in range(settings["batches"]):
             rows, positive, other = draw(train, settings["batch"], order)
-            difficulty = pairwise_difficulty(easy[rows, positive], easy[rows, other], anti=settings.get("anti", False))
-            if settings.get("shuffled"):
+            difficulty = pairwise_difficulty(easy[rows, positive], easy[rows, other], anti=settings["anti"])
+            if settings["shuffled"]:
                 difficulty = difficulty[torch.randperm(len(difficulty), generator=shuffle)]
             both = net(train.encode(rows.repeat(2), torch.cat([positive, other])))
             s_positive, s_other = both.chunk(2)

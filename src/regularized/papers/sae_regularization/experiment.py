@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regularized.evidence.datasets import data_folder
-from regularized.evidence.experiment import Measurements, Tuning, Unavailable, data_fingerprint
+from regularized.evidence.experiment import About, Measurements, Tuning, Unavailable, data_fingerprint
 from regularized.evidence.models import seeded
 from regularized.fine_tuning.sae_regularization.autoencoder import TopKSAE
 from regularized.fine_tuning.sae_regularization.files import load_sae
@@ -40,12 +40,27 @@ from regularized.fine_tuning.sae_regularization.judging import Example, FeatureM
 from regularized.fine_tuning.sae_regularization.penalty import SelfReg
 from regularized.fine_tuning.sae_regularization.procedure import SAETraining
 
+DEFAULTS: Mapping[str, Any] = {
+    "problem": "digits",
+    "embeddings": "small",
+    "lr": 0.01,
+    "features": "none",
+    "clean": False,
+    "strength": 0.0,
+    "similarity": "preactivation",
+    "l2": 0.0,
+    "dropout": 0.0,
+    "gamma": 0.0,
+    "smoothing": 0.0,
+}
+
 SCALES: Mapping[str, Mapping[str, Any]] = {
     "smoke": {"text": False, "steps": 60, "sae_steps": 40, "batch": 64, "sae_batch": 256},
     # Ours, from a pilot; the authors: 50 epochs of 64 with early stopping, AdamW, no weight decay.
     "laptop": {"text": True, "steps": 800, "sae_steps": 1500, "batch": 64, "sae_batch": 256},
     # The official configuration for toxicity: AdamW at 1e-3, 50 epochs of batches of 64, beta 31.
-    "paper": {"text": True, "epochs": 50, "batch": 64, "lr": 1e-3, "strength": 31.0},
+    "paper": {"text": True, "epochs": 50, "batch": 64, "embeddings": "mistral", "steps": None, "sae_steps": None}
+    | {"sae_batch": None},
 }
 
 # Of each arm lr and strength are the best of TUNING (regularized tune sae_regularization).
@@ -75,6 +90,16 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "text_cleaning_only": {"problem": "text", "features": "judged", "clean": True, "lr": 0.01},
     "text_self_regularized": {"problem": "text", "features": "judged", "clean": True, "lr": 0.01, "strength": 1.0},
     "text_random_features": {"problem": "text", "features": "random", "clean": True, "lr": 0.01, "strength": 1.0},
+}
+
+# At paper scale the published rate and strength; the arms on sentences, which are ours, have one size alone.
+PUBLISHED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "paper": {
+        arm: {"embeddings": "small", **SCALES["laptop"]}
+        if own.get("problem") == "text"
+        else {"lr": 1e-3, "strength": 31.0 if own.get("strength") else 0.0}
+        for arm, own in ARMS.items()
+    }
 }
 
 _RATES = [{"lr": lr} for lr in (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)]
@@ -127,24 +152,29 @@ class Data(NamedTuple):
     sae: Mapping[str, int]
 
 
-def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
+def about(settings: Mapping[str, Any]) -> About:
+    """Digits or sentences that each seed deals again; a linear classifier on embeddings."""
+    if settings["embeddings"] == "mistral":
+        return About("5,083 prompts of ToxicChat", 5083, "linear, 4,097 weights on Mistral-7B", 7_000_000_000, 1.0)
+    if settings["problem"] == "text" and settings["text"]:
+        model = "linear, 385 weights on MiniLM"
+        return About("1,000 sentences of Python's documentation", 1000, model, 22_700_000, 900 / 1000)
+    return About("900 digits of 8x8 pixels", 900, "linear, 65 weights", 65, 597 / 900)
+
+
+def run(settings: Mapping[str, Any], seed: int) -> Measurements:
     """Train and measure one arm with one seed; accuracies in per cent.
 
     Raises:
         Unavailable: at paper scale, embeddings, autoencoder or mask are not there; at laptop scale, MiniLM is not.
     """
-    defaults = {"problem": "digits", "features": "none", "clean": False, "strength": 0.0, "similarity": "preactivation"}
-    settings: dict[str, Any] = {**SCALES[scale], **defaults, **ARMS[arm], **overrides}
-    if scale == "paper" and settings["problem"] == "text":  # ours, of one size
-        return run(arm, seed, "laptop", **overrides)
-    if scale == "paper":
-        published = {name: SCALES[scale][name] for name in ("lr", "strength") if settings[name]}
-        return _run_paper({**settings, **published}, seed)
+    if settings["embeddings"] == "mistral":
+        return _run_paper(settings, seed)
     problem = settings["problem"] if settings["text"] else "digits"
     data = _digits(seed) if problem == "digits" else _sentences(seed)
     reg = None
     if settings["features"] != "none":
-        sae, judged = _features(problem, seed, scale)
+        sae, judged = _features(problem, seed, settings["sae_steps"], settings["sae_batch"])
         mask = judged if settings["features"] == "judged" else _random_like(judged, seed)
         reg = SelfReg(sae, mask, strength=settings["strength"], similarity=settings["similarity"])
     clean = reg.clean if reg is not None and settings["clean"] else _as_it_is
@@ -190,8 +220,8 @@ def _train(
 ) -> None:
     """The loop of a user: embeddings cleaned once, before it; the penalty beside the loss."""
     order = torch.Generator().manual_seed(10 * seed + 3)
-    dropout, smoothing = settings.get("dropout", 0.0), settings.get("smoothing", 0.0)
-    gamma, l2 = settings.get("gamma", 0.0), settings.get("l2", 0.0)
+    dropout, smoothing = settings["dropout"], settings["smoothing"]
+    gamma, l2 = settings["gamma"], settings["l2"]
     weight: Tensor = head.weight  # type: ignore[assignment]
     for step in range(settings["steps"]):
         rows = torch.randint(len(part.y), (settings["batch"],), generator=order)
@@ -216,14 +246,13 @@ def _train(
 
 
 @lru_cache(maxsize=16)
-def _features(problem: str, seed: int, scale: str) -> tuple[TopKSAE, FeatureMask]:
+def _features(problem: str, seed: int, steps: int, batch: int) -> tuple[TopKSAE, FeatureMask]:
     """The autoencoder of a seed and its judged features: the same for every arm, so made once a process."""
     data = _digits(seed) if problem == "digits" else _sentences(seed)
     size = data.sae
     sae = seeded(seed, TopKSAE, data.unlabelled.shape[1], size["features"], k=size["k"])
     assert isinstance(sae, TopKSAE)
-    batch = SCALES[scale]["sae_batch"]
-    epochs = max(1, size.get("steps", 1500) * SCALES[scale]["sae_steps"] // 1500 * batch // len(data.unlabelled))
+    epochs = max(1, size.get("steps", 1500) * steps // 1500 * batch // len(data.unlabelled))
     training = SAETraining(
         sae,
         optimizer=partial(torch.optim.Adam, lr=2e-3),

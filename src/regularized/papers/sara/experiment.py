@@ -25,19 +25,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regularized.evidence.experiment import Measurements, Tuning, Unavailable, data_fingerprint
+from regularized.evidence.experiment import About, Measurements, Tuning, Unavailable, data_fingerprint
 from regularized.evidence.models import mlp, seeded
 from regularized.fine_tuning.sara.entries import SparseEntries
 from regularized.fine_tuning.sara.penalty import nuclear_norm
 from regularized.fine_tuning.sara.selection import magnitude_threshold
 from regularized.fine_tuning.sara.term import SaRA, suggested_learning_rate
 
+DEFAULTS: Mapping[str, Any] = {
+    "zero": None,
+    "train": None,
+    "lr": None,
+    "rank": None,
+    "lambda_rank": 0.0,
+    "reselect_at": 0.0,
+    "model": "mlp",
+}
+
 SCALES: Mapping[str, Mapping[str, Any]] = {
     "smoke": {"hidden": 72, "pretrain_steps": 40, "steps": 8, "batch": 32, "fraction": 0.1},
     # Ours: 1,000 steps fit the digits, 400 the rotated ones. Batch 32 as in our trial of the sheet.
     "laptop": {"hidden": 256, "pretrain_steps": 1000, "steps": 400, "batch": 32, "fraction": 0.1},
     # Appendix B: "5,000 steps", "batch size 4", AdamW, cosine; threshold 2e-3 (50M weights); the rate by their rule.
-    "paper": {"steps": 5000, "batch": 4, "threshold": 2e-3, "lr": suggested_learning_rate(2e-3)},
+    "paper": {"steps": 5000, "batch": 4, "threshold": 2e-3, "model": "stable diffusion"},
 }
 
 # The rates of the arms with `lr` are the best of TUNING; the two ablations have those of the whole.
@@ -55,6 +65,11 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "sara_one_selection": {**_SARA, "reselect_at": 0.0},
     "sara_no_rank_term": {**_SARA, "lambda_rank": 0.0},
     "sara": {**_SARA},
+}
+
+# The paper's rate for all arms of its table, not the laptop's.
+PUBLISHED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "paper": {arm: {"lr": suggested_learning_rate(2e-3)} for arm, own in ARMS.items() if "train" in own}
 }
 
 TUNING = Tuning(
@@ -103,18 +118,17 @@ def _rotated(pixels: Tensor, degrees: float) -> Tensor:
 
 
 @lru_cache(maxsize=2)
-def _pretrained(seed: int, scale: str) -> Mapping[str, Tensor]:
+def _pretrained(seed: int, hidden: int, steps: int) -> Mapping[str, Tensor]:
     """Weights after pretraining, the same for all arms of a seed."""
-    s = SCALES[scale]
-    net = seeded(10 * seed + 2, mlp, _sizes(s))
+    net = seeded(10 * seed + 2, mlp, _sizes(hidden))
     x, y = digits(seed)[0].pretrain
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=1e-2)
-    _fit(net, optimizer, x, y, steps=s["pretrain_steps"], batch=64, seed=10 * seed + 3)
+    _fit(net, optimizer, x, y, steps=steps, batch=64, seed=10 * seed + 3)
     return {name: tensor.clone() for name, tensor in net.state_dict().items()}
 
 
-def _sizes(s: Mapping[str, Any]) -> list[int]:
-    return [64, s["hidden"], s["hidden"], s["hidden"], 10]
+def _sizes(hidden: int) -> list[int]:
+    return [64, hidden, hidden, hidden, 10]
 
 
 def _fit(
@@ -137,30 +151,36 @@ def _fit(
         after_step(step)
 
 
-def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
+def about(s: Mapping[str, Any]) -> About:
+    """Digits that each seed splits again, or a style for Stable Diffusion."""
+    if s["model"] == "stable diffusion":
+        return About("a style of some 30 images", 30, "Stable Diffusion 1.5, 860M weights", 860_000_000, 1.0)
+    weights = 64 * s["hidden"] + 2 * s["hidden"] ** 2 + 10 * s["hidden"]
+    return About("100 rotated digits of 8x8 pixels", 100, f"MLP, {weights // 1000}k weights", weights, 697 / 900)
+
+
+def run(s: Mapping[str, Any], seed: int) -> Measurements:
     """Pretrain, fine-tune one arm with one seed, and measure; accuracies in per cent.
 
     Raises:
         Unavailable: PEFT is missing; or, at paper scale, what Stable Diffusion needs.
     """
-    s = {**SCALES[scale], **ARMS[arm], **overrides}
-    if scale == "paper":
+    if s["model"] == "stable diffusion":
         from regularized.papers.sara.stable_diffusion import run_paper
 
-        # The paper's rate for all arms of its table, not the laptop's.
-        return run_paper({**ARMS[arm], **SCALES[scale], **overrides}, seed)
+        return run_paper(s, seed)
     data, fingerprint = digits(seed)
-    net = seeded(0, mlp, _sizes(s))
-    net.load_state_dict(_pretrained(seed, scale))
+    net = seeded(0, mlp, _sizes(s["hidden"]))
+    net.load_state_dict(_pretrained(seed, s["hidden"], s["pretrain_steps"]))
     start = {name: p.detach().clone() for name, p in net.named_parameters()}
     threshold = magnitude_threshold(start.values(), s["fraction"])
     first = {name: p.abs() < threshold for name, p in start.items()}
 
     curves: dict[str, list[tuple[float, float]]] = {"new_accuracy": [], "old_accuracy": []}
     trained = net
-    if "zero" in s:
+    if s["zero"]:
         return Measurements(_zeroed(net, s["zero"], data, seed), data=fingerprint)
-    if "train" in s:
+    if s["train"]:
         trained, optimizer, finish = _prepared(net, s, seed)
 
         def record(step: int) -> None:
@@ -178,7 +198,7 @@ def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
         metrics["share_still_small"] = 100.0 * small / sum(int(mask.sum()) for mask in first.values())
         norms = [nuclear_norm(now[n].detach() * m) for n, m in first.items() if m.ndim == 2 and min(m.shape) > 64]
         metrics["nuclear_norm"] = float(torch.stack(norms).mean())
-    if arm == "pretrained":
+    if not s["train"]:
         metrics |= dict.fromkeys(_ZEROING.values(), metrics["old_accuracy"])
     return Measurements(metrics, curves, data=fingerprint, curve_unit="step")
 

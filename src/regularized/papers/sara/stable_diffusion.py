@@ -61,7 +61,7 @@ def run_paper(s: Mapping[str, Any], seed: int) -> Measurements:
     start = {name: p.detach().clone() for name, p in unet.named_parameters()}
     small = {name: p.abs() < s["threshold"] for name, p in start.items()}
     prompts = (root / "sara-prompts.txt").read_text(encoding="utf-8").splitlines()
-    if "train" in s:
+    if s["train"]:
         optimizer, finish = _prepared(unet, s, seed)
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, s["steps"])
         for step in range(s["steps"]):
@@ -75,14 +75,14 @@ def run_paper(s: Mapping[str, Any], seed: int) -> Measurements:
             cosine.step()
             finish(step)
     metrics: dict[str, float] = {}
-    for share, name in ZEROING.items() if "zero" in s else ((0.0, ""),):
+    for share, name in ZEROING.items() if s["zero"] else ((0.0, ""),):
         if share:
             _zero(unet, s["zero"], share, seed)
         fid, clip = _fidelity(pipe, images, prompts, root)
         style, prompt = _between(fid, FID_BOUNDS), _between(clip, CLIP_BOUNDS)
         of_both = {"new_accuracy": style, "old_accuracy": prompt, "balance": (style + prompt) / 2}
         metrics |= {name: prompt} if share else {"fid": fid, "clip_score": clip, **of_both}
-    if not {"zero", "train"} & s.keys():
+    if not s["zero"] and not s["train"]:
         metrics |= dict.fromkeys(ZEROING.values(), metrics["old_accuracy"])
     now = dict(unet.named_parameters())
     if now.keys() == start.keys():

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regularized.evidence.experiment import Measurements, Tuning, Unavailable, data_fingerprint
+from regularized.evidence.experiment import About, Measurements, Tuning, Unavailable, data_fingerprint
 from regularized.evidence.models import seeded
 from regularized.fine_tuning.svfit.model import inject_svfit, svfit_layers, svfit_param_groups
 from regularized.papers.svfit.published import run_published
@@ -52,6 +52,10 @@ SCALES: dict[str, dict[str, Any]] = {
 }
 
 DEFAULTS: dict[str, Any] = {
+    "problem": "digits",
+    "method": "full",
+    "lr": 1e-2,
+    "model": "perceptron",
     "labels": 900,
     "batch": 64,
     "domain": "rotated",
@@ -116,14 +120,24 @@ TUNING = Tuning(
 )
 
 
-def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
+def about(s: Mapping[str, Any]) -> About:
+    """Digits that each seed splits again; RoBERTa and a vision transformer on the paper's tasks."""
+    if s["model"] == "roberta-base":
+        return About("GLUE and CIFAR-10", 10_000, "RoBERTa-base, 125M weights", 125_000_000, 0.1)
+    if s["problem"] == "vision":
+        labels, model, weights = s["vision_labels"], "EfficientNet-lite0, 4.7M weights", 4_650_000
+        return About(f"{labels} digits at {s['side']} pixels", labels, model, weights, 300 / labels)
+    labels = s["labels"]
+    return About(f"{labels} {s['domain']} digits of 8x8 pixels", labels, "MLP, 43k weights", 42_634, 597 / 900)
+
+
+def run(settings: Mapping[str, Any], seed: int) -> Measurements:
     """Adapt and measure one arm with one seed; accuracies in per cent.
 
     Raises:
         Unavailable: a package is missing; at paper scale, a model, data or a GPU.
     """
-    settings = {"problem": "digits", **DEFAULTS, **SCALES[scale], **ARMS[arm], **overrides}
-    if scale == "paper":
+    if settings["model"] == "roberta-base":
         return run_published(settings, seed)
     return _digits(seed, settings) if settings["problem"] == "digits" else _vision(seed, settings)
 

@@ -19,9 +19,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regularized.evidence.datasets import Split, cifar, digits
-from regularized.evidence.experiment import Measurements, Tuning, Unavailable
+from regularized.evidence.experiment import About, Measurements, Tuning, Unavailable
 from regularized.evidence.models import mlp, resnet18, seeded
 from regularized.overfitting.weight_compander import compand_weights, compander_param_groups, merge_companders
+
+# noise: share of random labels; shape: a = b in standard deviations of each layer's starting weights (None: plain).
+DEFAULTS: Mapping[str, Any] = {
+    "noise": 0.0,
+    "weight_decay": 5e-4,
+    "shape": None,
+    "learnable": False,
+    "shape_lr": None,
+    "only_start": False,
+}
 
 # The paper's own recipe could not be read; digits settings are ours, the CIFAR ones the usual recipe of the field.
 SCALES: Mapping[str, Mapping[str, Any]] = {
@@ -30,7 +40,6 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
     "paper": {"data": "cifar100", "epochs": 200, "batch": 128, "lr": 0.1},
 }
 
-# Each arm: noise = share of random labels, a = b in standard deviations of each layer's starting weights (None: plain).
 # Weight decay and a = b are the best of TUNING (regularized tune weight_compander), not chosen by hand.
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "clean_plain": {"noise": 0.0, "weight_decay": 5e-3},
@@ -60,12 +69,11 @@ TUNING = Tuning(
 )
 
 
-def data(seed: int, scale: str, noise: float) -> tuple[Split, Tensor, Tensor, str]:
+def data(seed: int, settings: Mapping[str, Any]) -> tuple[Split, Tensor, Tensor, str]:
     """Split, and validation inputs and labels, as many as for training and with the same noise: what a user has.
 
     Last comes the fingerprint of the images and true labels, the same for all arms.
     """
-    settings = SCALES[scale]
     if settings["data"] == "cifar100":
         split = cifar(100)
         count, classes = 5000, 100
@@ -74,38 +82,46 @@ def data(seed: int, scale: str, noise: float) -> tuple[Split, Tensor, Tensor, st
         count, classes = settings["train"], 10
     # Random labels, the true one included: 30 % noise leaves 27 % wrong on ten classes.
     draws = torch.Generator().manual_seed(seed + 1)
-    chosen = torch.rand(len(split.train_y), generator=draws) < noise
+    chosen = torch.rand(len(split.train_y), generator=draws) < settings["noise"]
     labels = torch.where(chosen, torch.randint(classes, split.train_y.shape, generator=draws), split.train_y)
     train = Split(split.train_x[:-count], labels[:-count], split.test_x, split.test_y)
     return train, split.train_x[-count:], labels[-count:], split.fingerprint
 
 
-def model(seed: int, scale: str) -> nn.Module:
+def model(seed: int, settings: Mapping[str, Any]) -> nn.Module:
     """The network, from its own seed."""
-    settings = SCALES[scale]
     if settings["data"] == "cifar100":
         return seeded(seed, resnet18, 100)
     return seeded(seed, mlp, [64, settings["hidden"], settings["hidden"], 10])
 
 
-def run(arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:
+def about(settings: Mapping[str, Any]) -> About:
+    """Digits that each seed splits again, or CIFAR-100."""
+    if settings["data"] == "cifar100":
+        return About("45,000 CIFAR-100 images", 45_000, "ResNet-18, 11M weights", 11_000_000, 10_000 / 45_000)
+    train, hidden = settings["train"], settings["hidden"]
+    weights = 75 * hidden + hidden**2
+    rest = (1797 - 2 * train) / train
+    return About(f"{train} digits of 8x8 pixels", train, f"MLP, {weights // 1000}k weights", weights, rest)
+
+
+def run(settings: Mapping[str, Any], seed: int) -> Measurements:
     """Train one arm with one seed; accuracies in per cent."""
-    settings = {**SCALES[scale], **ARMS[arm], **overrides}
-    device = _device(scale)
-    split, validation_x, validation_y, fingerprint = data(seed, scale, settings["noise"])
-    net = model(seed, scale)
-    if settings.get("shape"):
+    device = _device(settings)
+    split, validation_x, validation_y, fingerprint = data(seed, settings)
+    net = model(seed, settings)
+    if settings["shape"]:
         compand_weights(
             net,
             a=settings["shape"],
             b=settings["shape"],
-            learnable=settings.get("learnable", False),
+            learnable=settings["learnable"],
             init="clamp",
         )
-        if settings.get("only_start"):
+        if settings["only_start"]:
             merge_companders(net)
     net.to(device)
-    groups = compander_param_groups(net, weight_decay=settings["weight_decay"], shape_lr=settings.get("shape_lr"))
+    groups = compander_param_groups(net, weight_decay=settings["weight_decay"], shape_lr=settings["shape_lr"])
     optimizer = torch.optim.SGD(groups, lr=settings["lr"], momentum=0.9)
     epochs, batch = settings["epochs"], settings["batch"]
     steps = epochs * math.ceil(len(split.train_y) / batch)
@@ -155,8 +171,8 @@ def _crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(flip[:, None, None, None], cropped.flip(-1), cropped)
 
 
-def _device(scale: str) -> torch.device:
-    if scale != "paper":
+def _device(settings: Mapping[str, Any]) -> torch.device:
+    if settings["data"] != "cifar100":
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise Unavailable(
