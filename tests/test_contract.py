@@ -14,6 +14,7 @@ from tests.contracts import BROKEN, offered
 from regularized.evidence import contract
 from regularized.evidence.claims import Verdict
 from regularized.evidence.conformance import conform
+from regularized.evidence.experiment import resolve, run_arm, undeclared_differences
 from regularized.evidence.ledger import load as load_ledger
 from regularized.papers.catalogue import load_catalogue
 
@@ -106,6 +107,8 @@ def test_claims_speak_of_the_experiment(entry):
         assert claim.method in experiment.ARMS, claim.id
         assert claim.smallest_effect is not None, claim.id
         assert claim.scale in experiment.SCALES, claim.id
+        undeclared = undeclared_differences(experiment, claim)
+        assert not undeclared, f"{claim.id}: its arms differ in {undeclared}, which its differs does not name"
     assert {"smoke", "laptop", "paper"} <= set(experiment.SCALES)
     tuning = getattr(experiment, "TUNING", None)
     if tuning is not None:
@@ -117,7 +120,7 @@ def test_claims_speak_of_the_experiment(entry):
 def test_smoke_experiment(entry):
     """Every arm runs at smoke scale, and every claim's metric comes out as a finite number."""
     experiment = entry.experiment()
-    measured = {arm: experiment.run(arm, 0, "smoke") for arm in experiment.ARMS}
+    measured = {arm: run_arm(experiment, arm, 0, "smoke") for arm in experiment.ARMS}
     for claim in entry.card.claims:
         for arm in (claim.baseline, claim.method):
             value = measured[arm].metrics[claim.metric]
@@ -151,7 +154,8 @@ def test_arms_have_the_settings_that_tuning_chose(entry):
     result = shipped.to_result(entry.card.claims, module_name=entry.module_name("experiment"))
     assert result.tuning is not None, f"the ledger of {entry.card.slug} has no tuning; run `regularized tune` first"
     for arm, best in result.tuning.best.items():
-        chosen = {name: experiment.ARMS[arm].get(name) for name in best}
+        settings = resolve(experiment, arm, tuning.scale)
+        chosen = {name: settings[name] for name in best}
         assert chosen == dict(best), f"{arm} has {chosen}, tuning chose {dict(best)}"
 
 

@@ -52,7 +52,7 @@ def measured(monkeypatch):
 
     def reproduce(slug, module_name, claims, **options):
         asked.append(options)
-        seeds = tuple(range(options.get("seeds", 5)))
+        seeds = tuple(range(options.get("seeds") or 10))
         arms = tuple(PAPER.experiment().ARMS)
         metrics = {claim.metric: 1.0 for claim in claims}
         runs = tuple(
@@ -75,7 +75,7 @@ def test_papers_json_has_the_promised_keys():
     """Fails when a key that scripts rely on is renamed, or the output is anything but the bare list."""
     rows = as_json("papers")
     assert len(rows) == len(ENTRIES)
-    keys = "slug title date authors_count organization comments families tags implemented claims"
+    keys = "slug title date authors_count organization comments families tags implemented claims verdicts sanity"
     assert all(list(row) == keys.split() for row in rows)
     assert all(list(claim) == ["id", "statement", "verdict"] for row in rows for claim in row["claims"])
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\d", row["date"]) for row in rows)
@@ -186,7 +186,7 @@ def test_reproduce_prints_verdicts_and_exits_with_zero(measured):
     result = call("reproduce", PAPER.slug)
     assert result.exit_code == 0, result.stderr
     assert result.stdout.splitlines()[0].split("\t")[-1] == "verdict"
-    assert "does not hold" in result.stdout
+    assert "no effect shown" in result.stdout
     assert "report with plots: " in result.stderr
 
 
@@ -273,7 +273,7 @@ def test_ledger(monkeypatch, measured, tmp_path):
     monkeypatch.setattr(
         evidence_runner, "tune", lambda slug, *a, **k: tuned.append(slug) or TuningResult("m", "higher", (), ())
     )
-    monkeypatch.setattr(ledger, "export", lambda slug, module: tmp_path / "ledger.json")
+    monkeypatch.setattr(ledger, "export", lambda slug, module, claims: tmp_path / "ledger.json")
     monkeypatch.setattr(provenance, "checkout_state", lambda files: provenance.CheckoutState("abc", True))
     refused = call("ledger", PAPER.slug)
     assert refused.exit_code == 1
@@ -282,7 +282,6 @@ def test_ledger(monkeypatch, measured, tmp_path):
     monkeypatch.setattr(provenance, "checkout_state", lambda files: provenance.CheckoutState("abc", False))
     assert as_json("ledger", PAPER.slug) == [{"slug": PAPER.slug, "ledger": str(tmp_path / "ledger.json")}]
     assert tuned == ([PAPER.slug] if hasattr(PAPER.experiment(), "TUNING") else [])
-    assert call("ledger", PAPER.slug, "--seeds", "4").exit_code == 2
 
 
 # -- conform, bench -----------------------------------------------------------------------------
@@ -527,7 +526,7 @@ def test_real_smoke_run(home):
     first = run("reproduce", PAPER.slug, "--scale", "smoke", "--seeds", "2", "--json")
     assert first.returncode == 0, first.stderr
     measured = json.loads(first.stdout)
-    assert all(claim["verdict"] in ("undecided", "not run") for claim in measured["claims"])
+    assert all(claim["verdict"] in ("open", "not run") for claim in measured["claims"])
     assert str(home) in measured["report"]
     again = json.loads(run("reproduce", PAPER.slug, "--scale", "smoke", "--seeds", "2", "--json").stdout)
     assert again["arms"] == measured["arms"]

@@ -1,11 +1,13 @@
 """What tests of the evidence storey share."""
 
+import importlib.util
 import math
 from pathlib import Path
 
 import pytest
 
 from regularized.evidence.claims import Claim, Reported
+from regularized.evidence.experiment import resolve
 from regularized.evidence.results import Failure, ReproduceResult, Trial, TuningResult, outcomes
 from regularized.evidence.store import Run
 
@@ -35,6 +37,7 @@ def claim():
         direction="higher",
         baseline="plain",
         method="better",
+        differs=("name", "rate", "best_rate", "gain"),
         smallest_effect=2.0,
         unit="points",
         reported=(
@@ -45,10 +48,18 @@ def claim():
     )
 
 
+def settings_of(arm, scale="laptop", **overrides):
+    """What the fake experiment's arm runs with."""
+    spec = importlib.util.spec_from_file_location("fake_experiment", HERE / "fake_experiment.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return resolve(module, arm, scale, overrides)
+
+
 _ARMS = {"plain": 70.0, "better": 75.0, "control": 70.5}
 
 
-def _runs(seeds=5, *, code_key="key", versions=None, **changes):
+def _runs(seeds=10, *, code_key="key", versions=None, **changes):
     """What the fake experiment might have measured at laptop scale."""
     return [
         Run(
@@ -62,7 +73,7 @@ def _runs(seeds=5, *, code_key="key", versions=None, **changes):
                 "metrics": {"accuracy": level + 0.1 * seed, "validation": level / 3},
                 "curves": {"accuracy": [(x, level + seed - math.exp(-x / 40)) for x in range(120)]},
                 "data": f"data{seed}",
-                "settings": {"scale": {"epochs": 8}, "arm": {"rate": 0.1 if arm != "better" else 0.2}},
+                "settings": settings_of(arm),
                 "environment": {"cpu": "x", "commit": "c", "dirty": False},
                 "seconds": 1.234567,
                 "peak_memory": 2**28,
@@ -75,7 +86,7 @@ def _runs(seeds=5, *, code_key="key", versions=None, **changes):
     ]
 
 
-def _result(claims: list[Claim], runs=None, seeds=5, **changes) -> ReproduceResult:
+def _result(claims: list[Claim], runs=None, seeds=10, **changes) -> ReproduceResult:
     runs = _runs(seeds) if runs is None else runs
     return ReproduceResult(
         **{
@@ -113,3 +124,9 @@ def make_runs():
 def make_result():
     """A whole result made by hand, with tuning and a failure."""
     return _result
+
+
+@pytest.fixture
+def make_settings():
+    """Resolved settings of the fake experiment's arms."""
+    return settings_of

@@ -8,11 +8,15 @@ import time
 
 import numpy as np
 
-from regularized.evidence.experiment import Measurements, Tuning, Unavailable, data_fingerprint
+from regularized.evidence.experiment import About, Measurements, Tuning, Unavailable, data_fingerprint
 
+DEFAULTS = {"name": "plain", "rate": 0.1, "best_rate": 0.1, "gain": 0.0}
 SCALES = {"smoke": {"points": 3}, "laptop": {"points": 8}, "paper": {"points": 100}}
-ARMS = {"plain": {"rate": 0.1}, "better": {"rate": 0.2}, "control": {"rate": 0.1}}
-GAIN = {"plain": 0.0, "better": 5.0, "control": 0.0}
+ARMS = {
+    "plain": {},
+    "better": {"name": "better", "rate": 0.2, "best_rate": 0.2, "gain": 5.0},
+    "control": {"name": "control"},
+}
 TUNING = Tuning(
     metric="validation",
     direction="higher",
@@ -21,8 +25,13 @@ TUNING = Tuning(
 )
 
 
-def run(arm, seed, scale, *, rate=None):
-    if scale == "paper":
+def about(settings):
+    return About("fake numbers", 10**6 if settings["points"] == 100 else 1000, "no model", 10**6)
+
+
+def run(settings, seed):
+    arm, rate = settings["name"], settings["rate"]
+    if settings["points"] == 100:
         raise Unavailable("ImageNet is not here: put it in REGULARIZED_DATA")
     if os.environ.get("FAKE_FAIL") == f"{arm}/{seed}":
         raise RuntimeError("the loss went to <heaven>")
@@ -33,13 +42,12 @@ def run(arm, seed, scale, *, rate=None):
     time.sleep(float(os.environ.get("FAKE_SLEEP", "0")))
     print("noise on standard output")
     rng = np.random.default_rng(seed)
-    rate = ARMS[arm]["rate"] if rate is None else rate
-    end = 70.0 + rng.normal() + GAIN[arm] + 0.5 * np.random.default_rng([seed, len(arm)]).normal()
+    end = 70.0 + rng.normal() + settings["gain"] + 0.5 * np.random.default_rng([seed, len(arm)]).normal()
     if os.environ.get("FAKE_NAN") == f"{arm}/{seed}":
         end = float("nan")
-    points = SCALES[scale]["points"]
+    points = settings["points"]
     return Measurements(
-        metrics={"accuracy": end, "validation": -((rate - ARMS[arm]["rate"]) ** 2) + 0.001 * rng.normal()},
+        metrics={"accuracy": end, "validation": -((rate - settings["best_rate"]) ** 2) + 0.001 * rng.normal()},
         curves={
             "accuracy": [(x, end - 20.0 / (x + 1) + 0.3 * rng.normal()) for x in range(points)],
             "loss": [(x, 2.0 / (x + 1) + 0.02 * rng.normal()) for x in range(points)],

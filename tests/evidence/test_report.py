@@ -17,10 +17,10 @@ def test_json_has_the_promised_keys_and_is_strict(claim, make_result, make_runs)
     runs[0] = replace(runs[0], metrics={"accuracy": float("nan")})
     data = json.loads(json.dumps(report.to_json(make_result([claim], runs)), allow_nan=False))
     assert list(data)[:7] == ["slug", "scale", "seeds", "claims", "arms", "report", "seconds"]
-    assert (data["slug"], data["scale"], data["seeds"], data["report"]) == ("paper", "laptop", 5, None)
+    assert (data["slug"], data["scale"], data["seeds"], data["report"]) == ("paper", "laptop", 10, None)
     (first,) = data["claims"]
     assert list(first)[:8] == ["id", "statement", "metric", "baseline", "method", "effect", "interval", "verdict"]
-    assert data["arms"]["plain"]["accuracy"] == pytest.approx([None, 70.1, 70.2, 70.3, 70.4])
+    assert data["arms"]["plain"]["accuracy"] == pytest.approx([None, *[70.0 + 0.1 * k for k in range(1, 10)]])
 
 
 def test_json_holds_what_was_measured(claim, make_result, make_runs):
@@ -30,10 +30,10 @@ def test_json_holds_what_was_measured(claim, make_result, make_runs):
     assert first["effect"] == pytest.approx(5.0)
     assert first["interval"] == pytest.approx([5.0, 5.0])
     assert first["verdict"] == "holds"
-    assert data["arms"]["better"]["accuracy"] == pytest.approx([75.0, 75.1, 75.2, 75.3, 75.4])
+    assert data["arms"]["better"]["accuracy"] == pytest.approx([75.0 + 0.1 * k for k in range(10)])
     single = report.to_json(make_result([claim], seeds=1))["claims"][0]
     assert single["interval"] == [None, None]
-    assert single["verdict"] == "undecided"
+    assert single["verdict"] == "open"
 
 
 def test_table_shows_verdict_failures_and_reuse(claim, make_result):
@@ -50,8 +50,8 @@ def test_table_shows_verdict_failures_and_reuse(claim, make_result):
         "holds",
         "control seed 1 failed: RuntimeError",
         "Mind [this].",
-        "3 of 15 runs were made by earlier calls",
-        "│ accuracy │ better  │ 75.20 │  75.00 │   75.40 │",
+        "3 of 30 runs were made by earlier calls",
+        "│ accuracy │ better  │ 75.45 │  75.00 │   75.90 │",
     ):
         assert shown in text, f"{shown!r} is missing in\n{text}"
 
@@ -88,7 +88,7 @@ class Page(HTMLParser):
 @pytest.fixture
 def written(claim, tmp_path, make_result):
     hostile = replace(
-        claim, id="two", metric="validation", statement="<script>alert('x')</script> & \"more\"", kind="relative"
+        claim, id="two", metric="validation", statement="<script>alert('x')</script> & \"more\"", relative=True
     )
     result = make_result([claim, hostile], notes=("<img src=x onerror=alert(1)>",))
     return report.write(result, tmp_path / "out", title="A <b>paper</b>"), result
@@ -124,7 +124,7 @@ def test_the_page_shows_what_a_sceptic_asks_for(written):
         "89.15",
         "table 2",
         "rate = 0.2",
-        "epochs = 8",
+        "points = 8",
         "torch",
         "seed 1001",
         "Seen on digits",

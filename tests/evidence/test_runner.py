@@ -1,3 +1,4 @@
+import importlib
 import os
 import signal
 import subprocess
@@ -31,7 +32,8 @@ def run(fake, claim):
 def test_runs_all_arms_and_seeds_and_a_second_call_reuses_them(run, capfd):
     """Fails when a verdict is computed from wrong pairs, or finished runs are made twice, or output soils stdout."""
     first = run(seeds=5, workers=2, progress=True)
-    assert first.outcomes[0].verdict is Verdict.HOLDS
+    assert first.outcomes[0].verdict is Verdict.OPEN, "five of ten declared seeds are a look"
+    assert "5 of the 10 declared seeds" in first.outcomes[0].problem
     assert 4.0 < first.outcomes[0].effect < 6.0
     assert {(r.arm, r.seed) for r in first.runs} == {(a, s) for a in ("plain", "better", "control") for s in range(5)}
     assert first.reused == 0
@@ -39,9 +41,10 @@ def test_runs_all_arms_and_seeds_and_a_second_call_reuses_them(run, capfd):
     shown = capfd.readouterr()
     assert shown.out == "", "standard output belongs to --json"
     assert "[15/15]" in shown.err
-    again = run(seeds=6)
+    again = run()
+    assert again.outcomes[0].verdict is Verdict.HOLDS
     assert again.reused == 15
-    assert len(again.runs) == 18
+    assert len(again.runs) == 30
     assert again.runs[:15] == first.runs
     # Another process, another order: the same numbers.
     fresh = run(seeds=5, fresh=True)
@@ -49,36 +52,86 @@ def test_runs_all_arms_and_seeds_and_a_second_call_reuses_them(run, capfd):
     assert [r.metrics for r in fresh.runs] == [r.metrics for r in first.runs]
 
 
-def test_changed_code_is_run_again(run, fake, monkeypatch, tmp_path):
-    """Fails when results of old code stand under new code."""
+def changing(tmp_path, monkeypatch):
+    """Writes a copy of the fake experiment with replacements, and runs it; how many runs were reused."""
     text = (HERE / "fake_experiment.py").read_text()
-    (tmp_path / "changing_experiment.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
-    arguments = {"scale": "smoke", "seeds": 1, "workers": 1, "progress": False}
-    assert reproduce("paper", "changing_experiment", [], **arguments).reused == 0
-    assert reproduce("paper", "changing_experiment", [], **arguments).reused == 3
-    (tmp_path / "changing_experiment.py").write_text(text.replace("70.0", "71.0"))
-    assert reproduce("paper", "changing_experiment", [], **arguments).reused == 0
+
+    def call(**replacements):
+        changed = text
+        for old, new in replacements.items():
+            assert old in changed
+            changed = changed.replace(old, new)
+        (tmp_path / "changing_experiment.py").write_text(changed)
+        sys.modules.pop("changing_experiment", None)
+        importlib.invalidate_caches()
+        result = reproduce("paper", "changing_experiment", [], scale="smoke", seeds=1, workers=1, progress=False)
+        return result.reused, len(result.runs)
+
+    return call
+
+
+def test_changed_code_is_run_again(home, tmp_path, monkeypatch):
+    """Fails when results of old code stand under new code."""
+    call = changing(tmp_path, monkeypatch)
+    assert call() == (0, 3)
+    assert call() == (3, 3)
+    assert call(**{"70.0": "71.0"}) == (0, 3)
+
+
+def test_changing_or_adding_an_arm_runs_that_arm_alone(home, tmp_path, monkeypatch):
+    """Fails when settings of one arm are part of another's key: half of all evidence time went there."""
+    call = changing(tmp_path, monkeypatch)
+    assert call() == (0, 3)
+    assert call(**{'"rate": 0.2': '"rate": 0.3'}) == (2, 3)
+    assert call(**{'    "control": {': '    "fourth": {"name": "fourth"},\n    "control": {'}) == (3, 4)
+    # A scale's setting that no arm changes is every arm's.
+    assert call(**{'"smoke": {"points": 3}': '"smoke": {"points": 4}'}) == (0, 3)
+
+
+def test_arms_with_the_same_settings_share_their_runs(home, tmp_path, monkeypatch):
+    """Fails when two names for one thing cost two runs."""
+    call = changing(tmp_path, monkeypatch)
+    assert call(**{'"control": {"name": "control"}': '"control": {}'}) == (0, 3)
+    with Store() as store:
+        assert [run.arm for run in store.find("paper")] == ["plain", "better"]
+
+
+def test_a_run_that_reads_a_table_of_settings_is_refused(home, tmp_path, monkeypatch):
+    """Fails when a result depends on settings that its key does not hold."""
+    call = changing(tmp_path, monkeypatch)
+    with pytest.raises(ValueError, match=r"run\(\) of changing_experiment reads SCALES"):
+        call(**{'points = settings["points"]': 'points = SCALES["smoke"]["points"]'})
+
+
+def test_the_whole_settings_are_stored(run):
+    """Fails when a default that an arm runs with is recorded nowhere."""
+    result = run(scale="smoke", seeds=1)
+    assert {r.arm: r.settings for r in result.runs} == {
+        "plain": {"name": "plain", "rate": 0.1, "best_rate": 0.1, "gain": 0.0, "points": 3},
+        "better": {"name": "better", "rate": 0.2, "best_rate": 0.2, "gain": 5.0, "points": 3},
+        "control": {"name": "control", "rate": 0.1, "best_rate": 0.1, "gain": 0.0, "points": 3},
+    }
 
 
 def test_a_failing_and_a_dying_run_leave_the_rest_alone(run, monkeypatch):
     """Fails when one bad run stops the matrix, hides its traceback, or the surviving seeds get a verdict."""
     monkeypatch.setenv("FAKE_FAIL", "better/1")
     monkeypatch.setenv("FAKE_DIE", "control/3")
-    result = run(seeds=7)
+    result = run()
     by_run = {(failure.arm, failure.seed): failure for failure in result.failures}
     assert set(by_run) == {("better", 1), ("control", 3)}
     assert by_run["better", 1].error == "RuntimeError: the loss went to <heaven>"
     assert "fake_experiment.py" in by_run["better", 1].traceback
     assert "killed (signal 9)" in by_run["control", 3].error
-    assert len(result.runs) == 19
+    assert len(result.runs) == 28
     outcome = result.outcomes[0]
-    assert len(outcome.effects) == 6
-    assert outcome.verdict is Verdict.UNDECIDED, "six good seeds of seven asked for: the seventh is a result, too"
+    assert len(outcome.effects) == 9
+    assert outcome.verdict is Verdict.OPEN, "nine good seeds of ten: the tenth is a result, too"
     assert "seeds [1]" in outcome.problem
     monkeypatch.delenv("FAKE_FAIL")
-    mended = run(seeds=7)
-    assert mended.reused == 19
+    mended = run()
+    assert mended.reused == 28
     assert mended.outcomes[0].verdict is Verdict.HOLDS
 
 
@@ -95,8 +148,8 @@ def test_a_run_that_waits_for_input_gets_none(run, monkeypatch):
 def test_a_diverged_seed_leaves_its_claim_open(run, monkeypatch):
     """Fails when a NaN is dropped from the mean, or the whole comparison is lost to it."""
     monkeypatch.setenv("FAKE_NAN", "better/2")
-    result = run(seeds=5)
-    assert result.outcomes[0].verdict is Verdict.UNDECIDED
+    result = run()
+    assert result.outcomes[0].verdict is Verdict.OPEN
     assert "seed 2: nan" in result.outcomes[0].problem
     assert not result.failures
 
@@ -118,10 +171,10 @@ def test_a_missing_data_set_is_said_at_once(run):
 
 def test_a_smaller_scale_gives_no_verdict(run, claim):
     """Fails when seconds of smoke decide a claim about minutes of training."""
-    result = run(scale="smoke", seeds=5)
-    assert result.outcomes[0].verdict is Verdict.UNDECIDED
+    result = run(scale="smoke")
+    assert result.outcomes[0].verdict is Verdict.OPEN
     assert "laptop scale, not at smoke" in result.outcomes[0].problem
-    assert run(replace(claim, scale="smoke"), scale="smoke", seeds=5).outcomes[0].verdict is Verdict.HOLDS
+    assert run(replace(claim, scale="smoke"), scale="smoke").outcomes[0].verdict is Verdict.HOLDS
 
 
 def test_committed_code_does_not_take_over_runs_of_uncommitted_code(run, monkeypatch):
@@ -138,9 +191,8 @@ def test_committed_code_does_not_take_over_runs_of_uncommitted_code(run, monkeyp
     ("arguments", "says"),
     [
         ({"scale": "huge"}, r"no scale 'huge'; it has \['smoke', 'laptop', 'paper'\]"),
-        ({"seeds": 0}, "seeds must be"),
-        ({"seeds": [1, 1]}, "seeds must be"),
-        ({"seeds": [0, 1000]}, r"seeds \[1000\] were used to choose the settings"),
+        ({"seeds": 0}, "declares 10 seeds and was asked for 0"),
+        ({"seeds": 11}, "asked for 11: .* more would be seeds added after a look"),
         ({"workers": 0}, "workers must be at least 1"),
     ],
 )
@@ -160,8 +212,8 @@ def test_code_that_cannot_be_loaded_is_an_error_with_its_traceback(home, tmp_pat
     """Fails when workers that cannot start leave the caller waiting."""
     (tmp_path / "broken_experiment.py").write_text(
         "import os\nif os.environ.get('OMP_NUM_THREADS') == '1' and os.environ.get('PYTHONHASHSEED') == '0':\n"
-        "    raise OSError('no weights')\nSCALES = {'smoke': {}}\nARMS = {'plain': {}}\n"
-        "def run(arm, seed, scale): ...\n"
+        "    raise OSError('no weights')\nDEFAULTS = {}\nSCALES = {'smoke': {}}\nARMS = {'plain': {}}\n"
+        "def about(settings): ...\ndef run(settings, seed): ...\n"
     )
     monkeypatch.setenv("PYTHONHASHSEED", "1")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -183,7 +235,9 @@ def test_tuning_gives_every_arm_the_same_and_is_shown_with_the_comparison(run, f
 
 def test_no_tuning_is_said(home, tmp_path, monkeypatch):
     """Fails when an experiment without a grid gives an empty table."""
-    (tmp_path / "untuned_experiment.py").write_text("SCALES = {}\nARMS = {}\ndef run(arm, seed, scale): ...\n")
+    (tmp_path / "untuned_experiment.py").write_text(
+        "DEFAULTS = {}\nSCALES = {}\nARMS = {}\ndef about(settings): ...\ndef run(settings, seed): ...\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ValueError, match="has no TUNING"):
         tune("paper", "untuned_experiment", progress=False)

@@ -1,198 +1,139 @@
 import itertools
-import subprocess
-import sys
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from regularized.evidence import statistics
-from regularized.evidence.claims import Claim, Verdict
-from regularized.evidence.statistics import band, expanded_level, interval_of_mean, judge
-
-numbers = st.lists(st.floats(-100, 100).map(lambda x: round(x, 3)), min_size=2, max_size=7)
-
-
-def claim(**changes):
-    values = {"id": "c", "statement": "s", "metric": "m", "direction": "higher", "baseline": "a", "method": "b"}
-    return Claim(**(values | {"smallest_effect": 1.0} | changes))
-
-
-def every_resample_mean(values):
-    return np.sort([np.mean(drawn) for drawn in itertools.product(values, repeat=len(values))])
-
-
-def test_covers_the_mean_of_five_normal_seeds_where_the_plain_percentile_does_not():
-    """Fails when the expansion is lost: the plain percentile interval covers 84 %, a verdict from it would be hasty."""
-    samples = np.random.default_rng(0).normal(size=(5, 4000))
-    low, high = statistics._intervals(samples, 0.95, None)
-    expanded = np.mean((low <= 0) & (high >= 0))
-
-    def plain(column):
-        means = every_resample_mean(column)
-        return np.quantile(means, 0.025) <= 0 <= np.quantile(means, 0.975)
-
-    percentile = np.mean([plain(column) for column in samples.T[:500]])
-    # Exactly 1 - 2 / 2^5 = 93.75 % for five seeds of any symmetric distribution; 4000 samples give +- 0.8 %.
-    assert 0.927 < expanded < 0.948
-    assert percentile < 0.88
-
-
-@pytest.mark.parametrize("count", [6, 9])
-def test_covers_with_more_seeds_enumerated_and_drawn(count):
-    """Fails when the level for more seeds, or the drawn resamples, are off."""
-    samples = np.random.default_rng(1).normal(size=(count, 1500))
-    low, high = statistics._intervals(samples, 0.95, np.random.default_rng(2))
-    assert 0.92 < np.mean((low <= 0) & (high >= 0)) < 0.965
-
-
-@pytest.mark.parametrize("count", [2, 3, 4, 5])
-@pytest.mark.parametrize("confidence", [0.5, 0.8, 0.95])
-def test_equals_the_interval_from_all_ordered_resamples(count, confidence):
-    """Fails when a multinomial weight is wrong: here every one of the n^n resamples is written out."""
-    values = np.random.default_rng(count).normal(size=count).tolist()
-    means = every_resample_mean(values)
-    position = np.arange(1, len(means) + 1) / len(means)
-    level = expanded_level(count, confidence)
-    first = int(np.argmax(position >= level)) if level >= (count + 1) / count**count else 0
-    expected = (means[first], means[len(means) - 1 - first])
-    assert interval_of_mean(values, confidence=confidence) == pytest.approx(expected)
-
-
-def test_a_catalogue_draws_its_resamples_once():
-    """Fails when each claim draws ten thousand resamples of its own: half a second for every command."""
-    statistics._default_resamples.cache_clear()
-    for shift in range(3):
-        interval_of_mean([float(shift), *range(12)])
-    assert statistics._default_resamples.cache_info().misses == 1
-
-
-def test_the_generator_decides_and_nothing_else():
-    """Fails when resampling uses the global generator or ignores the one that is passed (as in rliable)."""
-    values = np.random.default_rng(3).exponential(size=12).tolist()
-
-    def interval(seed, global_seed):
-        np.random.seed(global_seed)  # noqa: NPY002
-        return interval_of_mean(values, generator=np.random.default_rng(seed))
-
-    assert interval(0, 0) == interval(0, 1)
-    assert interval(0, 0) != interval(1, 0)
-    assert interval_of_mean(values) == interval_of_mean(values) == interval(0, 2)  # the remembered draws are seed 0's
-
-
-@given(numbers, st.integers(0, 6), st.floats(0, 50))
-def test_a_better_seed_never_lowers_an_end(values, which, gain):
-    """Fails when ends mix levels or spread: raising one seed's effect must not turn "holds" into less."""
-    raised = list(values)
-    raised[which % len(values)] += gain
-    low, high = interval_of_mean(values)
-    new_low, new_high = interval_of_mean(raised)
-    assert new_low >= low - 1e-9
-    assert new_high >= high - 1e-9
-
-
-@given(numbers, st.floats(-1e3, 1e3), st.floats(0.01, 100), st.randoms())
-def test_moves_and_stretches_with_the_values_in_any_order(values, shift, factor, random):
-    """Fails when the interval depends on units or on the order of the seeds."""
-    low, high = interval_of_mean(values)
-    shuffled = [shift + factor * value for value in values]
-    random.shuffle(shuffled)
-    assert interval_of_mean(shuffled) == pytest.approx((shift + factor * low, shift + factor * high), abs=1e-6)
-    assert min(values) - 1e-9 <= low <= np.mean(values) + 1e-9
-    assert np.mean(values) - 1e-9 <= high <= max(values) + 1e-9
-
-
-@given(numbers)
-def test_more_confidence_never_narrows(values):
-    """Fails when the level is applied to the wrong side."""
-    inner, outer = interval_of_mean(values, confidence=0.8), interval_of_mean(values, confidence=0.99)
-    assert outer[0] <= inner[0] <= inner[1] <= outer[1]
-
-
-@pytest.mark.parametrize(
-    ("method", "verdict"),
-    [
-        ([3.0, 4.0, 5.0, 3.5, 4.5], Verdict.HOLDS),
-        ([1.0, 2.0, 3.0, 2.0, 3.0], Verdict.HOLDS),  # the lowest exactly at what counts
-        ([0.5, 0.9, -1.0, 0.0, 0.2], Verdict.DOES_NOT_HOLD),
-        ([0.5, 1.0, -1.0, 0.0, 0.2], Verdict.UNDECIDED),  # the highest exactly at what counts
-        ([0.5, 3.0, 2.0, 4.0, 5.0], Verdict.UNDECIDED),
-        ([30.0, 40.0, 50.0, 35.0], Verdict.UNDECIDED),  # four seeds, however clear
-    ],
+from regularized.evidence.statistics import (
+    LEVEL,
+    band,
+    failure_bound,
+    holm,
+    interval_of_mean,
+    p_at_least,
+    p_less,
 )
-def test_verdict_follows_the_rule(method, verdict):
-    """Fails when a bound is strict where it must not be, or fewer than five seeds get a verdict."""
-    count = len(method)
-    assert judge(claim(), baseline=[0.0] * count, method=method, seeds=range(count)).verdict is verdict
+
+EFFECTS = st.lists(st.floats(-10, 10).map(lambda x: round(x, 3)), min_size=2, max_size=9)
 
 
-def test_lower_is_better_and_relative_effects():
-    """Fails when the sign or the baseline's share is wrong: an error falling from 4 to 3 is an improvement of 25 %."""
-    outcome = judge(
-        claim(direction="lower", kind="relative", smallest_effect=0.2),
-        baseline=[4.0] * 5,
-        method=[3.0] * 5,
-        seeds=range(5),
+def sign_flips(effects, threshold):
+    """The permutation test as the book has it: all sign flips, one by one."""
+    d = [effect - threshold for effect in effects]
+    sums = [math.fsum(s * x for s, x in zip(signs, d)) for signs in itertools.product((1, -1), repeat=len(d))]
+    return sum(total >= math.fsum(d) - 1e-9 for total in sums) / len(sums)
+
+
+@given(EFFECTS, st.floats(-3, 3).map(lambda x: round(x, 3)))
+def test_p_value_is_the_larger_of_both_tests(effects, threshold):
+    """Fails for a two-sided test, the wrong direction, a sum over n - 1, or one test in place of the larger p."""
+    p = p_at_least(effects, threshold)
+    if np.std(effects) > 1e-6:
+        t = stats.ttest_1samp(effects, threshold, alternative="greater").pvalue
+        assert p == pytest.approx(max(t, sign_flips(effects, threshold)), abs=1e-9)
+    assert p >= sign_flips(effects, threshold) - 1e-12
+
+
+@given(EFFECTS, st.floats(-3, 3))
+def test_less_is_the_mirror_image(effects, threshold):
+    """Fails when the two directions are tested by different rules."""
+    assert p_less(effects, threshold) == p_at_least([-x for x in effects], -threshold)
+
+
+@given(EFFECTS, st.floats(-3, 3), st.floats(0, 5))
+def test_adding_a_constant_never_raises_the_p_value(effects, threshold, more):
+    """Fails when a better seed can turn a verdict downwards."""
+    assert p_at_least([x + more for x in effects], threshold) <= p_at_least(effects, threshold) + 1e-9
+
+
+def test_resplits_widen_by_nadeau_and_bengio():
+    """Fails when splits of one pool count as independent, or the ratio is inverted."""
+    effects, ratio = [1.0, 2.0, 3.0, 2.5, 1.5, 2.0, 2.2, 1.8, 2.6, 1.4], 0.5
+    se = math.sqrt(np.var(effects, ddof=1) * (1 / 10 + ratio))
+    assert p_at_least(effects, 1.0, resplit=ratio) == pytest.approx(stats.t.sf((np.mean(effects) - 1.0) / se, 9))
+    low, high = interval_of_mean(effects, resplit=ratio)
+    assert (low, high) == pytest.approx(stats.t.interval(0.95, 9, np.mean(effects), se))
+
+
+@given(st.lists(st.floats(-10, 10).map(lambda x: round(x, 2)), min_size=6, max_size=9).filter(lambda x: np.std(x) > 0))
+def test_interval_is_what_the_tests_do_not_reject(effects):
+    """Fails when the bar that is drawn says other than the verdict: its ends are where p passes 2.5 %."""
+    low, high = interval_of_mean(effects)
+    width = high - low
+    for inside, outside, p in ((low + 1e-6 * width, low - 1e-6 * width, p_at_least), (high, high, p_less)):
+        sign = 1 if p is p_at_least else -1
+        inside, outside = (low, low) if sign == 1 else (high, high)
+        assert p(effects, inside + sign * 1e-6 * width) > LEVEL
+        assert p(effects, outside - sign * 1e-6 * width) <= LEVEL
+
+
+def test_equal_seeds_need_no_spread():
+    """Fails by a division by zero, or when exactly the threshold counts as more than it."""
+    assert p_at_least([3.0] * 10, 1.0) == pytest.approx(2**-10)
+    assert p_at_least([3.0] * 10, 4.0) == 1.0
+    assert p_at_least([1.0] * 10, 1.0) == 1.0
+    assert p_at_least([1.0] * 10, 1.0, resplit=0.5) == 0.5
+    assert interval_of_mean([3.0] * 10) == (3.0, 3.0)
+
+
+def test_sums_of_accuracies_that_cancel_count_as_zero():
+    """Fails when 0.1 + 0.2 - 0.3 > 0 decides: accuracies are multiples of one sample, and ties are common."""
+    effects = [0.1, 0.2, -0.3, 0.1, 0.2, -0.3]
+    assert p_at_least(effects, 0.0) == pytest.approx(sign_flips(effects, 0.0))
+
+
+def test_many_seeds_are_drawn_alike_for_all():
+    """Fails when thirty seeds take 2^30 flips, or the drawing makes a p-value of the day."""
+    effects = list(np.random.default_rng(0).normal(0.5, 1.0, 30))
+    assert p_at_least(effects, 0.0) == p_at_least(effects, 0.0)
+    assert p_at_least(effects, 0.0) == pytest.approx(
+        stats.ttest_1samp(effects, 0, alternative="greater").pvalue, abs=5e-3
     )
-    assert (outcome.effect, outcome.interval, outcome.verdict) == (0.25, (0.25, 0.25), Verdict.HOLDS)
 
 
-def test_one_seed_and_none_have_no_interval():
-    """Fails when a single seed gets an interval of width zero, which would look certain."""
-    one = judge(claim(), baseline=[0.0], method=[9.0], seeds=[0])
-    assert (one.effect, one.interval, one.verdict) == (9.0, None, Verdict.UNDECIDED)
-    assert judge(claim(), baseline=[], method=[], seeds=[]).verdict is Verdict.NOT_RUN
-    without = judge(claim(smallest_effect=None), baseline=[0.0] * 5, method=[9.0] * 5, seeds=range(5))
-    assert without.verdict is Verdict.UNDECIDED
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_agrees_with_its_step_down_form(p_values):
+    """Fails for Bonferroni, a factor that starts at n - 1, or results that are not monotone."""
+    corrected = holm(p_values)
+    for level in (0.01, 0.025, 0.2, 0.9):
+        rejected, ordered = set(), sorted(range(len(p_values)), key=lambda i: p_values[i])
+        for done, i in enumerate(ordered):
+            if p_values[i] > level / (len(p_values) - done):
+                break
+            rejected.add(i)
+        near = any(abs(p * (len(p_values) - k) - level) < 1e-9 for p in p_values for k in range(len(p_values)))
+        assert near or {i for i, p in enumerate(corrected) if p <= level} == rejected
 
 
-@pytest.mark.parametrize(
-    ("baseline", "method", "seeds", "says"),
-    [
-        ([0.0] * 5, [1.0, 1.0, float("nan"), 1.0, 1.0], range(5), r"'m' of arm 'b' is not finite \(seed 2: nan\)"),
-        ([float("inf")] + [0.0] * 4, [1.0] * 5, range(5), r"arm 'a' is not finite \(seed 0: inf\)"),
-        ([0.0] * 4, [1.0] * 5, range(5), "4 of arm 'a', 5 of arm 'b' and 5 seeds"),
-        ([0.0] * 2, [1.0] * 2, [3, 3], r"each seed counts once, got \[3, 3\]"),
-    ],
-)
-def test_bad_values_are_named(baseline, method, seeds, says):
-    """Fails when a diverged seed slips into a mean, or pairs are formed from unequal lists."""
-    with pytest.raises(ValueError, match=says):
-        judge(claim(), baseline=baseline, method=method, seeds=seeds)
+def test_bound_on_failures():
+    """Fails for a two-sided bound or the normal approximation."""
+    assert failure_bound(0, 10) == pytest.approx(1 - 0.05**0.1)
+    assert failure_bound(10, 10) == 1.0
+    assert failure_bound(2, 10) == pytest.approx(stats.beta.ppf(0.95, 3, 8))
+    with pytest.raises(ValueError, match="between 0 and the number of seeds"):
+        failure_bound(11, 10)
 
 
-def test_a_relative_effect_of_nothing_is_an_error():
-    """Fails when a division by zero becomes an infinite effect that "holds"."""
-    with pytest.raises(ValueError, match="relative to 0 does not exist"):
-        judge(claim(kind="relative"), baseline=[0.0] * 5, method=[1.0] * 5, seeds=range(5))
+@pytest.mark.parametrize("effects", [[1.0], [1.0, math.nan], [math.inf, 0.0]])
+def test_what_cannot_be_tested_is_refused(effects):
+    """Fails when a NaN gives a p-value."""
+    with pytest.raises(ValueError, match=r"at least two seeds|finite"):
+        p_at_least(effects, 0.0)
+    with pytest.raises(ValueError, match=r"at least two seeds|finite"):
+        interval_of_mean(effects)
 
 
-@pytest.mark.parametrize("bad", [{"count": 1}, {"count": 5, "confidence": 1.0}, {"count": 5, "confidence": 0.0}])
-def test_levels_out_of_range_are_errors(bad):
-    """Fails when a nonsensical level is computed without a word."""
-    with pytest.raises(ValueError, match=r"at least two|\(0, 1\)"):
-        expanded_level(**bad)
-
-
-def test_band_keeps_to_points_that_all_seeds_have_and_breaks_where_one_diverged():
-    """Fails when a mean is taken over other seeds at other points, or a NaN is averaged away."""
-    curves = [[(x, float(x * seed)) for x in range(4 + seed)] for seed in range(5)]
-    curves[4][2] = (2, float("nan"))
-    x, mean, low, high = band(curves)
-    assert x == [0, 1, 2, 3]
-    assert mean[1] == 2.0
-    assert (low[1], high[1]) == (0.0, 4.0)
-    assert np.isnan([mean[2], low[2], high[2]]).all()
-    assert mean[3] == 6.0
+def test_band_is_the_interval_at_each_common_point():
+    """Fails when points that one seed lacks are averaged over the others, or a diverged seed is left out."""
+    x, mean, low, high = band(
+        [[(1, 0.0), (2, 1.0), (3, 5.0)], [(1, 2.0), (2, math.nan)], [(1, 4.0), (2, 1.0), (4, 0.0)]]
+    )
+    assert x == [1.0, 2.0]
+    assert mean[0] == 2.0
+    assert (low[0], high[0]) == pytest.approx(stats.t.interval(0.95, 2, 2.0, 2.0 / math.sqrt(3)))
+    assert all(math.isnan(values[1]) for values in (mean, low, high))
     assert band([]) == ([], [], None, None)
-    assert band([[(0, 1.0)]]) == ([0.0], [1.0], None, None)
-
-
-def test_importing_statistics_is_light():
-    """Fails when listing the catalogue would load torch, plots or scikit-learn."""
-    code = (
-        "import sys, regularized.evidence.claims, regularized.evidence.statistics, regularized.evidence.ledger;"
-        "heavy = {'torch', 'rich', 'matplotlib', 'sklearn', 'scipy'} & set(sys.modules); assert not heavy, heavy"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert band([[(1, 3.0)]]) == ([1.0], [3.0], None, None)

@@ -47,6 +47,7 @@ metric = "accuracy"
 direction = "higher"
 baseline = "plain"
 method = "ours"
+differs = ["strength"]
 smallest_effect = 2
 
 [[claims.reported]]
@@ -78,7 +79,7 @@ def test_every_value_arrives():
     assert card.implementation is not None
     assert (card.implementation.floor, type(card.implementation.floor)) == (1.0, float)
     claim = card.claims[0]
-    assert (claim.smallest_effect, claim.kind, claim.scale) == (2.0, "difference", "laptop")
+    assert (claim.smallest_effect, claim.kind, claim.scale) == (2.0, "claim", "laptop")
     assert (claim.reported[0].baseline, claim.reported[0].method) == (None, 93.0)
     assert card.exceptions[0].check == "compile"
     hash(card)

@@ -86,7 +86,7 @@ def test_margin_orders_by_lower_ends():
     assert margin([wide]) == 1.0
     assert margin([narrow]) == 2.0
     assert margin([Outcome(claim, Verdict.HOLDS, 1e9, (1e8, 1e9))]) == 10.0
-    assert margin([Outcome(claim, Verdict.DOES_NOT_HOLD, -5.0, (-6.0, -4.0))]) == 0.0
+    assert margin([Outcome(claim, Verdict.OPPOSITE, -5.0, (-6.0, -4.0))]) == 0.0
     assert margin([Outcome(replace(claim, smallest_effect=-1.0), Verdict.HOLDS, 5.0, (4.0, 6.0))]) == 0.0
 
 

@@ -105,7 +105,7 @@ def test_a_changed_verdict_is_written_down(site):
     """Fails when the digest and the feed of verdicts would not hear of a verdict that became another one."""
     entry = MEASURED[0]
     first, *rest = entry.outcomes
-    other = Verdict.HOLDS if first.verdict is Verdict.UNDECIDED else Verdict.UNDECIDED
+    other = Verdict.HOLDS if first.verdict is Verdict.OPEN else Verdict.OPEN
     turned = Outcome(first.claim, other, first.effect, first.interval, first.effects, first.seeds)
     changed = [Renamed(entry, outcomes=(turned, *rest)) if e is entry else e for e in ENTRIES]
     with site.write.begin() as session:

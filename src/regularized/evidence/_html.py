@@ -186,9 +186,17 @@ def _values(result: ReproduceResult) -> str:
 def _settings(result: ReproduceResult) -> str:
     if not result.runs:
         return ""
-    shared = result.runs[0].settings.get("scale", {})
-    text = f"<p>{escape(result.scale)} scale: <code>{escape(_compact(shared))}</code></p>"
-    rows = [[arm, _compact(runs[0].settings.get("arm", {}))] for arm in result.arms if (runs := result.runs_of(arm))]
+    used = {arm: runs[0].settings for arm in result.arms if (runs := result.runs_of(arm))}
+    shared = {
+        name: value
+        for name, value in result.runs[0].settings.items()
+        if all(name in settings and settings[name] == value for settings in used.values())
+    }
+    text = f"<p>All arms: <code>{escape(_compact(shared))}</code></p>"
+    rows = [
+        [arm, _compact({name: value for name, value in settings.items() if name not in shared})]
+        for arm, settings in used.items()
+    ]
     return f'{text}<div class="scroll">{_table(["arm", "settings"], rows, code=(1,), dots=(result, 0))}</div>'
 
 

@@ -6,6 +6,7 @@ records the confirmation: commit, seed, arms. Where one differs, nothing is take
 
 Public names:
     ``confirm(slug, module_name, ...) -> Confirmation``
+    ``difference(before, again, ignored) -> str``
 """
 
 from collections.abc import Mapping, Set
@@ -22,7 +23,7 @@ from regularized.evidence.provenance import code_key, environment, versions
 from regularized.evidence.runner import run_jobs
 from regularized.evidence.store import Run, Store, canonical
 
-__all__ = ["Confirmation", "confirm"]
+__all__ = ["Confirmation", "confirm", "difference"]
 
 _SAME_MACHINE = ("cpu", "device")
 
@@ -92,7 +93,7 @@ def confirm(
             raise ledger.LedgerError(f"{slug}: nothing was confirmed, a run failed: {failures[0].error}")
         before = {(run.arm, run.seed): run for run in shipped.runs}
         ignored = unrepeatable(experiment)
-        compared = {run.arm: _difference(before[run.arm, seed], run, ignored) for run in again}
+        compared = {run.arm: difference(before[run.arm, seed], run, ignored) for run in again}
         differing = {arm: what for arm, what in compared.items() if what}
         left_out = tuple(arm for arm in experiment.ARMS if arm not in arms)
         if differing or not arms:
@@ -131,8 +132,14 @@ def _check_machine(slug: str, shipped: ledger.Ledger, here: Mapping[str, Any]) -
         )
 
 
-def _difference(before: Run, again: Run, ignored: Set[str]) -> str:
-    """What differs between a run and its repetition, in words; empty when nothing does."""
+def difference(before: Run, again: Run, ignored: Set[str]) -> str:
+    """What differs between a run and its repetition, in words; empty when nothing does.
+
+    Args:
+        before: the run, as the ledger keeps it.
+        again: the repetition.
+        ignored: metrics and curves that differ from run to run.
+    """
     if before.data != again.data:
         return f"other data ({before.data}, now {again.data})"
     names = sorted({*before.metrics, *again.metrics} - set(ignored))

@@ -37,7 +37,8 @@ def to_json(result: ReproduceResult) -> dict[str, Any]:
 
     Returns:
         ``slug``, ``scale``, ``seeds`` (how many), ``claims`` (``id, statement, metric, baseline, method, effect,
-        interval, verdict`` and, beyond those, ``smallest_effect, kind, unit, effects, problem``), ``arms`` (arm ->
+        interval, verdict`` and, beyond those, ``smallest_effect, kind, relative, differs, p_value, worst_seed, data,
+        model, sampling, toy, unit, effects, problem``), ``arms`` (arm ->
         metric -> value for each seed), ``report`` (path or None), ``seconds``; and ``seed_values, reused, failures,
         notes, code_key, environment``. An interval always has two ends; they are None while it is unknown.
     """
@@ -76,6 +77,14 @@ def _claim_json(outcome: Outcome) -> dict[str, Any]:
         "verdict": outcome.verdict.value,
         "smallest_effect": claim.smallest_effect,
         "kind": claim.kind,
+        "relative": claim.relative,
+        "differs": list(claim.differs),
+        "p_value": _finite(outcome.p_value),
+        "worst_seed": None if outcome.worst_seed is None else dict(zip(("seed", "effect"), outcome.worst_seed)),
+        "data": outcome.about.get("data"),
+        "model": outcome.about.get("model"),
+        "sampling": outcome.about.get("sampling"),
+        "toy": outcome.toy,
         "unit": claim.unit,
         "effects": [_finite(value) for value in outcome.effects],
         "problem": outcome.problem,

@@ -192,19 +192,16 @@ def _measured(
     if _too_small(claim, scale):
         problems.append(f"this claim can be seen at {claim.scale} scale, not at {scale} scale")
     shown, toy = {name: value for name, value in about.items() if name != "toy"}, bool(about.get("toy"))
-    try:
-        return Measured(
-            claim,
-            [values[claim.baseline][seed] for seed in paired],
-            [values[claim.method][seed] for seed in paired],
-            paired,
-            resplit=float(about.get("resplit", 0.0)),
-            problem="; ".join(problems),
-            about=shown,
-            toy=toy,
-        )
-    except ValueError as error:
-        return Measured(claim, (), (), (), about=shown, toy=toy, problem=str(error))
+    return Measured(
+        claim,
+        [values[claim.baseline][seed] for seed in paired],
+        [values[claim.method][seed] for seed in paired],
+        paired,
+        resplit=float(about.get("resplit", 0.0)),
+        problem="; ".join(problems),
+        about=shown,
+        toy=toy,
+    )
 
 
 def rank_trials(

@@ -48,7 +48,7 @@ class Measured:
         problem: why there can be no verdict; empty (default) where there can.
 
     Raises:
-        ValueError: lengths differ, a seed is given twice, a value is not finite, or an effect would be relative to 0.
+        ValueError: lengths differ, or a seed is given twice.
     """
 
     claim: Claim
@@ -70,23 +70,30 @@ class Measured:
             )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"claim {claim.id!r}: each seed counts once, got {list(self.seeds)}")
+
+    @property
+    def fault(self) -> str:
+        """Why these numbers cannot be judged although they are there; empty where they can."""
+        claim = self.claim
         for arm, values in ((claim.baseline, self.baseline), (claim.method, self.method)):
             if bad := [(seed, value) for seed, value in zip(self.seeds, values) if not math.isfinite(value)]:
                 shown = ", ".join(f"seed {seed}: {value}" for seed, value in bad)
-                raise ValueError(
-                    f"claim {claim.id!r}: {claim.metric!r} of arm {arm!r} is not finite ({shown}); a seed that "
-                    "diverged is a result and cannot be left out: lower the learning rate of both arms, or measure a "
-                    "metric that exists"
+                return (
+                    f"{claim.metric!r} of arm {arm!r} is not finite ({shown}); a seed that diverged is a result and "
+                    "cannot be left out: lower the learning rate of both arms, or measure a metric that exists"
                 )
         if claim.relative and 0 in self.baseline:
-            raise ValueError(
-                f"claim {claim.id!r}: an effect relative to 0 does not exist; {claim.metric!r} of {claim.baseline!r} "
-                f"is {list(map(float, self.baseline))}; leave out relative = true"
+            return (
+                f"an effect relative to 0 does not exist; {claim.metric!r} of {claim.baseline!r} is "
+                f"{list(map(float, self.baseline))}; leave out relative = true"
             )
+        return ""
 
     @property
     def effects(self) -> list[float]:
-        """Improvement of each seed."""
+        """Improvement of each seed; none where there is a fault."""
+        if self.fault:
+            return []
         return [float(self.claim.effect(b, m)) for b, m in zip(self.baseline, self.method)]
 
 
@@ -136,30 +143,34 @@ def _answers(measured: Sequence[Measured]) -> list[_Answers]:
 
 
 def _p_value(m: Measured, test: Callable[..., float], threshold: float | None) -> float:
-    if threshold is None or m.problem or len(m.seeds) < 2:
+    effects = m.effects
+    if threshold is None or m.problem or len(effects) < 2:
         return 1.0
-    return test(m.effects, threshold, resplit=m.resplit)
+    return test(effects, threshold, resplit=m.resplit)
 
 
 def _outcome(m: Measured, p: _Answers) -> Outcome:
-    claim, effects, n = m.claim, m.effects, len(m.seeds)
+    claim, effects, n = m.claim, m.effects, len(m.effects)
+    problem = "; ".join(text for text in (m.problem, m.fault) if text)
     if n == 0:
-        return Outcome(claim, Verdict.NOT_RUN, about=m.about, toy=m.toy, problem=m.problem)
+        verdict = Verdict.OPEN if m.fault else Verdict.NOT_RUN
+        return Outcome(claim, verdict, seeds=tuple(m.seeds), about=m.about, toy=m.toy, problem=problem)
     # The order of the seeds must not show, not even in the last bit: fsum is exact.
     mean = math.fsum(effects) / n
-    least = claim.smallest_effect
-    tested = n >= 2 and least is not None and not m.problem
+    least = None if n < 2 or problem else claim.smallest_effect
+    if not problem and n < MINIMUM_SEEDS:
+        problem = f"{n} seeds: a verdict needs {MINIMUM_SEEDS}"
     return Outcome(
         claim,
-        _verdict(p, least) if tested and least is not None and n >= MINIMUM_SEEDS else Verdict.OPEN,
+        Verdict.OPEN if least is None or problem else _verdict(p, least),
         effect=mean,
         interval=interval_of_mean(effects, resplit=m.resplit) if n >= 2 else None,
-        p_value=(p.enough if mean >= least else p.less) if tested and least is not None else None,
+        p_value=None if least is None else p.enough if mean >= least else p.less,
         effects=effects,
         seeds=tuple(m.seeds),
         about=m.about,
         toy=m.toy,
-        problem=m.problem or (f"{n} seeds: a verdict needs {MINIMUM_SEEDS}" if n < MINIMUM_SEEDS else ""),
+        problem=problem,
     )
 
 

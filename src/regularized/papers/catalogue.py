@@ -199,17 +199,12 @@ class Entry:
             "families": list(card.families),
             "tags": list(card.tags),
             "implemented": self.implemented,
-            "verdicts": {verdict.value: n for verdict, n in count_verdicts(self.outcomes).items()},
-            "sanity": {verdict.value: n for verdict, n in count_verdicts(self.outcomes, kind="sanity").items()},
             "claims": [
-                {
-                    "id": outcome.claim.id,
-                    "statement": outcome.claim.statement,
-                    "kind": outcome.claim.kind,
-                    "verdict": outcome.verdict.value,
-                }
+                {"id": outcome.claim.id, "statement": outcome.claim.statement, "verdict": outcome.verdict.value}
                 for outcome in self.outcomes
             ],
+            "verdicts": {verdict.value: n for verdict, n in count_verdicts(self.outcomes).items()},
+            "sanity": {verdict.value: n for verdict, n in count_verdicts(self.outcomes, kind="sanity").items()},
         }
 
 

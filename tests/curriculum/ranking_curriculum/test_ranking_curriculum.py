@@ -26,7 +26,7 @@ from regularized.curriculum.ranking_curriculum.loss import (
 )
 from regularized.curriculum.ranking_curriculum.reranker_losses import pairwise_softmax_loss
 from regularized.evidence.conformance import Case, UnknownCase
-from regularized.evidence.experiment import Unavailable
+from regularized.evidence.experiment import Unavailable, run_arm
 from regularized.evidence.models import mlp, seeded
 from regularized.mechanisms.sample_weights import WeightedSampler
 from regularized.papers.ranking_curriculum import conformance, experiment
@@ -375,12 +375,13 @@ def test_official_end_of_the_curriculum():
 def test_arms_of_a_seed_differ_in_the_method_alone():
     """Fails when data, initialisation or the drawn pairs differ between arms."""
     runs = {
-        arm: experiment.run(arm, 3, "smoke", lr=0.0) for arm in ("no_curriculum", "curriculum", "reversed", "shuffled")
+        arm: run_arm(experiment, arm, 3, "smoke", lr=0.0)
+        for arm in ("no_curriculum", "curriculum", "reversed", "shuffled")
     }
     assert len({m.data for m in runs.values()}) == 1
     assert len({m.metrics["final_mrr"] for m in runs.values()}) == 1
     assert (
-        experiment.run("no_curriculum", 4, "smoke", lr=0.0).metrics["final_mrr"]
+        run_arm(experiment, "no_curriculum", 4, "smoke", lr=0.0).metrics["final_mrr"]
         != runs["reversed"].metrics["final_mrr"]
     )
 
@@ -397,7 +398,7 @@ def test_paper_scale_says_what_is_missing(tmp_path, monkeypatch):
     """Fails when a person who asks for the paper's scale is not told what to get."""
     monkeypatch.setenv("REGULARIZED_DATA", str(tmp_path))
     with pytest.raises(Unavailable, match=r"train\.bm25\.run.*bert-base-uncased.*ciir"):
-        experiment.run("curriculum", 0, "paper")
+        run_arm(experiment, "curriculum", 0, "paper")
 
 
 def test_paper_scale_runs_on_a_tiny_collection(tmp_path, monkeypatch):
@@ -426,7 +427,7 @@ def test_paper_scale_runs_on_a_tiny_collection(tmp_path, monkeypatch):
             "".join(f"{name} Q0 d{i} {i + 1} {9.0 - i} bm25\n" for name in names for i in range(8))
         )
     settings = {"device": "cpu", "epochs": 2, "batches": 2, "batch": 3, "validation": 2, "early": 1}
-    measured = experiment.run("curriculum", 0, "paper", **settings)
+    measured = run_arm(experiment, "curriculum", 0, "paper", **settings)
     json.dumps(dict(measured.metrics))
     assert measured.metrics["first_stage_mrr"] == pytest.approx(1 / 3)  # the first of grade 3 is third
     assert 0 < measured.metrics["stopped_mrr"] <= 1

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from regularized.evidence.conformance import UnknownCase, load_cases
-from regularized.evidence.experiment import Unavailable
+from regularized.evidence.experiment import Unavailable, run_arm
 from regularized.fine_tuning.sae_regularization.autoencoder import TopKSAE, normalized_error, usable_rows
 from regularized.fine_tuning.sae_regularization.files import load_sae, load_sae_lens, save_sae
 from regularized.fine_tuning.sae_regularization.judging import (
@@ -637,8 +637,8 @@ def test_arms_of_a_seed_start_from_the_same_data():
     arms = ("plain", "cleaning_only", "self_regularized", "random_features")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        seen = {experiment.run(arm, 0, "smoke").data for arm in arms}
-        other = experiment.run("plain", 1, "smoke").data
+        seen = {run_arm(experiment, arm, 0, "smoke").data for arm in arms}
+        other = run_arm(experiment, "plain", 1, "smoke").data
     assert len(seen) == 1
     assert other not in seen
 
@@ -647,7 +647,7 @@ def test_paper_scale_runs_where_its_files_are(tmp_path, monkeypatch):
     """The published schedule on files of the promised form, here tiny ones; without them it says which are missing."""
     monkeypatch.setenv("REGULARIZED_DATA", str(tmp_path))
     with pytest.raises(Unavailable, match=r"train\.safetensors.*mask\.json"):
-        experiment.run("plain", 0, "paper")
+        run_arm(experiment, "plain", 0, "paper")
     folder = tmp_path / "selfreg_toxicchat"
     sae = autoencoder(dtype=torch.float32)
     save_sae(sae, folder / "sae")
@@ -657,7 +657,7 @@ def test_paper_scale_runs_where_its_files_are(tmp_path, monkeypatch):
         x = random(200, D, seed=seed).float()
         save_file({"x": x, "y": (x[:, 0] > 0).float()}, folder / f"{name}.safetensors")
     for arm in ("plain", "self_regularized", "random_features"):
-        measured = experiment.run(arm, 0, "paper")
+        measured = run_arm(experiment, arm, 0, "paper")
         assert 0 <= measured.metrics["test_f1"] <= 100
         assert 1 < len(measured.curves["validation_f1"]) <= 50
 

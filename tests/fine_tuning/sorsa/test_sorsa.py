@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from regularized.evidence.conformance import Case, UnknownCase
+from regularized.evidence.experiment import run_arm
 from regularized.evidence.models import mlp
 from regularized.fine_tuning.sorsa.layer import SorsaLinear, inject_sorsa, merge_sorsa
 from regularized.fine_tuning.sorsa.penalty import OrthonormalPenalty, orthonormal_gradient, orthonormal_penalty
@@ -427,5 +428,5 @@ def test_cases_with_less_in_them():
 
 def test_arms_of_a_seed_see_the_same_data():
     """Fails when an arm draws other batches or other test samples: the comparison is paired."""
-    runs = [experiment.run(arm, 1, "smoke") for arm in ("pissa", "sorsa")]
+    runs = [run_arm(experiment, arm, 1, "smoke") for arm in ("pissa", "sorsa")]
     assert runs[0].data == runs[1].data

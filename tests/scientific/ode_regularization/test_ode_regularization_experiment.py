@@ -11,20 +11,25 @@ import pytest
 import torch
 
 from regularized.evidence.datasets import idx
-from regularized.evidence.experiment import Unavailable
+from regularized.evidence.experiment import Unavailable, resolve, run_arm
 from regularized.papers.ode_regularization import experiment
-from regularized.papers.ode_regularization.experiment import ARMS, SCALES, TUNING, Classifier, run
+from regularized.papers.ode_regularization.experiment import ARMS, TUNING, Classifier
 
 MECHANISM = {"train": 120, "batch": 40, "hidden": 16, "epochs": 8, "tight": 1e-8}
 
 
 def settings(arm, **overrides):
-    return {**SCALES["smoke"], **ARMS[arm], **overrides}
+    return resolve(experiment, arm, "smoke", overrides)
+
+
+def run(arm, seed, scale, **overrides):
+    return run_arm(experiment, arm, seed, scale, **overrides)
 
 
 def test_controls_that_follow_from_tuned_arms():
     """Fails when an arm is tuned and the control derived from it keeps the old setting, or has trials of its own."""
-    assert ARMS["error_tenfold"] == {**ARMS["error_regularized"], "weight": 10 * ARMS["error_regularized"]["weight"]}
+    tenfold = 10 * ARMS["error_regularized"]["weight"]
+    assert ARMS["error_tenfold"] == {**ARMS["error_regularized"], "weight": tenfold, "curves": False}
     assert ARMS["sde_plain_sosri2"] == {**ARMS["sde_plain"], "method": "sosri2"}
     assert set(ARMS) - set(TUNING.grids) == {"error_tenfold", "sde_plain_sosri2"}
 
@@ -35,7 +40,7 @@ def test_every_chosen_setting_was_a_trial(arm):
     assert any(all(ARMS[arm][name] == value for name, value in trial.items()) for trial in TUNING.grids[arm])
 
 
-@pytest.mark.parametrize("arm", [arm for arm in ARMS if ARMS[arm]["penalty"] and ARMS[arm]["family"] == "ode"])
+@pytest.mark.parametrize("arm", [arm for arm in ARMS if ARMS[arm].get("penalty") and ARMS[arm]["family"] == "ode"])
 def test_arms_differ_in_their_penalty_alone(arm):
     """Fails when a method has other data, weights, order or rate than the baseline: without penalty they are one."""
     kept, plain = (run(name, 1003, "smoke", penalty=None, lr=0.1).metrics for name in (arm, "plain"))

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from regularized.evidence.experiment import Unavailable
+from regularized.evidence.experiment import Unavailable, resolve, run_arm
 from regularized.mechanisms.pruning import pruned
 from regularized.papers.grokking import experiment
 from regularized.training import Loss, TensorData, Trainer
@@ -371,19 +371,18 @@ def test_low_scores_hold_the_noise_and_high_scores_the_rule(trained):
 def test_paper_scale_needs_a_gpu():
     """It says so, and what else there is, instead of taking a night."""
     with pytest.raises(Unavailable, match=r"17 x 17 networks .* CUDA GPU"):
-        experiment.run("no_decay", 0, "paper")
+        run_arm(experiment, "no_decay", 0, "paper")
 
 
 @pytest.mark.parametrize("arm", ["strong_decay", "dropout", "batch_norm", "pruned"])
 def test_paper_scale_runs(arm, monkeypatch):
     """The very code at a small size with 2 x 2 cells: shares of the phases come out where a diagram belongs."""
-    paper = dict(experiment.SCALES["paper"])
+    full = resolve(experiment, arm, "paper")
+    assert len(full["cells"]) == 17
+    assert [len(diagrams) for diagrams in experiment._DIAGRAMS.values()] == [1, 1, 2, 3, 4]
     small = {"p": 7, "width": 8, "frac": 0.7, "noise": 0.3, "steps": 3}
-    assert len(paper["cells"]) == 17
-    assert [len(diagrams) for diagrams in paper["diagrams"].values()] == [1, 1, 2, 3, 4]
-    paper |= {"small": small, "large": small, "batches": {**small, "batch_size": 8}}
-    paper |= {"records": 2, "cells": (0.6, 0.8), "device": "cpu"}
-    monkeypatch.setattr(experiment, "SCALES", {"paper": paper})
+    small |= {"records": 2, "cells": (0.6, 0.8), "device": "cpu"}
+    small |= {"batch_size": 8} if full["batch_size"] else {}
     monkeypatch.setattr(experiment, "phase_diagram", lambda _p, **s: phase_diagram(23, **{**s, "width": 8, "steps": 3}))
-    shares = [v for name, v in experiment.run(arm, 0, "paper").metrics.items() if "_share_of_" in name]
-    assert sum(shares) == pytest.approx(len(paper["diagrams"].get(arm, ())))
+    shares = [v for name, v in run_arm(experiment, arm, 0, "paper", **small).metrics.items() if "_share_of_" in name]
+    assert sum(shares) == pytest.approx(len(full["diagrams"]))
