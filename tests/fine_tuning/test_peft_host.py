@@ -16,8 +16,18 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from regularized.evidence.pretrained import tiny_llama
 from regularized.fine_tuning import peft_host
-from regularized.fine_tuning.peft_host import FactorConfig, FactorLayer, Factors, export_lora, factor_layers
+from regularized.fine_tuning.peft_host import (
+    FactorConfig,
+    FactorLayer,
+    Factors,
+    base_state_dict,
+    export_lora,
+    factor_layers,
+)
+from regularized.fine_tuning.sorsa import inject_sorsa
 from regularized.fine_tuning.sorsa.peft import SorsaConfig, inject, load
+from regularized.fine_tuning.svfit import peft as svfit_peft
+from regularized.mechanisms.sealed_files import write_settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fan_in_fan_out.*")
 
@@ -51,6 +61,13 @@ def perturb(model, seed=1):
         for p in model.parameters():
             if p.requires_grad:
                 p += 0.05 * torch.randn(p.shape, generator=generator)
+
+
+def seal(folder, **settings):
+    """Make an edited adapter a whole one again: what is tested is another check than that of the checksum."""
+    file = folder / "adapter_config.json"
+    saved = {**json.loads(file.read_text()), **settings}
+    write_settings(file, saved, folder / "adapter_model.safetensors", free=peft_host._FREE)
 
 
 def close(a, b, tolerance=1e-5):
@@ -174,6 +191,7 @@ def test_a_file_with_other_signs_loads_into_an_injected_model(tmp_path, low_memo
         if "sorsa_values" in name:
             tensors[name] = tensors[name] / 2
     save_file(tensors, file)
+    seal(tmp_path)
     if low_memory:
         again = peft.PeftModel.from_pretrained(
             base, tmp_path, config=SorsaConfig.read(tmp_path), low_cpu_mem_usage=True
@@ -308,8 +326,8 @@ def _train_merged():
 
 
 def _many_in_a_batch():
-    adapted = inject(nn.Sequential(nn.Linear(4, 4)), ["0"], r=2)
-    next(layer for _, layer in factor_layers(adapted))(torch.zeros(1, 4), adapter_names=["default"])
+    adapted = inject(nn.Sequential(nn.Linear(4, 4)), ["0"], r=2).eval()
+    adapted(torch.zeros(1, 4), adapter_names=["default"])
 
 
 def _dilated(folder="/nowhere"):
@@ -328,6 +346,7 @@ def _dilated(folder="/nowhere"):
         (_groups, ValueError, ("groups=2",)),
         (_broken, ValueError, ("'0'", "NaN")),
         (_quantized, TypeError, ("'0'", "quantized", "int8")),
+        (lambda: SorsaConfig(lora_alpha=8), ValueError, ("lora_alpha=8", "alpha", "export_lora")),
         (_twice, ValueError, ("already has an adapter", "add_adapter")),
         (_stock_beside_ours, TypeError, ("SorsaLayer", "LoraConfig")),
         (_train_merged, RuntimeError, ("merged", "unmerge_adapter")),
@@ -335,6 +354,7 @@ def _dilated(folder="/nowhere"):
         (_dilated, ValueError, ("dilation (2, 2)", "merge_and_unload")),
         (lambda: load(llama()[0], "/nowhere"), FileNotFoundError, ("adapter_config.json", "save_pretrained")),
         (lambda: export_lora(nn.ReLU(), "/nowhere"), ValueError, ("no adapter 'default'",)),
+        (lambda: export_lora(nn.ReLU(), "/nowhere", adapter_name={}), ValueError, ("no adapter",)),
     ],
 )
 def test_errors(call, error, words):
@@ -347,10 +367,220 @@ def test_an_adapter_of_another_model_is_refused(tmp_path):
     """Fails when missing or misshapen factors are only warned about."""
     base, targets, _ = llama()
     inject(copy.deepcopy(base), targets[:1], r=2).save_pretrained(tmp_path / "less")
-    config = json.loads((tmp_path / "less" / "adapter_config.json").read_text())
-    (tmp_path / "less" / "adapter_config.json").write_text(json.dumps({**config, "target_modules": targets}))
+    seal(tmp_path / "less", target_modules=targets)
     with pytest.raises(ValueError, match=r"does not fit this model.*down_proj"):
         load(copy.deepcopy(base), tmp_path / "less")
     inject(tiny_llama(0, width=64), targets, r=2).save_pretrained(tmp_path / "wide")
     with pytest.raises(ValueError, match=r"(?s)does not fit this model.*size mismatch"):
         load(base, tmp_path / "wide")
+
+
+# -- modules that cannot be adapted ------------------------------------------------------------
+
+TECHNIQUES = {"sorsa": inject, "svfit": svfit_peft.inject}
+
+
+def mixed():
+    torch.manual_seed(0)
+    parts = {"emb": nn.Embedding(9, 8), "lin": nn.Linear(8, 8), "attn": nn.MultiheadAttention(8, 2)}
+    return nn.ModuleDict({**parts, "conv": nn.Conv1d(8, 8, 3), "volume": nn.Conv3d(8, 8, 3)})
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES)
+@pytest.mark.parametrize("among", [[], ["lin"]])
+@pytest.mark.parametrize("other", ["emb", "attn", "conv", "volume"])
+def test_no_module_becomes_a_stock_lora(technique, among, other):
+    """Fails when PEFT adapts what we cannot split by itself, alone or among others; or the model is changed by then."""
+    model = mixed()
+    before, trained = set(model.state_dict()), [p.requires_grad for p in model.parameters()]
+    kind = type(model[other]).__name__
+    with pytest.raises(TypeError, match=rf"layer '{other}' is a {kind}.*choose such layers"):
+        TECHNIQUES[technique](model, [*among, other], r=2)
+    assert set(model.state_dict()) == before
+    assert [p.requires_grad for p in model.parameters()] == trained
+    with pytest.raises(TypeError, match=rf"layer '{other}' is a {kind}"):  # past our inject
+        peft.get_peft_model(model, SorsaConfig(r=2, target_modules=[*among, other]))
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_layers_whose_weight_is_read_are_refused(technique):
+    """Fails when an adapter sits on a layer that is never called: attention's projection, torch's fast encoder."""
+    encoder = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
+    for target, owner in (("out_proj", "MultiheadAttention"), ("linear1", "TransformerEncoderLayer")):
+        with pytest.raises(ValueError, match=rf"{target}' belongs to nn.{owner}.*passed by"):
+            TECHNIQUES[technique](encoder, [target], r=2)
+    with pytest.raises(ValueError, match="passed by"):
+        TECHNIQUES[technique](encoder, "all-linear", r=2)
+    with pytest.raises(ValueError, match="passed by"):
+        inject_sorsa(encoder, r=2)
+
+
+# -- what PEFT does to the matrices of a LoRA --------------------------------------------------
+
+
+def pair(technique, base, targets):
+    """A model with two trained adapters, the second one on fewer layers, and active."""
+    model = TECHNIQUES[technique](base, targets, r=3, adapter_name="one")
+    perturb(model, 3)
+    config = {"sorsa": SorsaConfig, "svfit": svfit_peft.SVFitConfig}[technique]
+    model.add_adapter("two", config(r=2, target_modules=targets[1:]))
+    model.set_adapter("two")
+    perturb(model, 5)
+    return model
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES)
+@pytest.mark.parametrize("kind", ["linear", "svd", "cat"])
+def test_weighted_adapter_of_peft_is_refused(technique, kind):
+    """Fails when ``add_weighted_adapter`` makes an adapter that does nothing, or leaves half of one behind."""
+    base, targets, x = convolutions()
+    model = pair(technique, base, targets)
+    before, names = outputs(model, x), set(model.state_dict())
+    for adapters in (["one"], ["one", "two"] if kind != "linear" else ["two"]):
+        with pytest.raises(ValueError, match=r"add_weighted_adapter.*export_lora"):
+            model.add_weighted_adapter(adapters, [0.5] * len(adapters), "sum", combination_type=kind)
+    assert set(model.peft_config) == {"one", "two"}
+    assert set(model.state_dict()) == names
+    close(outputs(model, x), before, 0.0)
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES)
+@pytest.mark.parametrize("make", [llama, gpt2, convolutions])
+def test_weighted_sum_as_a_lora(technique, make, tmp_path):
+    """Fails when the export of several adapters is not ``W + sum of share * change``, layer by layer."""
+    base, targets, _ = make()
+    model = pair(technique, copy.deepcopy(base), targets)
+    shares = {"one": 0.7, "two": -0.4}
+    export_lora(model, tmp_path, adapter_name=shares)
+    stock = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).merge_and_unload()
+    seen = 0
+    for name, layer in factor_layers(model):
+        name = name.removeprefix("base_model.model.")
+        expected = base.get_submodule(name).weight.detach().clone()
+        for adapter in shares.keys() & layer.r.keys():
+            expected += shares[adapter] * layer.get_delta_weight(adapter).detach()
+            seen += 1
+        close(stock.get_submodule(name).weight, expected)
+    assert seen > len(list(factor_layers(model))) > 1
+
+
+def test_a_module_saved_whole_has_no_weighted_sum(tmp_path):
+    """Fails when one of two trained heads is exported for both."""
+    base, targets, _ = convolutions()
+    model = peft_host.inject(base, SorsaConfig(r=2, target_modules=targets[:2], modules_to_save=["4"]))
+    model.add_adapter("two", SorsaConfig(r=2, target_modules=targets[:2], modules_to_save=["4"]))
+    with pytest.raises(ValueError, match=r"'base_model.model.4.bias' whole"):
+        export_lora(model, tmp_path, adapter_name={"default": 0.5, "two": 0.5})
+
+
+def test_the_state_of_the_base_model():
+    """Fails when the rest of a weight, without what its adapters took, passes for the weight."""
+    base, targets, _ = convolutions()
+    untouched = copy.deepcopy(base)
+    model = pair("sorsa", base, targets)
+    for ask in (peft.get_base_model_state_dict, lambda m: m.get_base_model().state_dict()):
+        with pytest.raises(RuntimeError, match=r"not that of the base model.*'0'.*base_state_dict"):
+            ask(model)
+    state = base_state_dict(model)
+    assert {name: t.shape for name, t in state.items()} == {n: t.shape for n, t in untouched.state_dict().items()}
+    for name, tensor in untouched.state_dict().items():
+        close(state[name], tensor)
+    convolutions()[0].load_state_dict(state)
+    model.merge_adapter(["one"])
+    with pytest.raises(RuntimeError, match="unmerge_adapter"):
+        base_state_dict(model)
+    model.unmerge_adapter()
+    model.load_state_dict(model.state_dict())  # of the whole model there is no doubt
+    hosted = svfit_peft.inject(copy.deepcopy(untouched), targets, r=2)  # takes nothing: PEFT's own answer is right
+    for state in (peft.get_base_model_state_dict(hosted), base_state_dict(hosted)):
+        assert all(torch.equal(state[name], tensor) for name, tensor in untouched.state_dict().items())
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_a_deleted_adapter_leaves_no_name(technique):
+    """Fails when a layer goes on knowing an adapter: its settings, or that its buffers are not saved."""
+    base, targets, x = convolutions()
+    before = outputs(base, x)
+    model = pair(technique, base, targets)
+    model.delete_adapter("two")
+
+    def names(value):
+        if isinstance(value, nn.Module):
+            return set().union(*(names(v) for v in vars(value).values()))
+        if isinstance(value, dict):
+            return set(value).union(*(names(v) for v in value.values()))
+        return {v for v in value if isinstance(v, str)} if isinstance(value, set | list | tuple) else {value}
+
+    for _, layer in factor_layers(model):
+        own = {key: value for key, value in vars(layer).items() if key != "_modules"}
+        assert "two" not in {n for n in names(own) if isinstance(n, str)}
+        for key, child in layer.named_children():
+            assert "two" not in {n for n in names(child) if isinstance(n, str)}, key
+    model.delete_adapter("one")
+    close(outputs(model.base_model.model, x), before)
+
+
+# -- damaged files -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_no_damaged_byte_is_believed(technique, tmp_path):
+    """Fails when a flipped bit of a value or of a setting loads, as another function or with an error of its own."""
+    own = {"sorsa": load, "svfit": svfit_peft.load}[technique]
+    adapted = TECHNIQUES[technique](nn.Sequential(nn.Linear(6, 5)), ["0"], r=2)
+    adapted.save_pretrained(tmp_path)
+    flips = 0
+    for file in (tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"):
+        whole = file.read_bytes()
+        saved = json.loads(whole) if file.suffix == ".json" else None
+        for place in range(0, len(whole), 23):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << place % 7
+            file.write_bytes(damaged)
+            try:
+                same = {**json.loads(damaged), **{k: saved[k] for k in peft_host._FREE}} == saved if saved else False
+            except ValueError:
+                same = False
+            if not same:
+                flips += 1
+                with pytest.raises(ValueError, match=r"damaged|adapter of"):
+                    own(nn.Sequential(nn.Linear(6, 5)), tmp_path)
+        file.write_bytes(whole[:-9])
+        with pytest.raises(ValueError, match="damaged"):
+            own(nn.Sequential(nn.Linear(6, 5)), tmp_path)
+        file.write_bytes(whole)
+    assert flips > 60
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", "null", '{"technique": ["sorsa"]}', "[" * 100_000, '{"technique": "sorsa"}', "\udcff"]
+)
+def test_settings_that_are_none(text, tmp_path):
+    """Fails when a damaged ``adapter_config.json`` gives errors of JSON, of dictionaries or of PEFT."""
+    inject(nn.Sequential(nn.Linear(6, 5)), ["0"], r=2).save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=r"damaged|adapter of|checksum"):
+        load(nn.Sequential(nn.Linear(6, 5)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"r": "two"}, {"alpha": []}, {"rank_pattern": 3}, {"target_modules": 7}, {"bias": {}}]
+)
+def test_hostile_settings_are_refused(settings, tmp_path):
+    """Fails when a file that is whole, but was written by nobody, leaks an error of another kind."""
+    inject(nn.Sequential(nn.Linear(6, 5)), ["0"], r=2).save_pretrained(tmp_path)
+    seal(tmp_path, **settings)
+    with pytest.raises(ValueError, match=r"settings that cannot be|does not fit this model"):
+        load(nn.Sequential(nn.Linear(6, 5)), tmp_path)
+
+
+def test_a_file_may_be_moved(tmp_path):
+    """Fails when the name of the base model, which people write into the file, counts as damage."""
+    adapted = inject(nn.Sequential(nn.Linear(6, 5)), ["0"], r=2)
+    adapted.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": "elsewhere"}, indent=4))
+    load(nn.Sequential(nn.Linear(6, 5)), tmp_path)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="adapter_model"):
+        load(nn.Sequential(nn.Linear(6, 5)), tmp_path)

@@ -9,7 +9,8 @@ An adapter may take its start out of the base weight (``taken``), so that the la
 before. Three rules follow, and hold for all techniques here:
 
 - An adapter that is off (not active, disabled, unloaded, deleted) adds what it has taken: off is the original layer.
-- The file of an adapter holds what was taken, so that it loads on the untouched base.
+- The file of an adapter holds what was taken, so that it loads on the untouched base. Its settings hold a checksum of
+  both, see :mod:`regularized.mechanisms.sealed_files`.
 - What an adapter changes, ``now - taken``, is a low-rank matrix: :func:`export_lora` writes it as a standard LoRA for
   the untouched base, which stock PEFT loads.
 
@@ -17,9 +18,8 @@ Needs the extra: ``pip install "regularized[peft]"``.
 """
 
 import dataclasses
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, cast
@@ -28,7 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regularized.mechanisms.surgery import close_names, tied_parameters
+from regularized.mechanisms.sealed_files import check_seal, read_settings, write_settings
+from regularized.mechanisms.surgery import check_called, close_names, tied_parameters
 from regularized.mechanisms.svd import SVD, thin_svd, weight_like, weight_matrix
 
 try:
@@ -36,8 +37,13 @@ try:
     from peft.tuners._buffer_dict import BufferDict
     from peft.tuners.lora import LoraLayer, LoraModel
     from peft.tuners.tuners_utils import check_adapters_to_merge
-    from peft.utils.save_and_load import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
-    from safetensors import safe_open
+    from peft.utils.save_and_load import (
+        get_base_model_state_dict,
+        get_peft_model_state_dict,
+        load_peft_weights,
+        set_peft_model_state_dict,
+    )
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file
     from transformers.pytorch_utils import Conv1D
 except ModuleNotFoundError as error:
@@ -45,11 +51,22 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError(f'adapters on PEFT need {error.name}: pip install "regularized[peft]"') from error
 
-__all__ = ["FactorConfig", "FactorLayer", "Factors", "export_lora", "factor_layers", "inject", "load"]
+__all__ = [
+    "FactorConfig",
+    "FactorLayer",
+    "Factors",
+    "base_state_dict",
+    "export_lora",
+    "factor_layers",
+    "inject",
+    "load",
+]
 
 # Shapes: o outputs, i inputs (of a convolution: channels x kernel), r rank.
 
-_WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"  # PEFT's names
+# What may be changed in a file by hand: where the base model is, and what PEFT notes on the way.
+_FREE = ("base_model_name_or_path", "revision", "auto_mapping", "peft_version", "inference_mode", "task_type")
+_WEIGHTS, _CONFIG, _PREFIX = "adapter_model.safetensors", "adapter_config.json", "base_model.model."  # PEFT's names
 
 
 class Factors(NamedTuple):
@@ -80,12 +97,14 @@ class FactorConfig(LoraConfig):
         technique: whose adapter it is; set by the technique.
 
     The other arguments are PEFT's (``r``, ``target_modules``, ``lora_dropout``, ``rank_pattern``, ``modules_to_save``,
-    ``task_type`` ...). Its variants (DoRA, rsLoRA, a bias in the adapter, ...) are refused, ``lora_alpha`` is ours.
+    ``task_type`` ...). Its variants (DoRA, rsLoRA, a bias in the adapter, ...) are refused, and so is ``lora_alpha``:
+    a factor on the matrices of a LoRA, which there are none of here.
     """
 
     alpha: float | None = None
     niter: int | None = None
     technique: str = ""
+    lora_alpha: Any = None
 
     layer_class: ClassVar[type["FactorLayer"]]
 
@@ -101,9 +120,15 @@ class FactorConfig(LoraConfig):
         ]
         if refused:
             raise ValueError(f"{', '.join(refused)} cannot be had in an adapter of factors; leave it at its default")
+        if self.lora_alpha is not None:  # PEFT's add_weighted_adapter sets it, too
+            raise ValueError(
+                f"lora_alpha={self.lora_alpha} cannot be had in an adapter of factors, give alpha for its scale; and "
+                "PEFT's add_weighted_adapter, which sets it, cannot combine such adapters: export_lora(model, folder, "
+                "adapter_name={'one': 0.7, 'two': 0.3}) writes their weighted sum as a LoRA, exactly"
+            )
         super().__post_init__()  # type: ignore[no-untyped-call]
-        # Subclasses of nn.Linear come here too, the quantized ones among them; the layer refuses those.
-        self._register_custom_module(dict.fromkeys((nn.Linear, nn.Conv2d, Conv1D), self.layer_class))
+        # Whatever PEFT means comes to the layer, which refuses what it cannot split: nothing becomes a stock LoRA.
+        self._register_custom_module({nn.Module: self.layer_class})
 
     def scale(self, rank: int) -> float:
         """The factor c in front of the product."""
@@ -115,19 +140,37 @@ class FactorConfig(LoraConfig):
 
         Raises:
             FileNotFoundError: there is no adapter in the folder.
-            ValueError: it is an adapter of another technique.
+            ValueError: it is an adapter of another technique, or damaged.
         """
         path = Path(folder) / _CONFIG
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not there; give the folder that save_pretrained wrote the adapter to")
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = read_settings(path)
         own = {field.name: field.default for field in dataclasses.fields(cls)}
         if saved.get("technique") != own["technique"]:
             raise ValueError(
                 f"{folder} holds an adapter of {saved.get('technique') or 'stock PEFT'!r}, not of {own['technique']!r}"
             )
+        check_seal(saved, Path(folder) / _WEIGHTS, free=_FREE)
         kept = {name: value for name, value in saved.items() if name in own and name != "runtime_config"}
-        return cls(**{**kept, "init_lora_weights": False})  # the factors come from the file, not from a decomposition
+        # The factors come from the file, not from a decomposition.
+        kept |= {"init_lora_weights": False, "lora_alpha": None}
+        try:
+            return cls(**kept)
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"{path} holds settings that cannot be: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as a dictionary, for the file."""
+        # Stock PEFT divides by lora_alpha before it finds out that nothing in the file is its own.
+        return {**super().to_dict(), "lora_alpha": self.r}  # type: ignore[no-untyped-call]
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write the settings, sealed with the weights beside them, which PEFT's ``save_pretrained`` writes before."""
+        super().save_pretrained(save_directory, **kwargs)
+        path, weights = (Path(save_directory) / name for name in (_CONFIG, _WEIGHTS))
+        if weights.is_file():
+            write_settings(path, read_settings(path), weights, free=_FREE)
 
 
 class FactorLayer(nn.Module, LoraLayer):
@@ -136,10 +179,12 @@ class FactorLayer(nn.Module, LoraLayer):
     Attributes:
         trainable: names of the trained tensors; each becomes a ``ParameterDict`` by adapter.
         frozen: names of the constant ones; each becomes a saved ``BufferDict`` by adapter.
+        known: names of what else a layer knows of an adapter; each becomes a dictionary by adapter.
     """
 
     trainable: ClassVar[tuple[str, ...]] = ()
     frozen: ClassVar[tuple[str, ...]] = ()
+    known: ClassVar[tuple[str, ...]] = ()
 
     base_layer: nn.Module
 
@@ -147,16 +192,22 @@ class FactorLayer(nn.Module, LoraLayer):
         self, base_layer: nn.Module, adapter_name: str, config: FactorConfig, r: int = 0, **settings: Any
     ) -> None:
         super().__init__()
+        self.name = str(settings.get("target_name") or type(base_layer).__name__)
+        weight_matrix(base_layer, f"layer {self.name!r}")  # refuses what cannot be split, before PEFT looks at it
         LoraLayer.__init__(self, base_layer)
         self.adapter_layer_names = self.trainable
-        self.other_param_names = (*self.frozen, "r", "lora_alpha", "scaling", "lora_dropout")
+        # In ``lora_A`` PEFT looks which adapters there are; it holds their names, no matrices.
+        self.other_param_names = (*self.frozen, *self.known, "lora_A", "r", "lora_alpha", "scaling", "lora_dropout")
         for name in self.trainable:
             setattr(self, name, nn.ParameterDict())
         for name in self.frozen:
             setattr(self, name, BufferDict(persistent=True))
+        for name in self.known:
+            setattr(self, name, {})
         self.register_load_state_dict_post_hook(_take_again)  # type: ignore[no-untyped-call]
         self._active_adapter = adapter_name
         self._before_loading: dict[str, Factors | None] = {}
+        self._inside_peft_model = False
         self.update_layer(adapter_name, r, config=config, **settings)
 
     # -- what a technique defines ---------------------------------------------------------------
@@ -194,7 +245,7 @@ class FactorLayer(nn.Module, LoraLayer):
             TypeError: the settings are those of another technique, or the weight is quantized.
             ValueError: the rank does not fit, the weight is not finite, or the adapter is already there.
         """
-        name = repr(settings.get("target_name") or type(self.get_base_layer()).__name__)
+        name = repr(self.name)
         if not isinstance(config, FactorConfig) or not isinstance(self, config.layer_class):
             raise TypeError(
                 f"layer {name} holds adapters of {type(self).__name__} and cannot take one of {type(config).__name__}; "
@@ -205,6 +256,7 @@ class FactorLayer(nn.Module, LoraLayer):
         svd = self._decompose(r, config, name)
         rank = len(svd.values)
         self.r[adapter_name] = rank
+        self.lora_A[adapter_name] = nn.Module()
         self.scaling[adapter_name] = config.scale(rank)
         self.lora_alpha[adapter_name] = config.scale(rank) * rank
         drop = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0 else nn.Identity()
@@ -216,16 +268,12 @@ class FactorLayer(nn.Module, LoraLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _decompose(self, r: int, config: FactorConfig, name: str) -> SVD:
-        base = weight_matrix(self.get_base_layer(), name).detach()
-        dtype = torch.promote_types(base.dtype, torch.float32)  # adapters are never rounded to the base's bfloat16
         if not config.init_lora_weights:
+            base = weight_matrix(self.get_base_layer(), name)
             o, i = base.shape
-            zeros = base.new_zeros
+            zeros, dtype = base.new_zeros, torch.promote_types(base.dtype, torch.float32)
             return SVD(zeros(o, r, dtype=dtype), zeros(r, dtype=dtype), zeros(r, i, dtype=dtype))
-        original = base.to(dtype)
-        for other in self.r:
-            if (taken := self.taken(other)) is not None:
-                original = original + taken.dense()
+        original = self.original_matrix()
         if r > min(original.shape):
             raise ValueError(
                 f"r is {r}, but layer {name} has a weight of shape {tuple(original.shape)} and takes at most "
@@ -308,7 +356,20 @@ class FactorLayer(nn.Module, LoraLayer):
         """Forget an adapter; what it took from the base weight is given back."""
         if adapter_name in self.r:
             self._give_back(adapter_name)
+            for key in self.frozen:  # torch remembers names of buffers that are not saved; this makes it forget
+                held = getattr(self, key)
+                held.register_buffer(adapter_name, held[adapter_name])
         super().delete_adapter(adapter_name)
+
+    def original_matrix(self) -> Tensor:
+        """(o, i) the base weight with what the adapters took out of it, float32 at least; no adapter is merged."""
+        base = weight_matrix(self.get_base_layer(), repr(self.name)).detach()
+        # Adapters are never rounded to the base's bfloat16.
+        original = base.to(torch.promote_types(base.dtype, torch.float32))
+        for adapter in self.r:
+            if (taken := self.taken(adapter)) is not None:
+                original = original + taken.dense()
+        return original
 
     def change(self, adapter: str) -> Factors:
         """What the adapter changes, ``now - taken``, as factors of rank r or 2 r."""
@@ -359,6 +420,16 @@ class FactorLayer(nn.Module, LoraLayer):
         taken = self.taken(adapter)
         if taken is not None and adapter not in self.merged_adapters:
             self._fold(taken, 1)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        takes = any(self.taken(adapter) is not None for adapter in self.r)
+        if self._inside_peft_model and takes and prefix == f"{self.name}.":
+            raise RuntimeError(
+                "the state of the inner model alone was asked for, but it is not that of the base model: layer "
+                f"{self.name!r} lacks what its adapters have taken out of it. base_state_dict(model) of "
+                "regularized.fine_tuning.peft_host gives the base model's, model.state_dict() that of the PeftModel"
+            )
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Before new values arrive: remember what the present ones took from the base weight, to take anew."""
@@ -413,31 +484,54 @@ def inject(model: nn.Module, config: FactorConfig, *, adapter_name: str = "defau
 
     Raises:
         ValueError: nothing matches ``target_modules``; an adapter is there already; a matching layer shares its weight
-            with another one; or a layer refuses (rank, non-finite weight).
-        TypeError: a matching layer is of another kind, or quantized.
+            with another one, or its weight is read without calling it; or a layer refuses (rank, non-finite weight).
+        TypeError: a matching module is of another kind (an embedding, attention as a whole ...), or quantized. The
+            model is left as it was, unless PEFT chose the modules.
     """
     if isinstance(model, PeftModel) or any(True for _ in factor_layers(model)):
         raise ValueError(
             "the model already has an adapter; start from the plain model (merge_and_unload() or unload()), or add "
             "a second one with model.add_adapter(name, config)"
         )
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d | Conv1D)]
-    tied = {owner.rpartition(".")[0]: owners for owners in tied_parameters(model).values() for owner in owners}
-    if config.target_modules is not None and config.target_modules != "all-linear":
-        targets = [name for name in names if LoraModel._check_target_module_exists(config, name)]
-        if not targets and not any(LoraModel._check_target_module_exists(config, n) for n, _ in model.named_modules()):
-            asked = [config.target_modules] if isinstance(config.target_modules, str) else sorted(config.target_modules)
-            raise ValueError(f"no module matches target_modules={asked}; {close_names(asked, names)}")
-        for name in targets:
-            if name in tied:
-                raise ValueError(
-                    f"layer {name!r} shares its weight ({', '.join(tied[name])}), which would change in both places; "
-                    "leave it out of target_modules"
-                )
+    _check_targets(model, config)
     adapted = get_peft_model(model, config, adapter_name)
     # The ranks that layers chose for themselves belong to the settings, so that the file can be loaded.
     chosen = {_exactly(name): layer.r[adapter_name] for name, layer in factor_layers(adapted)}
     config.rank_pattern = {**(config.rank_pattern or {}), **{k: r for k, r in chosen.items() if r != config.r}}
+    return _complete(adapted)
+
+
+def _check_targets(model: nn.Module, config: FactorConfig) -> None:
+    """Refuse modules that cannot be adapted while the model is as it was; PEFT would find out halfway through it.
+
+    What PEFT chooses by itself (no ``target_modules``) the layers check, one by one.
+    """
+    if config.target_modules is None:
+        return
+    modules = {name: module for name, module in model.named_modules() if name}
+    if config.target_modules == "all-linear":
+        meant = {name: module for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)}
+    else:
+        meant = {n: m for n, m in modules.items() if LoraModel._check_target_module_exists(config, n)}
+        if not meant:
+            asked = [config.target_modules] if isinstance(config.target_modules, str) else sorted(config.target_modules)
+            able = [name for name, module in modules.items() if isinstance(module, nn.Linear | nn.Conv2d | Conv1D)]
+            raise ValueError(f"no module matches target_modules={asked}; {close_names(asked, able)}")
+        tied = {owner.rpartition(".")[0]: owners for owners in tied_parameters(model).values() for owner in owners}
+        for name in (name for name in meant if name in tied):
+            raise ValueError(
+                f"layer {name!r} shares its weight ({', '.join(tied[name])}), which would change in both places; leave "
+                "it out of target_modules"
+            )
+    for name, module in meant.items():
+        weight_matrix(module, f"layer {name!r}")
+    check_called(model, meant)
+
+
+def _complete(adapted: PeftModel) -> PeftModel:
+    """Tell the layers that they are inside a PeftModel, whose whole state is another one than that of its inside."""
+    for _, layer in factor_layers(adapted):
+        layer._inside_peft_model = True
     return adapted
 
 
@@ -460,7 +554,7 @@ def load(
 
     Raises:
         FileNotFoundError: no adapter is there.
-        ValueError: it belongs to another technique, or does not fit the model.
+        ValueError: it belongs to another technique, is damaged, or does not fit the model.
     """
     config = config_class.read(folder)
     try:
@@ -473,7 +567,7 @@ def load(
             adapted = PeftModel.from_pretrained(
                 model, str(folder), adapter_name=adapter_name, is_trainable=trainable, config=config
             )
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"the adapter in {folder} does not fit this model: {error}") from error
     # PEFT reports only missing keys that are named like LoRA's.
     with safe_open(Path(folder) / _WEIGHTS, "pt") as file:
@@ -482,10 +576,37 @@ def load(
         raise ValueError(
             f"the adapter in {folder} does not fit this model: it lacks {len(missing)} tensors, such as {missing[:3]}"
         )
-    return adapted
+    return _complete(adapted)
 
 
-def export_lora(model: PeftModel, folder: str | Path, *, adapter_name: str = "default") -> Path:
+def base_state_dict(model: PeftModel) -> dict[str, Tensor]:
+    """Weights of the base model as they were before the adapters, under their own names; equal up to rounding.
+
+    PEFT's ``get_base_model_state_dict`` raises where adapters have taken something out of the base weights.
+
+    Args:
+        model: from :func:`inject` or :func:`load`.
+
+    Raises:
+        RuntimeError: an adapter is merged.
+    """
+    layers = dict(factor_layers(model))
+    if merged := [name for name, layer in layers.items() if layer.merged]:
+        raise RuntimeError(f"an adapter is merged into {len(merged)} layers; call unmerge_adapter() first")
+    for layer in layers.values():
+        layer._inside_peft_model = False
+    try:
+        state: dict[str, Tensor] = get_base_model_state_dict(model)
+    finally:
+        _complete(model)
+    for name, layer in layers.items():
+        weight = cast(Tensor, layer.get_base_layer().weight)
+        original = weight_like(layer.get_base_layer(), layer.original_matrix())
+        state[f"{name.removeprefix(_PREFIX)}.weight"] = original.to(weight.dtype)
+    return state
+
+
+def export_lora(model: PeftModel, folder: str | Path, *, adapter_name: str | Mapping[str, float] = "default") -> Path:
     """Write what an adapter changes as a standard PEFT LoRA, for the untouched base model.
 
     Exact up to rounding: a LoRA of rank r or 2 r with scale 1. ``PeftModel.from_pretrained(base, folder)`` of stock
@@ -494,42 +615,44 @@ def export_lora(model: PeftModel, folder: str | Path, *, adapter_name: str = "de
     Args:
         model: from :func:`inject` or :func:`load`.
         folder: made if it is not there.
-        adapter_name: which adapter.
+        adapter_name: which adapter; or several, each with a factor on its change: their weighted sum, of as many ranks
+            as all of them have.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: there is no such adapter, or a convolution whose dilation or padding PEFT's LoRA would ignore.
+        ValueError: there is no such adapter; several of them save one module whole; or a convolution whose dilation or
+            padding PEFT's LoRA would ignore.
     """
-    if adapter_name not in getattr(model, "peft_config", {}):
-        raise ValueError(f"there is no adapter {adapter_name!r}; there are {sorted(getattr(model, 'peft_config', {}))}")
-    config = model.peft_config[adapter_name]
-    layers = {name: layer for name, layer in factor_layers(model) if adapter_name in layer.r}
-    inside = tuple(f"{name}." for name in layers)
-    # What PEFT saves besides the factors: modules_to_save, biases, token embeddings.
-    saved = get_peft_model_state_dict(model, adapter_name=adapter_name)
-    own = {key for layer in layers.values() for key in (*layer.trainable, *layer.frozen)}
-    tensors = {
-        key: value for key, value in saved.items() if not (key.startswith(inside) and key.rpartition(".")[2] in own)
-    }
+    shares = {adapter_name: 1.0} if isinstance(adapter_name, str) else dict(adapter_name)
+    known = getattr(model, "peft_config", {})
+    if unknown := sorted(shares.keys() - known.keys()) or ([] if shares else ["of no name"]):
+        raise ValueError(f"there is no adapter {unknown[0]!r}; there are {sorted(known)}")
+    layers = {name: layer for name, layer in factor_layers(model) if shares.keys() & layer.r.keys()}
+    tensors = _saved_besides(model, layers, shares)
     ranks = {}
     for name, layer in layers.items():
+        changes = [(layer.change(adapter), share) for adapter, share in shares.items() if adapter in layer.r]
+        right = torch.cat([change.right for change, _ in changes])
+        left = torch.cat([change.left * (share * change.middle) for change, share in changes], dim=1)
+        ranks[name] = len(right)
         base = layer.get_base_layer()
-        left, middle, right = layer.change(adapter_name)
-        a, b = right, left * middle
         if isinstance(base, nn.Conv2d):
             if base.padding_mode != "zeros" or any(d != 1 for d in base.dilation):
                 raise ValueError(
                     f"{name} has dilation {base.dilation} and padding_mode {base.padding_mode!r}, which PEFT's LoRA "
                     "for convolutions ignores, so the export would compute something else; merge_and_unload() instead"
                 )
-            a, b = a.reshape(-1, *base.weight.shape[1:]), b[:, :, None, None]
-        ranks[name] = len(middle)
-        tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = a, b
+            right, left = right.reshape(-1, *base.weight.shape[1:]), left[:, :, None, None]
+        tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = right, left
     most = max(ranks.values())
     pattern = {_exactly(name): rank for name, rank in ranks.items() if rank != most}
-    copied = {f.name: getattr(config, f.name) for f in dataclasses.fields(LoraConfig) if f.init}
+    configs = [known[adapter] for adapter in shares]
+    copied = {f.name: getattr(configs[0], f.name) for f in dataclasses.fields(LoraConfig) if f.init}
+    if len(configs) > 1:
+        copied["target_modules"] = "|".join(_exactly(name) for name in layers)
+        copied["modules_to_save"] = sorted({m for config in configs for m in config.modules_to_save or ()}) or None
     standard = LoraConfig(
         **{
             **copied,
@@ -549,6 +672,22 @@ def export_lora(model: PeftModel, folder: str | Path, *, adapter_name: str = "de
     return out
 
 
+def _saved_besides(model: PeftModel, layers: Mapping[str, FactorLayer], adapters: Iterable[str]) -> dict[str, Tensor]:
+    """What PEFT saves of adapters besides their factors: ``modules_to_save``, biases, token embeddings."""
+    inside = tuple(f"{name}." for name in layers)
+    own = {key for layer in layers.values() for key in (*layer.trainable, *layer.frozen)}
+    tensors: dict[str, Tensor] = {}
+    for adapter in adapters:
+        saved = get_peft_model_state_dict(model, adapter_name=adapter)
+        besides = {k: t for k, t in saved.items() if not (k.startswith(inside) and k.rpartition(".")[2] in own)}
+        if both := sorted(besides.keys() & tensors.keys()):
+            raise ValueError(
+                f"several of the adapters save {both[0]!r} whole, of which there is no weighted sum; export each alone"
+            )
+        tensors |= besides
+    return tensors
+
+
 def _exactly(name: str) -> str:
     """A layer's name as a pattern of PEFT, which knows it without the wrapper's prefix."""
-    return re.escape(name.removeprefix("base_model.model."))
+    return re.escape(name.removeprefix(_PREFIX))

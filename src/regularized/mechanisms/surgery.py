@@ -8,6 +8,7 @@ from torch import nn
 
 __all__ = [
     "NoEffectWarning",
+    "check_called",
     "check_optimizer_is_current",
     "close_names",
     "match_modules",
@@ -118,6 +119,36 @@ def tied_parameters(model: nn.Module) -> dict[int, list[str]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return {key: owners for key, owners in names.items() if len(owners) > 1}
+
+
+_READ = {nn.MultiheadAttention: ("out_proj",), nn.TransformerEncoderLayer: ("linear1", "linear2")}
+
+
+def check_called(model: nn.Module, names: Iterable[str]) -> None:
+    """Refuse layers whose weight is read by what they are part of, instead of calling them: an adapter is passed by.
+
+    ``nn.MultiheadAttention`` reads ``out_proj`` always, ``nn.TransformerEncoderLayer`` its linear layers in evaluation.
+
+    Args:
+        model: what the layers are in.
+        names: their dotted names.
+
+    Raises:
+        ValueError: one of them is such a layer.
+
+    Examples:
+        >>> check_called(nn.Sequential(nn.Linear(3, 4)), ["0"])
+    """
+    for name in names:
+        owner, _, part = name.rpartition(".")
+        kind = next(
+            (k for k, parts in _READ.items() if isinstance(model.get_submodule(owner), k) and part in parts), None
+        )
+        if kind is not None:
+            raise ValueError(
+                f"layer {name!r} belongs to nn.{kind.__name__}, which reads its weight instead of calling it, so that "
+                "an adapter would be passed by; leave it out of target_modules"
+            )
 
 
 def check_optimizer_is_current(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -40,7 +40,7 @@ def test_file_gives_the_trained_model_exactly(dtype, tmp_path):
     base, model, adapter = tuned(dtype, total_steps=4, reselect_at=0.5)
     adapter.save(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["sparse_adapter.json", "sparse_adapter.safetensors"]
-    assert json.loads((tmp_path / "sparse_adapter.json").read_text())["format"] == 1
+    assert json.loads((tmp_path / "sparse_adapter.json").read_text())["format"] == 2
     loaded = SparseAdapter.load(tmp_path)
     fresh = copy.deepcopy(base)
     loaded.merge(fresh)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from regularized.fine_tuning.svfit import files
 from regularized.fine_tuning.svfit.files import load_svfit_state_dict, svfit_lora, svfit_state_dict
 from regularized.fine_tuning.svfit.identity import basis_witness, check_basis, relative_gap, weight_fingerprint
 from regularized.fine_tuning.svfit.layer import SingularValueShift, SVFitLayer, svfit_rank
@@ -424,8 +425,10 @@ def test_file_gives_the_same_model(tmp_path, basis):
 def test_file_is_tiny():
     model = nn.Sequential(nn.Linear(128, 128))
     inject_svfit(model)
-    size = sum(t.numel() * t.element_size() for t in svfit_state_dict(model).values())
+    state = svfit_state_dict(model)
+    size = sum(t.numel() * t.element_size() for t in state.values()) - state["checksum"].numel()
     assert size <= 128 * 4 + 32 + 5 * 8
+    assert state["checksum"].numel() == 32
 
 
 def test_file_with_basis_decomposes_nothing(monkeypatch):
@@ -461,8 +464,25 @@ def test_file_of_another_model_is_refused_and_changes_nothing():
         load_svfit_state_dict(shifted(copy.deepcopy(base)), state)
     witness = state["0.witness"].clone()
     witness[0] += 0.1
+    turned = {name: t for name, t in state.items() if name != "checksum"} | {"0.witness": witness}
     with pytest.raises(ValueError, match="other singular vectors"):
-        load_svfit_state_dict(base, {**state, "0.witness": witness})
+        load_svfit_state_dict(base, {**turned, "checksum": files._checksum(turned)})
+
+
+@pytest.mark.parametrize("basis", [False, True])
+def test_damaged_numbers_are_refused(basis):
+    """Fails when a flipped bit, a rounded type or a lost entry of the file is another adapter, silently."""
+    base = network()
+    state = svfit_state_dict(shifted(copy.deepcopy(base)), basis=basis)
+    for name, tensor in state.items():
+        flipped = tensor.clone()
+        flipped.reshape(-1).view(torch.uint8)[-1] ^= 1
+        with pytest.raises(ValueError, match=r"checksum is missing or differs.*again"):
+            load_svfit_state_dict(base, {**state, name: flipped})
+    for other in ({k: t for k, t in state.items() if k != "checksum"}, {**state, "0.shift": state["0.shift"].double()}):
+        with pytest.raises(ValueError, match="checksum is missing or differs"):
+            load_svfit_state_dict(base, other)
+    assert not list(svfit_layers(base))
 
 
 def test_witness_sees_directions_that_turned_into_each_other():

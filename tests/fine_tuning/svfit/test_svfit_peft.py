@@ -13,11 +13,12 @@ from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
-from regularized.fine_tuning.peft_host import export_lora, factor_layers
+from regularized.fine_tuning.peft_host import _FREE, export_lora, factor_layers
 from regularized.fine_tuning.peft_host import inject as host_inject
 from regularized.fine_tuning.svfit import peft as svfit_peft
 from regularized.fine_tuning.svfit.model import inject_svfit, svfit_layers, svfit_param_groups
 from regularized.fine_tuning.svfit.peft import SVFitConfig
+from regularized.mechanisms.sealed_files import write_settings
 
 
 class Net(nn.Module):
@@ -112,17 +113,21 @@ def test_another_base_model_is_refused(tmp_path):
         svfit_peft.load(other, tmp_path)
     config = tmp_path / "adapter_config.json"
     saved = json.loads(config.read_text())
+
+    def rewrite():
+        write_settings(config, saved, tmp_path / "adapter_model.safetensors", free=_FREE)
+
     saved["directions"]["one"]["gap"] = 1e-9
-    config.write_text(json.dumps(saved))
+    rewrite()
     with pytest.raises(ValueError, match=r"'one'.*nearly equal"):
         svfit_peft.load(net(), tmp_path)
     saved["directions"]["one"]["gap"] = 0.1
     saved["directions"]["one"]["witness"][0] += 0.2
-    config.write_text(json.dumps(saved))
+    rewrite()
     with pytest.raises(ValueError, match=r"'one'.*other singular vectors"):
         svfit_peft.load(net(), tmp_path)
     del saved["directions"]["one"]
-    config.write_text(json.dumps(saved))
+    rewrite()
     with pytest.raises(ValueError, match=r"do not know layer 'one'"):
         svfit_peft.load(net(), tmp_path)
 

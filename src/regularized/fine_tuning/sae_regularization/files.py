@@ -1,15 +1,13 @@
 """Files of sparse autoencoders: our own (safetensors and JSON), and those of SAELens. Nothing is unpickled."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from regularized.fine_tuning.sae_regularization.autoencoder import TopKSAE
+from regularized.mechanisms.sealed_files import load_sealed, read_settings, save_sealed
 
 __all__ = ["load_sae", "load_sae_lens", "save_sae"]
 
-_WEIGHTS, _CONFIG, _FORMAT = "sae.safetensors", "sae.json", 1
+_FORMAT = 2
 
 
 def save_sae(sae: TopKSAE, folder: str | Path) -> None:
@@ -26,12 +24,7 @@ def save_sae(sae: TopKSAE, folder: str | Path) -> None:
         >>> load_sae(folder)
         TopKSAE(num_inputs=8, num_features=32, k=4)
     """
-    from safetensors.torch import save_file
-
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in sae.state_dict().items()}, folder / _WEIGHTS)
-    (folder / _CONFIG).write_text(json.dumps({"format": _FORMAT, "k": sae.k}, indent=1), encoding="utf-8")
+    save_sealed(folder, "sae", sae.state_dict(), {"k": sae.k}, version=_FORMAT)
 
 
 def load_sae(folder: str | Path) -> TopKSAE:
@@ -42,17 +35,14 @@ def load_sae(folder: str | Path) -> TopKSAE:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the files were written by another version.
+        ValueError: the files are damaged, or were written by another version.
     """
-    from safetensors.torch import load_file
-
-    folder = Path(folder)
-    config: Mapping[str, Any] = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    if config.get("format") != _FORMAT:
-        raise ValueError(f"{folder} has format {config.get('format')}, this version reads {_FORMAT}")
-    tensors = load_file(folder / _WEIGHTS)
-    fired = tensors.pop("fired")
-    sae = TopKSAE.from_tensors(**tensors, k=config["k"])
+    config, tensors = load_sealed(folder, "sae", version=_FORMAT)
+    try:
+        fired = tensors.pop("fired")
+        sae = TopKSAE.from_tensors(**tensors, k=config["k"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the files in {folder} are not those of an autoencoder: {error}") from error
     sae.fired = fired
     return sae
 
@@ -67,11 +57,11 @@ def load_sae_lens(folder: str | Path) -> TopKSAE:
         folder: where the two files are.
 
     Raises:
-        ValueError: another architecture, or embeddings that are normalised at run time.
+        ValueError: another architecture, embeddings that are normalised at run time, or a damaged file.
         FileNotFoundError: a file is missing.
 
     Examples:
-        >>> import tempfile
+        >>> import json, tempfile
         >>> from safetensors.torch import save_file
         >>> folder = Path(tempfile.mkdtemp())
         >>> _ = (folder / "cfg.json").write_text(json.dumps({"architecture": "topk", "k": 2}))
@@ -82,11 +72,18 @@ def load_sae_lens(folder: str | Path) -> TopKSAE:
         >>> load_sae_lens(folder)
         TopKSAE(num_inputs=4, num_features=16, k=2, tied=False)
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder = Path(folder)
-    config = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
-    tensors = {name: tensor.float() for name, tensor in load_file(folder / "sae_weights.safetensors").items()}
+    config = read_settings(folder / "cfg.json")
+    try:
+        tensors = {name: tensor.float() for name, tensor in load_file(folder / "sae_weights.safetensors").items()}
+    except SafetensorError as error:
+        raise ValueError(f"{folder / 'sae_weights.safetensors'} is damaged: {error}; download it again") from error
+    needed = ["W_enc", "W_dec", "b_dec", *(["threshold"] if config.get("architecture") == "jumprelu" else [])]
+    if absent := [name for name in needed if name not in tensors]:
+        raise ValueError(f"{folder}: the autoencoder has no {', '.join(absent)}; there are {sorted(tensors)[:8]}")
     kind = config.get("architecture", "standard")
     if kind not in ("standard", "topk", "jumprelu"):
         raise ValueError(
@@ -106,16 +103,18 @@ def load_sae_lens(folder: str | Path) -> TopKSAE:
         norm = decoder.norm(dim=1)
         encoder, bias, decoder = encoder * norm[:, None], bias * norm, decoder / norm[:, None]
     # Older files keep k beside the name of the activation function, and call the architecture "standard".
-    arguments = config.get("activation_fn_kwargs") or config.get("activation_fn_kwargs_dict") or {}
-    k = config.get("k", arguments.get("k"))
+    arguments = config.get("activation_fn_kwargs") or config.get("activation_fn_kwargs_dict")
+    k = config.get("k", arguments.get("k") if isinstance(arguments, dict) else None)
     top_k = kind == "topk" or config.get("activation_fn", config.get("activation_fn_str")) == "topk"
-    if top_k and k is None:
-        raise ValueError(f"{folder}: a topk autoencoder whose cfg.json has no k; add it")
+    if top_k and not isinstance(k, int):
+        raise ValueError(
+            f"{folder}: a topk autoencoder whose cfg.json has no k, or none that is a number: {k!r}; add it"
+        )
     return TopKSAE.from_tensors(
         encoder,
         encoder_bias=bias,
         decoder=decoder,
         decoder_bias=shift,
         threshold=tensors["threshold"] if kind == "jumprelu" else None,
-        k=int(k) if top_k else None,
+        k=k if top_k else None,
     )

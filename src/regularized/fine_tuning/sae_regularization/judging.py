@@ -9,7 +9,6 @@ reader can see why a feature was taken out.
 """
 
 import hashlib
-import json
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from regularized.fine_tuning.sae_regularization.autoencoder import TopKSAE, usable_rows
+from regularized.mechanisms.sealed_files import load_sealed, save_sealed
 
 __all__ = [
     "Example",
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 ANSWERS = ("yes", "probably", "maybe", "no")
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Example(NamedTuple):
@@ -142,17 +142,9 @@ class FeatureMask:
 
     def save(self, folder: str | Path) -> None:
         """Write ``mask.safetensors`` and ``mask.json`` (judgements and provenance) into a folder."""
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({"mask": self.mask.to("cpu", torch.uint8).contiguous()}, folder / "mask.safetensors")
-        text = {
-            "format": _FORMAT,
-            "provenance": dict(self.provenance),
-            "judgements": {str(number): asdict(said) for number, said in self.judgements.items()},
-        }
-        (folder / "mask.json").write_text(json.dumps(text, indent=1, ensure_ascii=False), encoding="utf-8")
+        judgements = {str(number): asdict(said) for number, said in self.judgements.items()}
+        text = {"provenance": dict(self.provenance), "judgements": judgements}
+        save_sealed(folder, "mask", {"mask": self.mask.to(torch.uint8)}, text, version=_FORMAT)
 
     @classmethod
     def load(cls, folder: str | Path) -> "FeatureMask":
@@ -160,16 +152,14 @@ class FeatureMask:
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: the files were written by another version.
+            ValueError: the files are damaged, or were written by another version.
         """
-        from safetensors.torch import load_file
-
-        folder = Path(folder)
-        text = json.loads((folder / "mask.json").read_text(encoding="utf-8"))
-        if text.get("format") != _FORMAT:
-            raise ValueError(f"{folder} has format {text.get('format')}, this version reads {_FORMAT}")
-        judgements = {int(number): Judgement(**said) for number, said in text["judgements"].items()}
-        return cls(load_file(folder / "mask.safetensors")["mask"].bool(), judgements, text["provenance"])
+        text, tensors = load_sealed(folder, "mask", version=_FORMAT)
+        try:
+            judgements = {int(number): Judgement(**said) for number, said in text["judgements"].items()}
+            return cls(tensors["mask"].bool(), judgements, text["provenance"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"the files in {folder} are not those of a mask of features: {error}") from error
 
 
 def select_features(

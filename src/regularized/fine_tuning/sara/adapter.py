@@ -1,10 +1,10 @@
 """What a sparse fine-tuning has changed, as an object of its own: a small file, scaled, added to others, taken back.
 
-An adapter holds positions and learned values, and checksums of the weights that they belong to. Its file is
-``sparse_adapter.safetensors`` beside ``sparse_adapter.json``; nothing in it is ever unpickled.
+An adapter holds positions and learned values, and checksums of the weights that they belong to. Its files are
+``sparse_adapter.safetensors`` and ``sparse_adapter.json``, sealed by a checksum over both (see
+:mod:`regularized.mechanisms.sealed_files`); nothing in them is ever unpickled.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,14 @@ from regularized.fine_tuning.sara.entries import (
     read_entries,
     write_entries,
 )
+from regularized.mechanisms.sealed_files import load_sealed, save_sealed
 
 __all__ = ["Change", "SparseAdapter", "combine_adapters"]
 
 # Shapes: K entries of one parameter.
 
 NAME = "sparse_adapter"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,18 +199,13 @@ class SparseAdapter:
         Args:
             folder: where to.
         """
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors, parameters = {}, {}
         for name, change in self.changes.items():
-            tensors[f"{name}.index"] = change.index.cpu().contiguous()
-            tensors[f"{name}.values"] = change.values.cpu().contiguous()
+            tensors[f"{name}.index"], tensors[f"{name}.values"] = change.index, change.values
             parameters[name] = {"shape": list(change.shape), "frozen": change.frozen, "start": change.start}
-        save_file(tensors, folder / f"{NAME}.safetensors")
-        content = {"format": FORMAT, "threshold": repr(self.threshold), "parameters": parameters}
-        (folder / f"{NAME}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+        save_sealed(
+            folder, NAME, tensors, {"threshold": repr(self.threshold), "parameters": parameters}, version=FORMAT
+        )
 
     @classmethod
     def load(cls, folder: Path | str) -> "SparseAdapter":
@@ -218,15 +214,8 @@ class SparseAdapter:
         Raises:
             ValueError: a file is missing, damaged, or of another format.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        folder = Path(folder)
         try:
-            content = json.loads((folder / f"{NAME}.json").read_text(encoding="utf-8"))
-            tensors = load_file(folder / f"{NAME}.safetensors")
-            if content["format"] != FORMAT:
-                raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
+            content, tensors = load_sealed(folder, NAME, version=FORMAT)
             changes = {
                 name: Change(
                     tuple(entry["shape"]),
@@ -238,7 +227,7 @@ class SparseAdapter:
                 for name, entry in content["parameters"].items()
             }
             threshold = float(content["threshold"])
-        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"there is no readable adapter in {folder}: {error}") from error
         for name, change in changes.items():
             if change.index.shape != change.values.shape:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regularized.mechanisms.surgery import match_modules, tied_parameters
+from regularized.mechanisms.surgery import check_called, match_modules, tied_parameters
 from regularized.mechanisms.svd import thin_svd, weight_matrix
 
 __all__ = ["SingularFactors", "SorsaLinear", "inject_sorsa", "merge_sorsa"]
@@ -221,8 +221,8 @@ def inject_sorsa(
         Names of the layers.
 
     Raises:
-        ValueError: nothing matches, with close names; a layer was injected before; a layer shares its weight; or as
-            :meth:`SorsaLinear.of`. The model is left as it was.
+        ValueError: nothing matches, with close names; a layer was injected before; a layer shares its weight, or its
+            weight is read without calling it; or as :meth:`SorsaLinear.of`. The model is left as it was.
         TypeError: a matching layer is not linear, or is quantized.
 
     Examples:
@@ -237,6 +237,7 @@ def inject_sorsa(
     chosen = match_modules(model, target_modules)
     if not chosen:
         raise ValueError(f"{type(model).__name__} has no layer to split: target_modules is {target_modules!r}")
+    check_called(model, chosen)
     tied = {owner for owners in tied_parameters(model).values() for owner in owners}
     layers = {}
     for name, module in chosen.items():  # all of them first, so that an error leaves the model as it was

@@ -4,6 +4,7 @@ Whether a file meets the weight and the basis that it was learned in is checked,
 :mod:`regularized.fine_tuning.svfit.identity`.
 """
 
+import hashlib
 from collections.abc import Mapping
 
 import torch
@@ -27,7 +28,8 @@ def svfit_state_dict(model: nn.Module, *, basis: bool = False) -> dict[str, Tens
 
     Returns:
         Tensors only, for ``safetensors.torch.save_file``. For each layer ``shift``, the ``fingerprint`` of the weight
-        and the ``witness`` of the basis; with ``basis`` also ``left``, ``values``, ``right`` and ``gap``.
+        and the ``witness`` of the basis; with ``basis`` also ``left``, ``values``, ``right`` and ``gap``. For all of
+        them together a ``checksum``.
 
     Raises:
         ValueError: the singular values at a cut are nearly equal and ``basis`` is False.
@@ -37,7 +39,7 @@ def svfit_state_dict(model: nn.Module, *, basis: bool = False) -> dict[str, Tens
         >>> model = nn.Sequential(nn.Linear(6, 4))
         >>> _ = inject_svfit(model, rank=2)
         >>> sorted(svfit_state_dict(model))
-        ['0.fingerprint', '0.shift', '0.witness']
+        ['0.fingerprint', '0.shift', '0.witness', 'checksum']
     """
     state: dict[str, Tensor] = {}
     for name, layer in svfit_layers(model):
@@ -53,7 +55,7 @@ def svfit_state_dict(model: nn.Module, *, basis: bool = False) -> dict[str, Tens
             parts = {"left": d.left, "values": d.values, "right": d.right}
             state |= {f"{name}.{part}": tensor.clone() for part, tensor in parts.items()}
             state[f"{name}.gap"] = torch.tensor(d.gap)
-    return state
+    return {**state, "checksum": _checksum(state)}
 
 
 def load_svfit_state_dict(model: nn.Module, state: Mapping[str, Tensor], *, decay: Decay = "shift") -> list[str]:
@@ -68,8 +70,8 @@ def load_svfit_state_dict(model: nn.Module, state: Mapping[str, Tensor], *, deca
         Names of the adapted layers.
 
     Raises:
-        ValueError: a layer is missing, its weight is not the one of the training, or without a stored basis its
-            decomposition is another one; the model is left without adapter.
+        ValueError: the state is damaged; a layer is missing, its weight is not the one of the training, or without a
+            stored basis its decomposition is another one; the model is left without adapter.
 
     Examples:
         >>> from regularized.fine_tuning.svfit import inject_svfit
@@ -79,6 +81,12 @@ def load_svfit_state_dict(model: nn.Module, state: Mapping[str, Tensor], *, deca
         >>> load_svfit_state_dict(base, svfit_state_dict(trained))
         ['0']
     """
+    content = {name: tensor for name, tensor in state.items() if name != "checksum"}
+    if "checksum" not in state or not torch.equal(state["checksum"].cpu(), _checksum(content)):
+        raise ValueError(
+            "the adapter's checksum is missing or differs: it is damaged, was edited, or rounded to another type. Save "
+            "or download it again"
+        )
     names = sorted(key.removesuffix(".shift") for key in state if key.endswith(".shift"))
     modules = dict(model.named_modules())
     if absent := [name for name in names if name not in modules]:
@@ -120,3 +128,13 @@ def svfit_lora(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
         (torch.Size([2, 6]), torch.Size([4, 2]))
     """
     return {name: layer.directions.lora() for name, layer in svfit_layers(model)}
+
+
+def _checksum(state: Mapping[str, Tensor]) -> Tensor:
+    """(32,) uint8, SHA-256 of names, types and values."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        values = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}{values.dtype}{tuple(values.shape)}".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return torch.tensor(list(digest.digest()), dtype=torch.uint8)

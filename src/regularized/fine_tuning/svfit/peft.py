@@ -50,6 +50,7 @@ class HostedSVFit(FactorLayer, SingularValues):
 
     trainable = ("svfit_trained",)
     frozen = _BASIS
+    known = ("decays",)
 
     svfit_trained: nn.ParameterDict
     svfit_left: Any  # buffers by adapter
@@ -73,11 +74,11 @@ class HostedSVFit(FactorLayer, SingularValues):
         self, adapter_name: str, r: int, lora_alpha: float = 1.0, *, config: FactorConfig, **settings: Any
     ) -> None:
         """Add an adapter to this layer; at loading, find its directions again and make sure that they are the same."""
-        name = str(settings.get("target_name") or "")
+        name = self.name
         check_adaptable(self.get_base_layer(), name)
         super().update_layer(adapter_name, r, lora_alpha, config=config, **settings)
         assert isinstance(config, SVFitConfig)
-        self.decays = {**getattr(self, "decays", {}), adapter_name: config.decay}
+        self.decays[adapter_name] = config.decay
         if config.init_lora_weights:
             self._identify(adapter_name, config, name)
         else:
