@@ -28,6 +28,7 @@ from regularized.fine_tuning.sae_regularization.judging import (
 from regularized.fine_tuning.sae_regularization.penalty import FeatureRemoval, SelfReg, feature_penalty
 from regularized.fine_tuning.sae_regularization.procedure import SAETraining, falling_k
 from regularized.fine_tuning.sae_regularization.term import SelfRegularization
+from regularized.mechanisms.sealed_files import save_sealed
 from regularized.papers.sae_regularization import conformance, experiment
 from regularized.training import CrossEntropy, TensorData, Trainer
 
@@ -498,6 +499,12 @@ def test_judging_by_a_language_model_end_to_end(tmp_path):
     assert SelfReg(sae, again).removal.activations(x).shape == (6, 1)
     assert {path.name for path in (tmp_path / "mask").iterdir()} == {"mask.safetensors", "mask.json"}
     text = json.loads((tmp_path / "mask" / "mask.json").read_text())
+    (tmp_path / "mask" / "mask.json").write_text(json.dumps({**text, "provenance": {}}))
+    with pytest.raises(ValueError, match="checksum"):
+        FeatureMask.load(tmp_path / "mask")
+    save_sealed(tmp_path / "wrong", "mask", {"mask": torch.ones(3)}, {"judgements": [1], "provenance": 0}, version=2)
+    with pytest.raises(ValueError, match="not those of a mask"):
+        FeatureMask.load(tmp_path / "wrong")
     (tmp_path / "mask" / "mask.json").write_text(json.dumps({**text, "format": 99}))
     with pytest.raises(ValueError, match="format 99"):
         FeatureMask.load(tmp_path / "mask")
@@ -543,6 +550,18 @@ def test_autoencoder_survives_its_files(changes, tmp_path):
     assert torch.equal(again(x), sae(x))
     assert torch.equal(again.fired, sae.fired)
     assert not any(p.requires_grad for p in again.parameters())
+    text = (tmp_path / "sae.json").read_text()
+    for damaged in (text.replace('"k"', '"q"'), text.replace('"format"', '"farmat"'), text[:-3], "[]"):
+        (tmp_path / "sae.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"checksum|format|damaged"):
+            load_sae(tmp_path)
+    for wrong in (
+        {"encoder": torch.ones(2, 2)},
+        {"fired": torch.ones(2), "encoder": torch.ones(2), "x": torch.ones(1)},
+    ):
+        save_sealed(tmp_path / "wrong", "sae", wrong, {"k": 2}, version=2)
+        with pytest.raises(ValueError, match=r"not those of an autoencoder"):
+            load_sae(tmp_path / "wrong")
     (tmp_path / "sae.json").write_text('{"format": 7, "k": 2}')
     with pytest.raises(ValueError, match="format 7"):
         load_sae(tmp_path)
@@ -592,6 +611,10 @@ def test_autoencoders_of_sae_lens(config, tmp_path):
         ({"architecture": "gated"}, "'gated' is not one of"),
         ({"architecture": "topk", "k": 2, "normalize_activations": "layer_norm"}, "layer_norm"),
         ({"architecture": "topk"}, "has no k"),
+        ({"architecture": "topk", "k": "two"}, "none that is a number"),
+        ({"architecture": "topk", "activation_fn_kwargs": "k=2"}, "has no k"),
+        ({"architecture": "jumprelu"}, "has no threshold"),
+        ([], "damaged"),
     ],
 )
 def test_autoencoders_that_are_refused(config, says, tmp_path):

@@ -12,6 +12,7 @@ from regularized.evidence.models import mlp, seeded
 from regularized.fine_tuning.sara.adapter import SparseAdapter, combine_adapters
 from regularized.fine_tuning.sara.entries import checksum, checksum_of_rest
 from regularized.fine_tuning.sara.term import SaRA
+from regularized.mechanisms.sealed_files import save_sealed
 
 
 def tuned(dtype=torch.float32, seed=0, **settings):
@@ -49,6 +50,58 @@ def test_file_gives_the_trained_model_exactly(dtype, tmp_path):
     loaded.unmerge(fresh)
     assert torch.equal(weights(fresh), weights(base))
     assert loaded.num_entries == adapter.num_entries
+
+
+def test_no_damaged_byte_is_believed(tmp_path):
+    """Fails when a flipped bit of a value, a position or a setting loads as another change, or with a raw error."""
+    tuned()[2].save(tmp_path)
+    flips = 0
+    for file in sorted(tmp_path.iterdir()):
+        whole = file.read_bytes()
+        for place in range(0, len(whole), 13):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << place % 7
+            file.write_bytes(damaged)
+            try:
+                same = file.suffix == ".json" and json.loads(damaged) == json.loads(whole)
+            except ValueError:
+                same = False
+            if not same:
+                flips += 1
+                with pytest.raises(ValueError, match="there is no readable adapter"):
+                    SparseAdapter.load(tmp_path)
+        file.write_bytes(whole)
+    assert flips > 100
+    SparseAdapter.load(tmp_path)
+
+
+WEIGHT = {"shape": [2, 2], "frozen": 1, "start": 1}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "index", "values"),
+    [
+        ([WEIGHT], torch.tensor([0]), torch.ones(1)),
+        ({"w": 3}, torch.tensor([0]), torch.ones(1)),
+        ({"w": WEIGHT | {"shape": 4}}, torch.tensor([0]), torch.ones(1)),
+        ({"w": WEIGHT | {"shape": ["a"]}}, torch.tensor([0]), torch.ones(1)),
+        ({"w": WEIGHT | {"frozen": "x"}}, torch.tensor([0]), torch.ones(1)),
+        ({"v": WEIGHT}, torch.tensor([0]), torch.ones(1)),
+        ({}, torch.tensor([0]), torch.ones(1)),
+        ({"w": WEIGHT}, torch.tensor([4]), torch.ones(1)),
+        ({"w": WEIGHT}, torch.tensor([-1]), torch.ones(1)),
+        ({"w": WEIGHT}, torch.tensor([0.0]), torch.ones(1)),
+        ({"w": WEIGHT}, torch.tensor([[0]]), torch.ones(1, 1)),
+        ({"w": WEIGHT}, torch.tensor([0, 1]), torch.ones(1)),
+        ({"w": WEIGHT}, torch.tensor([0]), torch.ones(1, dtype=torch.int32)),
+    ],
+)
+def test_a_file_that_nobody_wrote_is_refused(tmp_path, parameters, index, values):
+    """Fails when a hostile file, whole by its checksum, leaks an error of dictionaries or tensors, or is taken."""
+    tensors = {"w.index": index, "w.values": values}
+    save_sealed(tmp_path, "sparse_adapter", tensors, {"threshold": "0.1", "parameters": parameters}, version=2)
+    with pytest.raises(ValueError, match=r"adapter"):
+        SparseAdapter.load(tmp_path)
 
 
 def test_scaling():

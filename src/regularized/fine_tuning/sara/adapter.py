@@ -230,11 +230,8 @@ class SparseAdapter:
         except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"there is no readable adapter in {folder}: {error}") from error
         for name, change in changes.items():
-            if change.index.shape != change.values.shape:
-                raise ValueError(
-                    f"the adapter in {folder} is damaged: {name} has {len(change.index)} positions and "
-                    f"{len(change.values)} values"
-                )
+            if problem := _impossible(change):
+                raise ValueError(f"the adapter in {folder} cannot be: {name} has {problem}")
         return cls(changes, threshold=threshold)
 
     # -- elsewhere ---------------------------------------------------------------------------------
@@ -356,6 +353,20 @@ def combine_adapters(model: nn.Module, adapters: Sequence[SparseAdapter], scales
         frozen = checksum_of_rest(parameter, union)
         changes[name] = Change(tuple(parameter.shape), positions, values, frozen, checksum(start, union))
     return SparseAdapter(changes)
+
+
+def _impossible(change: Change) -> str:
+    """What is wrong with a change that was read from a file; empty where nothing is."""
+    index, values = change.index, change.values
+    if index.ndim != 1 or index.dtype not in (torch.int32, torch.int64) or not values.is_floating_point():
+        return f"positions of type {index.dtype} and shape {tuple(index.shape)}, and values of type {values.dtype}"
+    if index.shape != values.shape:
+        return f"{len(index)} positions and {values.numel()} values"
+    if not all(isinstance(number, int) for number in (*change.shape, change.frozen, change.start)):
+        return f"shape {change.shape} and checksums {change.frozen!r}, {change.start!r}"
+    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < _numel(change.shape):
+        return f"positions from {int(index.min())} to {int(index.max())} in a tensor of shape {change.shape}"
+    return ""
 
 
 def _numel(shape: Sequence[int]) -> int:
