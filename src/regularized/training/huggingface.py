@@ -95,7 +95,7 @@ class TermsTrainer(transformers.Trainer):
     Examples:
         >>> import tempfile
         >>> from regularized.training import CrossEntropy
-        >>> from regularized.noisy_labels.early_learning.loss import EarlyLearning
+        >>> from regularized.noisy_labels.early_learning import EarlyLearning
         >>> config = transformers.BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
         ...                                  intermediate_size=8, num_labels=2)
         >>> model = transformers.BertForSequenceClassification(config)

@@ -98,7 +98,7 @@ class TermsModule(pl.LightningModule):
         >>> from functools import partial
         >>> from torch.utils.data import DataLoader, TensorDataset
         >>> from regularized.training import CrossEntropy, IndexedDataset, cosine
-        >>> from regularized.noisy_labels.early_learning.loss import EarlyLearning
+        >>> from regularized.noisy_labels.early_learning import EarlyLearning
         >>> data = IndexedDataset(TensorDataset(torch.randn(40, 6), torch.randint(3, (40,))))
         >>> module = TermsModule(
         ...     nn.Linear(6, 3),

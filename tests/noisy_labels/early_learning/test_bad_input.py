@@ -7,7 +7,8 @@ import torch
 from tests.bad_input import assert_refused, refused
 from torch import Tensor
 
-from regularized.noisy_labels.early_learning.loss import EarlyLearning, EarlyLearningLoss
+from regularized.noisy_labels.early_learning.loss import EarlyLearningLoss
+from regularized.noisy_labels.early_learning.term import EarlyLearning
 from regularized.papers.early_learning.contract import CLASSES, TASK, elr_plus
 
 

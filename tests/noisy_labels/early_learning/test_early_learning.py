@@ -22,7 +22,9 @@ from torch.nn import functional as F
 from regularized.evidence.conformance import Case, UnknownCase
 from regularized.evidence.datasets import digits, flip_labels
 from regularized.evidence.models import mlp, seeded
-from regularized.noisy_labels.early_learning.loss import EarlyLearning, EarlyLearningLoss, early_learning_penalty
+from regularized.noisy_labels.early_learning.loss import EarlyLearningLoss
+from regularized.noisy_labels.early_learning.penalty import early_learning_penalty
+from regularized.noisy_labels.early_learning.term import EarlyLearning
 from regularized.papers.early_learning import conformance
 from regularized.training.data import TensorData
 from regularized.training.objective import Objective

@@ -19,11 +19,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from regularized.mechanisms.ema import ramped_decay
 from regularized.mechanisms.mixup import Mix, draw_mix
 from regularized.noisy_labels.early_learning.loss import EarlyLearningLoss
-from regularized.noisy_labels.early_learning.procedure import (
-    EarlyLearningPlus,
-    EarlyLearningPlusLoss,
-    early_learning_plus_loss,
-)
+from regularized.noisy_labels.early_learning.plus_loss import EarlyLearningPlusLoss, early_learning_plus_loss
+from regularized.noisy_labels.early_learning.procedure import EarlyLearningPlus
 from regularized.training.data import TensorData
 from regularized.training.progress import Progress, gaussian_ramp, piecewise
 from regularized.training.randomness import mix as mix_seeds

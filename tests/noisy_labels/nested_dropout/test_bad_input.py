@@ -10,6 +10,7 @@ from torch import nn
 
 from regularized.mechanisms.surgery import NoEffectWarning
 from regularized.noisy_labels.co_teaching import CoTeaching, forget_schedule, num_kept
+from regularized.noisy_labels.nested_dropout.cutting import cut_to_width
 from regularized.noisy_labels.nested_dropout.layer import (
     NestedDropout,
     NestedLinear,
@@ -17,7 +18,8 @@ from regularized.noisy_labels.nested_dropout.layer import (
     nest_classifier,
     width_distribution,
 )
-from regularized.noisy_labels.nested_dropout.width import NestedWidth, cut_to_width, select_width
+from regularized.noisy_labels.nested_dropout.term import NestedWidth
+from regularized.noisy_labels.nested_dropout.width import select_width
 from regularized.papers.nested_dropout.contract import CLASSES, FEATURES, HIDDEN, SGD, TASK, small_batches
 
 

@@ -20,15 +20,10 @@ from torch import nn
 from regularized.evidence.models import resnet18
 from regularized.mechanisms.surgery import NoEffectWarning
 from regularized.noisy_labels.nested_dropout import width as nested_width
+from regularized.noisy_labels.nested_dropout.cutting import FirstChannels, cut_to_width
 from regularized.noisy_labels.nested_dropout.layer import NestedDropout, NestedLinear, nested_layers
-from regularized.noisy_labels.nested_dropout.width import (
-    FirstChannels,
-    NestedWidth,
-    best_width,
-    cut_to_width,
-    select_width,
-    width_accuracies,
-)
+from regularized.noisy_labels.nested_dropout.term import NestedWidth
+from regularized.noisy_labels.nested_dropout.width import best_width, select_width, width_accuracies
 from regularized.training.data import TensorData
 from regularized.training.step import Batch
 

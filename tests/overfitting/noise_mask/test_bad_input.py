@@ -7,11 +7,9 @@ import torch
 from tests.bad_input import assert_refused, refused
 from torch import Tensor, nn
 
-from regularized.overfitting.noise_mask.procedure import (
-    NoiseMask,
-    NoiseMaskPretraining,
-    noise_mask_objective,
-)
+from regularized.overfitting.noise_mask.layer import NoiseMask
+from regularized.overfitting.noise_mask.loss import noise_mask_objective
+from regularized.overfitting.noise_mask.procedure import NoiseMaskPretraining
 from regularized.papers.noise_mask.contract import small_policy
 
 

@@ -11,14 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from regularized.overfitting.noise_mask.procedure import (
-    BetaMaskPolicy,
-    NoiseMask,
-    NoiseMaskPretraining,
-    beta_log_density,
-    gaussian_blur,
-    noise_mask_objective,
-)
+from regularized.overfitting.noise_mask.layer import BetaMaskPolicy, NoiseMask, gaussian_blur
+from regularized.overfitting.noise_mask.loss import beta_log_density, noise_mask_objective
+from regularized.overfitting.noise_mask.procedure import NoiseMaskPretraining
 from regularized.training.data import TensorData
 
 

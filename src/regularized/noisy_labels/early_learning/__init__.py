@@ -1,16 +1,10 @@
 """Early-Learning Regularization Prevents Memorization of Noisy Labels."""
 
-from regularized.noisy_labels.early_learning.loss import (
-    EarlyLearning,
-    EarlyLearningLoss,
-    PredictionHistory,
-    early_learning_penalty,
-)
-from regularized.noisy_labels.early_learning.procedure import (
-    EarlyLearningPlus,
-    EarlyLearningPlusLoss,
-    early_learning_plus_loss,
-)
+from regularized.noisy_labels.early_learning.loss import EarlyLearningLoss
+from regularized.noisy_labels.early_learning.penalty import PredictionHistory, early_learning_penalty
+from regularized.noisy_labels.early_learning.plus_loss import EarlyLearningPlusLoss, early_learning_plus_loss
+from regularized.noisy_labels.early_learning.procedure import EarlyLearningPlus
+from regularized.noisy_labels.early_learning.term import EarlyLearning
 
 __all__ = [
     "EarlyLearning",

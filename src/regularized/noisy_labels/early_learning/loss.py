@@ -24,158 +24,18 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from regularized.mechanisms.distributed import gather_rows
-from regularized.mechanisms.sample_history import check_index, store_rows
-from regularized.training.progress import Coefficient, as_schedule
-from regularized.training.step import Step
-from regularized.training.terms import Term
+from regularized.mechanisms.sample_history import check_index
+from regularized.noisy_labels.early_learning.penalty import Regulariser, check_strength, early_learning_penalty
 
-__all__ = ["EarlyLearning", "EarlyLearningLoss", "PredictionHistory", "early_learning_penalty"]
+__all__ = ["EarlyLearningLoss"]
 
 # Shapes: B samples of a batch, N samples of the training set, C classes.
 
 
-def early_learning_penalty(probabilities: Tensor, history: Tensor) -> Tensor:
-    """The regulariser of each sample, ``log(1 - <t, p>)``.
-
-    Its gradient lowers the loss where the prediction agrees with the history: with t fixed and p = softmax(z), the
-    derivative by ``z_c`` is ``p_c (<t, p> - t_c) / (1 - <t, p>)``, negative for the class that t favours. Late in
-    training it cancels the pull of cross-entropy towards a wrong label.
-
-    Args:
-        probabilities: (B, C) predictions p, below 1; float32 or wider, since ``1 - <t, p>`` is 0 in half precision.
-        history: (B, C) rows t of the running average, constant.
-
-    Returns:
-        (B,) values in [log(1 - max p), 0]: negative by nature.
-
-    Examples:
-        >>> p = torch.tensor([[0.5, 0.5]])
-        >>> early_learning_penalty(p, history=p).exp()
-        tensor([0.5000])
-    """
-    return torch.log1p(-(history * probabilities).sum(dim=1))
-
-
-class PredictionHistory(nn.Module):
-    """Running average of the predictions for each training sample.
-
-    Args:
-        num_samples: N, length of the data set that the index counts in.
-        num_classes: C.
-        momentum: share of the old average that stays at each visit, in [0, 1]; 0 keeps the last prediction only, 1
-            never learns anything.
-
-    Attributes:
-        history: (N, C) buffer, float32; zero at the start. After k visits a row sums to ``1 - momentum**k``.
-
-    Raises:
-        ValueError: ``num_samples`` < 1, ``num_classes`` < 2, or ``momentum`` outside [0, 1].
-
-    Examples:
-        >>> average = PredictionHistory(num_samples=3, num_classes=2, momentum=0.5)
-        >>> average.update(torch.tensor([2]), torch.tensor([[0.2, 0.8]]))
-        tensor([[0.1000, 0.4000]])
-        >>> average.suspected_label_errors(torch.tensor([0, 0, 0]))
-        tensor([False, False,  True])
-    """
-
-    history: Tensor
-
-    def __init__(self, num_samples: int, num_classes: int, *, momentum: float) -> None:
-        super().__init__()
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, the length of the data set; got {num_samples}")
-        if num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
-        if not 0.0 <= momentum <= 1.0:
-            raise ValueError(f"momentum must be in [0, 1], got {momentum}")
-        self.num_samples = num_samples
-        self.num_classes = num_classes
-        self.momentum = momentum
-        self.register_buffer("history", torch.zeros(num_samples, num_classes))
-
-    @torch.no_grad()
-    def update(self, index: Tensor, probabilities: Tensor) -> Tensor:
-        """Average new predictions into the rows of a batch; of a sample that occurs twice the last one counts.
-
-        With several processes all of them learn all new rows, so that every process holds the same table.
-
-        Args:
-            index: (B,) int64 positions in the training set.
-            probabilities: (B, C) predictions; they are normalised to sum 1 here.
-
-        Returns:
-            (B, C) the rows after the update.
-        """
-        index = index.to(self.history.device)
-        share = probabilities / probabilities.sum(dim=1, keepdim=True)
-        new = self.history.index_select(0, index).to(share.dtype).lerp_(share, 1.0 - self.momentum)
-        every_index, every_row = gather_rows(index, new)
-        stored = store_rows(self.history, every_index, every_row)
-        return stored if every_index is index else self.history.index_select(0, index)
-
-    def suspected_label_errors(self, labels: Tensor) -> Tensor:
-        """Which training labels the model's own history contradicts: ``argmax t != label``. For use after training.
-
-        Args:
-            labels: (N,) class labels that the model was trained with, in the order of the index.
-
-        Returns:
-            (N,) bool on the device of ``labels``; False for samples that were never visited.
-
-        Raises:
-            ValueError: ``labels`` is not of shape (N,).
-        """
-        if labels.shape != (self.num_samples,):
-            raise ValueError(
-                f"suspected_label_errors needs the labels of the whole training set, shape ({self.num_samples},), "
-                f"got {tuple(labels.shape)}"
-            )
-        best, predicted = self.history.max(dim=1)
-        return ((predicted != labels.to(predicted.device)) & (best > 0)).to(labels.device)
-
-    def extra_repr(self) -> str:
-        """Settings, for ``repr``."""
-        return f"num_samples={self.num_samples}, num_classes={self.num_classes}, momentum={self.momentum}"
-
-    def check_logits(self, logits: Tensor) -> None:
-        """Refuse logits of another shape, or on another device, than the history.
-
-        Raises:
-            ValueError: with what was given and what is needed.
-        """
-        owner = type(self).__name__
-        if logits.ndim != 2 or logits.shape[1] != self.num_classes:
-            raise ValueError(
-                f"{owner} was built with num_classes={self.num_classes} and needs logits of shape "
-                f"(B, {self.num_classes}), got {tuple(logits.shape)}"
-            )
-        if logits.device != self.history.device:
-            raise ValueError(
-                f"the logits are on {logits.device}, the history of {owner} is on {self.history.device}; "
-                f"move it once with .to({str(logits.device)!r})"
-            )
-
-
-class _Regulariser(PredictionHistory):
-    """The part that the loss and the term share: log-probabilities and index to the penalty of each sample."""
-
-    def __init__(self, num_samples: int, num_classes: int, *, momentum: float, eps: float) -> None:
-        super().__init__(num_samples, num_classes, momentum=momentum)
-        check_eps(eps, num_classes)
-        self.eps = eps
-
-    def penalties(self, log_probabilities: Tensor, index: Tensor) -> Tensor:
-        """(B, C) log-probabilities, float32 or wider, to (B,) penalties; the history is updated first, then used."""
-        p = log_probabilities.exp().clamp(self.eps, 1.0 - self.eps)
-        return early_learning_penalty(p, self.update(index, p.detach()))
-
-
-class EarlyLearningLoss(_Regulariser):
+class EarlyLearningLoss(Regulariser):
     """Cross-entropy plus early-learning regularisation: a loss for training on partly wrong labels.
 
     ``mean_b [ CE(z_b, y_b) + strength * log(1 - <t_b, p_b>) ]``. The total is often *negative* (down to about -9
@@ -208,7 +68,7 @@ class EarlyLearningLoss(_Regulariser):
 
     Examples:
         >>> x, y = torch.randn(400, 64), torch.randint(10, (400,))
-        >>> model = nn.Linear(64, 10)
+        >>> model = torch.nn.Linear(64, 10)
         >>> criterion = EarlyLearningLoss(num_samples=400, num_classes=10)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
         >>> for index in torch.randperm(400).split(100):
@@ -285,62 +145,6 @@ class EarlyLearningLoss(_Regulariser):
         return f"{super().extra_repr()}, strength={self.strength}, eps={self.eps}"
 
 
-class EarlyLearning(_Regulariser):
-    """The regulariser alone, as a term beside ``CrossEntropy`` in the loop; ``weight`` is the paper's lambda.
-
-    Args:
-        num_samples: N, length of the training set.
-        num_classes: C.
-        weight: coefficient, a number >= 0 or a schedule; default 3, see :class:`EarlyLearningLoss`.
-        momentum: share of the old average that stays, in [0, 1]; default 0.7.
-        eps: probabilities are clamped to [eps, 1 - eps]; default 1e-4.
-
-    Raises:
-        ValueError: a setting is outside its range, or the batch has no index.
-
-    Examples:
-        >>> from regularized.training.progress import Progress
-        >>> from regularized.training.step import Batch
-        >>> term = EarlyLearning(num_samples=6, num_classes=2)
-        >>> batch = Batch.of((torch.zeros(4, 3), torch.tensor([0, 1, 0, 1]), torch.tensor([5, 0, 1, 2])))
-        >>> step = Step(nn.Linear(3, 2, bias=False), batch, Progress(0, 1))
-        >>> torch.allclose(term(step), 4 * torch.log(torch.tensor(1 - 0.3 / 2)))
-        True
-    """
-
-    per_step = False
-    taps: tuple[str, ...] = ()
-    count = Term.count
-
-    def __init__(
-        self,
-        num_samples: int,
-        num_classes: int,
-        *,
-        weight: Coefficient = 3.0,
-        momentum: float = 0.7,
-        eps: float = 1e-4,
-    ) -> None:
-        super().__init__(num_samples, num_classes, momentum=momentum, eps=eps)
-        as_schedule(weight, name="weight")
-        if not callable(weight):
-            check_strength(weight, name="weight")
-        self.weight = weight
-
-    def forward(self, step: Step) -> Tensor:
-        """Sum of the penalties over the batch; 0 in ``eval()`` mode, where nothing is recorded."""
-        log_p = step.log_probabilities
-        self.check_logits(log_p)
-        if not self.training:
-            return log_p.new_zeros(())
-        check_index(step.index, self.num_samples, owner="EarlyLearning", batch_size=len(log_p))
-        return self.penalties(log_p, step.index).sum()
-
-    def extra_repr(self) -> str:
-        """Settings, for ``repr``."""
-        return f"{super().extra_repr()}, weight={self.weight}, eps={self.eps}"
-
-
 class _ClosedForm(torch.autograd.Function):
     """``mean CE + strength * mean log(1 - <t, p>)`` with its gradient by the logits, which is known in closed form.
 
@@ -393,21 +197,6 @@ _SUM, _IGNORED = 2, -100  # torch's number for reduction="sum", and the ignore_i
 def _log_softmax(logits: Tensor) -> Tensor:
     # float32 at least: in half precision 1 - <t, p> rounds to 0 and its logarithm to -inf.
     return F.log_softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
-
-
-def check_strength(strength: float, *, name: str = "strength") -> None:
-    """Refuse a coefficient that is negative or not finite: it would push predictions away from their history."""
-    as_schedule(strength, name=name)
-    if strength < 0:
-        raise ValueError(f"{name} must be >= 0, got {strength}; 0 switches the regulariser off")
-
-
-def check_eps(eps: float, num_classes: int) -> None:
-    """Refuse a clamp that is 0 (the logarithm could be -inf) or that the uniform prediction would touch."""
-    if not 0.0 < eps < 1.0 / num_classes:
-        raise ValueError(
-            f"eps must be in (0, 1/num_classes) = (0, {1 / num_classes:.4g}), got {eps}; the official code uses 1e-4"
-        )
 
 
 def warn_of_probabilities(logits: Tensor, *, owner: str) -> None:

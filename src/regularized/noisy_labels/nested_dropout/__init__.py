@@ -1,5 +1,6 @@
 """Compressing Features for Learning with Noisy Labels."""
 
+from regularized.noisy_labels.nested_dropout.cutting import cut_to_width
 from regularized.noisy_labels.nested_dropout.layer import (
     NestedDropout,
     NestedLinear,
@@ -7,13 +8,8 @@ from regularized.noisy_labels.nested_dropout.layer import (
     nest_classifier,
     width_distribution,
 )
-from regularized.noisy_labels.nested_dropout.width import (
-    NestedWidth,
-    best_width,
-    cut_to_width,
-    select_width,
-    width_accuracies,
-)
+from regularized.noisy_labels.nested_dropout.term import NestedWidth
+from regularized.noisy_labels.nested_dropout.width import best_width, select_width, width_accuracies
 
 __all__ = [
     "NestedDropout",

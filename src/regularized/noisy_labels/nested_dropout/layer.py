@@ -20,8 +20,8 @@ k*         ``keep``                 width for evaluation: argmax of accuracy(k) 
 
 Paper and code differ: the text speaks of a Gaussian of standard deviation sigma, the code's exponent has no factor 1/2.
 We follow the code, because the published values of sigma belong to it. Kept channels are not rescaled.
-Choosing a width, cutting, and the term for the loop are in :mod:`regularized.noisy_labels.nested_dropout.width`; the
-second phase of the full method is :mod:`regularized.noisy_labels.co_teaching`.
+Choosing a width is in ``width.py`` beside this module, cutting down to it in ``cutting.py``, the term for the loop in
+``term.py``; the second phase of the full method is :mod:`regularized.noisy_labels.co_teaching`.
 """
 
 import math
@@ -393,6 +393,26 @@ def nested_layers(model: nn.Module) -> dict[str, NestedDropout]:
         elif isinstance(module, NestedDropout) and all(module is not own for own in found.values()):
             found[name] = module
     return found
+
+
+def find_nested(model: nn.Module, layer: str | None) -> tuple[str, NestedDropout]:
+    """Name and nested layer; the name is that of the ``NestedLinear`` where it belongs to one.
+
+    Raises:
+        ValueError: there is none, or several and none was named.
+    """
+    layers = nested_layers(model)
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no nested dropout; put NestedDropout or NestedLinear into it, or use "
+            "nest_classifier(model, name, sigma=...)"
+        )
+    if layer is None and len(layers) > 1:
+        raise ValueError(f"the model has several nested layers, {list(layers)}: name one, layer=...")
+    name = next(iter(layers)) if layer is None else layer
+    if name not in layers:
+        raise ValueError(f"the model has no nested layer {name!r}; it has {list(layers)}")
+    return name, layers[name]
 
 
 def draw_together(*models: nn.Module, seed: int) -> None:

@@ -11,7 +11,7 @@ from regularized.evidence.conformance import Case, UnknownCase
 from regularized.mechanisms.ema import EMA, ramped_decay, running_mean_decay
 from regularized.mechanisms.mixup import Mix
 from regularized.noisy_labels.early_learning.loss import EarlyLearningLoss
-from regularized.noisy_labels.early_learning.procedure import EarlyLearningPlusLoss
+from regularized.noisy_labels.early_learning.plus_loss import EarlyLearningPlusLoss
 from regularized.training.progress import Progress, gaussian_ramp
 
 TOLERANCE = 1e-12

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from regularized.evidence.contract import Classification, ProcedureSubject, Subject, plain
 from regularized.mechanisms.ema import ramped_decay
-from regularized.noisy_labels.early_learning.loss import EarlyLearning, EarlyLearningLoss
+from regularized.noisy_labels.early_learning.loss import EarlyLearningLoss
 from regularized.noisy_labels.early_learning.procedure import EarlyLearningPlus
+from regularized.noisy_labels.early_learning.term import EarlyLearning
 from regularized.training.data import TensorData
 
 SAMPLES, CLASSES = 24, 3

@@ -9,13 +9,9 @@ from torch import Tensor, nn
 
 from regularized.evidence.contract import Classification, ProcedureSubject, Subject, plain
 from regularized.noisy_labels.co_teaching import CoTeaching, forget_schedule
-from regularized.noisy_labels.nested_dropout.layer import (
-    NestedDropout,
-    NestedLinear,
-    draw_together,
-    nest_classifier,
-)
-from regularized.noisy_labels.nested_dropout.width import NestedWidth, select_width
+from regularized.noisy_labels.nested_dropout.layer import NestedDropout, NestedLinear, draw_together, nest_classifier
+from regularized.noisy_labels.nested_dropout.term import NestedWidth
+from regularized.noisy_labels.nested_dropout.width import select_width
 from regularized.training.data import TensorData
 
 FEATURES, HIDDEN, CLASSES = 5, 8, 3

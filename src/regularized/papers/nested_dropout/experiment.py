@@ -28,8 +28,9 @@ from regularized.evidence.datasets import Split, cifar, digits, flip_labels
 from regularized.evidence.experiment import About, Measurements, Tuning, Unavailable, data_fingerprint
 from regularized.evidence.models import ResNet, resnet18, seeded
 from regularized.noisy_labels.co_teaching import CoTeaching, forget_schedule, small_loss_selection
+from regularized.noisy_labels.nested_dropout.cutting import cut_to_width
 from regularized.noisy_labels.nested_dropout.layer import NestedLinear, draw_together, nested_layers, width_distribution
-from regularized.noisy_labels.nested_dropout.width import cut_to_width, select_width
+from regularized.noisy_labels.nested_dropout.width import select_width
 from regularized.training.data import TensorData
 from regularized.training.progress import Progress, Schedule, piecewise, warmup
 from regularized.training.step import Batch

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from regularized.evidence.bench import StepFunction, Workload
 from regularized.evidence.models import ResNet, resnet18, seeded
-from regularized.overfitting.noise_mask.procedure import BetaMaskPolicy, NoiseMask, NoiseMaskPretraining
+from regularized.overfitting.noise_mask.layer import BetaMaskPolicy, NoiseMask
+from regularized.overfitting.noise_mask.procedure import NoiseMaskPretraining
 
 
 def _build(batch: int, side: int, width: int, policy_width: int, grid: int) -> tuple[StepFunction, StepFunction]:

@@ -9,12 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regularized.evidence.conformance import Case, UnknownCase
-from regularized.overfitting.noise_mask.procedure import (
-    BetaMaskPolicy,
-    NoiseMask,
-    beta_log_density,
-    noise_mask_objective,
-)
+from regularized.overfitting.noise_mask.layer import BetaMaskPolicy, NoiseMask
+from regularized.overfitting.noise_mask.loss import beta_log_density, noise_mask_objective
 
 TOLERANCE = 1e-8
 

@@ -7,12 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from regularized.evidence.contract import ProcedureSubject
-from regularized.overfitting.noise_mask.procedure import (
-    BetaMaskPolicy,
-    MaskedInput,
-    NoiseMask,
-    NoiseMaskPretraining,
-)
+from regularized.overfitting.noise_mask.layer import BetaMaskPolicy, MaskedInput, NoiseMask
+from regularized.overfitting.noise_mask.procedure import NoiseMaskPretraining
 from regularized.training.data import TensorData
 
 

@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 from regularized.evidence.datasets import data_folder
 from regularized.evidence.experiment import About, Measurements, Tuning, Unavailable, data_fingerprint
 from regularized.evidence.models import ResNet, seeded
-from regularized.overfitting.noise_mask.procedure import BetaMaskPolicy, NoiseMask, NoiseMaskPretraining
+from regularized.overfitting.noise_mask.layer import BetaMaskPolicy, NoiseMask
+from regularized.overfitting.noise_mask.procedure import NoiseMaskPretraining
 from regularized.training.data import TensorData
 from regularized.training.progress import cosine, piecewise
 
