@@ -13,6 +13,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import nn
 
+from regularized.scientific.ode_regularization import solver_statistics
 from regularized.scientific.ode_regularization.layer import (
     NeuralODE,
     NeuralSDE,
@@ -154,6 +155,43 @@ def test_gradients_are_those_of_the_accepted_grid(recompute):
     with torch.enable_grad():
         ahead, behind = (float(frozen((u0 + s * direction).detach().requires_grad_()).detach()) for s in (1e-6, -1e-6))
     assert float((ours * direction).sum()) == pytest.approx((ahead - behind) / 2e-6, rel=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["batch", "sample"])
+@pytest.mark.parametrize("method", [*METHODS, "sosri"])
+def test_error_has_a_backward_pass_of_its_own(monkeypatch, method, norm):
+    """What large states take, against autograd's own chain. Fails when a weight, the scale or the norm loses its part
+    of the gradient; rows and entries in which nothing moves must not make it NaN."""
+    weight = torch.randn(3, 3, dtype=DOUBLE, requires_grad=True)
+    u0 = torch.randn(4, 3, dtype=DOUBLE)
+    u0[1] = 0.0
+    u0.requires_grad_()
+    grid, found = [0.0, 1.0, 2.5], []  # long steps: of short ones rounding is a part of the error
+    for smallest in (10**9, 0):
+        monkeypatch.setattr(solver_statistics, "OWN_BACKWARD_FROM", smallest)
+        field = lambda t, u: torch.tanh(u @ weight) * u  # noqa: E731
+        if method == "sosri":
+            noise = torch.Generator().manual_seed(0)
+            solution = sdeint_on_grid(field, lambda t, u: 0.1 * u, u0, grid, norm=norm, generator=noise)
+        else:
+            solution = odeint_on_grid(field, u0, grid, method=method, norm=norm)
+        errors = solution.statistics.errors
+        found.append((errors, torch.autograd.grad((errors * (1 + errors)).sum(), (u0, weight), retain_graph=True)))
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-8, atol=1e-8)
+
+
+def test_error_of_large_states_can_be_differentiated_twice(monkeypatch):
+    """Fails when the second backward pass takes the local error, the scale or the value for constants."""
+    monkeypatch.setattr(solver_statistics, "OWN_BACKWARD_FROM", 0)
+    u0 = torch.randn(2, 3, dtype=DOUBLE, requires_grad=True)
+    weight = torch.randn(3, 3, dtype=DOUBLE, requires_grad=True)
+
+    def errors(u, w):
+        return odeint_on_grid(lambda t, v: torch.tanh(v @ w), u, [0.0, 0.8], rtol=1e-2, atol=1e-2).statistics.errors
+
+    assert torch.autograd.gradcheck(errors, (u0, weight))
+    assert torch.autograd.gradgradcheck(errors, (u0, weight))
 
 
 def test_sample_norm_adds_up():

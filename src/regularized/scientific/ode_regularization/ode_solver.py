@@ -37,6 +37,7 @@ from regularized.scientific.ode_regularization.solver_statistics import (
     SolverStatistics,
     rms,
     scaled_error,
+    scaled_error_of_stages,
 )
 from regularized.scientific.ode_regularization.step_control import (
     Controller,
@@ -107,9 +108,9 @@ class _Pair:
             ks.append(evaluate(self.f, time, g))
         new = g if self.pair.solution is None else combine(u, self.pair.solution, h, ks)
         with torch.set_grad_enabled(self.statistics.recorded):
-            first, *rest = self.pair.error
-            local = combine(ks[0].mul(h * first), rest, h, ks[1:])
-            error = self._error(local, u, new)
+            used = [(h * weight, k) for weight, k in zip(self.pair.error, ks, strict=True) if weight]
+            weights, stages = zip(*used, strict=True)
+            error = scaled_error_of_stages(weights, stages, u, new, rtol=self.rtol, atol=self.atol, norm=self.norm)
         return [error, new, before, *ks[1:]]
 
     def _in_buffer(self, t: float, h: float, u: Tensor, k: Tensor) -> list[Tensor]:
@@ -126,14 +127,12 @@ class _Pair:
             k = evaluate(self.f, time, g)
             stages[number + 1].copy_(k)
         new = g if self.pair.solution is None else torch.addmv(flat, sums[-1], weights[-1]).view(shape)
-        error = self._error(torch.mv(sums[-1], weights[len(self.pair.a)]).view(shape), u, new)
+        local = torch.mv(sums[-1], weights[len(self.pair.a)]).view(shape)
+        error = scaled_error(local, u, new, rtol=self.rtol, atol=self.atol, norm=self.norm)
         return [error, new, before, *stages[1:-1], k]
 
     def _times(self, t: float, h: float) -> tuple[Tensor, ...]:
         return self.nodes.mul(h).add_(t).unbind()
-
-    def _error(self, local: Tensor, u: Tensor, new: Tensor) -> Tensor:
-        return scaled_error(local, u.abs(), new.abs(), rtol=self.rtol, atol=self.atol, norm=self.norm)
 
     def accept(self, h: float, out: list[Tensor]) -> None:
         error, new, before = out[:3]

@@ -30,7 +30,12 @@ from regularized.scientific.ode_regularization.ode_solver import (
     evaluate,
 )
 from regularized.scientific.ode_regularization.sde_tableaus import STOCHASTIC, StochasticTableau
-from regularized.scientific.ode_regularization.solver_statistics import Norm, Solution, SolverStatistics, scaled_error
+from regularized.scientific.ode_regularization.solver_statistics import (
+    Norm,
+    Solution,
+    SolverStatistics,
+    scaled_error_of_stages,
+)
 from regularized.scientific.ode_regularization.step_control import StepController, check_progress, read_error
 
 __all__ = ["BrownianPath", "Increment", "sdeint", "sdeint_on_grid"]
@@ -189,8 +194,10 @@ class _Method:
         e2 = chi2 * weighted(table.beta3, g) + chi3 * weighted(table.beta4, g)
         new = combine(u, table.alpha, h, k) + e2 + dw * weighted(table.beta1, g) + chi1 * weighted(table.beta2, g)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.statistics.recorded):
-            local = combine(e2, (1.0, 1.0, 1.0, 1.0), h, k)  # E1 + E2, with the delta of 1 of both methods
-            error = scaled_error(local, u.abs(), new.abs(), rtol=self.rtol, atol=self.atol, norm=self.norm)
+            # E1 + E2, with the delta of 1 of both methods
+            error = scaled_error_of_stages(
+                (1.0, h, h, h, h), (e2, *k), u, new, rtol=self.rtol, atol=self.atol, norm=self.norm
+            )
         return new, error, (k[3], k[2], h0[3], h0[2])
 
 

@@ -3,8 +3,9 @@
 The estimate of stiffness: Hairer & Wanner, "Solving Ordinary Differential Equations II", IV.2.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -125,6 +126,82 @@ def largest_eigenvalue(k_last: Tensor, k_before: Tensor, g_last: Tensor, g_befor
     return rms(k_last - k_before, norm) / torch.where(difference > 0, difference, 1.0)
 
 
-def scaled_error(error: Tensor, size: Tensor, next_size: Tensor, *, rtol: float, atol: Tensor, norm: Norm) -> Tensor:
-    """EEst: rms of ``error / (atol + rtol max(size, next_size))``, for sizes ``abs u`` and ``abs u'``."""
-    return rms(error / torch.add(atol, torch.maximum(size, next_size), alpha=rtol), norm)
+def scaled_error(error: Tensor, u: Tensor, new: Tensor, *, rtol: float, atol: Tensor, norm: Norm) -> Tensor:
+    """EEst: rms of ``error / (atol + rtol max(abs u, abs new))``, for a step from u to new."""
+    return rms(error / torch.add(atol, torch.maximum(u.abs(), new.abs()), alpha=rtol), norm)
+
+
+def scaled_error_of_stages(
+    weights: Sequence[float],
+    stages: Sequence[Tensor],
+    u: Tensor,
+    new: Tensor,
+    *,
+    rtol: float,
+    atol: Tensor,
+    norm: Norm,
+) -> Tensor:
+    """:func:`scaled_error` of ``sum_i weights_i stages_i``; large states have a backward pass of their own."""
+    if not torch.is_grad_enabled() or u.numel() < OWN_BACKWARD_FROM:
+        return scaled_error(_weighted_sum(weights, stages), u, new, rtol=rtol, atol=atol, norm=norm)
+    error: Tensor = _ScaledError.apply(weights, rtol, atol, norm, u, new, *stages)[0]  # type: ignore[no-untyped-call]
+    return error
+
+
+def _weighted_sum(weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
+    total = stages[0] * weights[0]
+    for weight, stage in zip(weights[1:], stages[1:], strict=True):
+        total.add_(stage, alpha=weight)
+    return total
+
+
+OWN_BACKWARD_FROM = 65_536  # entries of the state; in smaller ones Python's part in it costs more than it saves
+
+
+class _ScaledError(torch.autograd.Function):
+    """EEst and the local error e that it measures; both are outputs, so that a second derivative can go through them.
+
+    With s = atol + rtol max(abs u, abs new), r = e / s and n entries in a row, ``dEEst/de = r / (n EEst s)``, and the
+    larger of u and new gets ``-rtol r sgn`` times that.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        weights: Sequence[float], rtol: float, atol: Tensor, norm: Norm, u: Tensor, new: Tensor, *stages: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        error = _weighted_sum(weights, stages)
+        return scaled_error(error, u, new, rtol=rtol, atol=atol, norm=norm), error
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.weights, ctx.rtol, atol, ctx.norm, u, new, *_ = inputs
+        ctx.save_for_backward(*output, u, new, atol)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        by_value, by_error = grads
+        by_u = by_new = None
+        if by_value is not None:
+            value, error, u, new, atol = ctx.saved_tensors
+            before, after = u.abs(), new.abs()
+            scale = torch.add(atol, torch.maximum(before, after), alpha=ctx.rtol)
+            ratio = error / scale
+            entries = error.numel() if ctx.norm == "batch" else error[0].numel()
+            # Where the error is 0 so is the ratio: 0 / tiny and not 0 / 0.
+            share = by_value / (value.clamp_min(torch.finfo(value.dtype).tiny) * entries)
+            if ctx.norm == "sample":
+                share = share.view(-1, *[1] * (error.ndim - 1))
+            through_value = ratio / scale * share
+            by_error = through_value if by_error is None else by_error + through_value
+            by_larger = through_value * ratio * -ctx.rtol
+            # 1 where u is the larger, 0 where new is, a half (as torch has it) where they are equal.
+            of_u = by_larger * ((before - after).sign() * 0.5 + 0.5)
+            by_u, by_new = of_u * u.sgn(), (by_larger - of_u) * new.sgn()
+        weights = ctx.weights
+        of_stages = (
+            [None] * len(weights) if by_error is None else torch._foreach_mul([by_error] * len(weights), weights)
+        )
+        return None, None, None, None, by_u, by_new, *of_stages
