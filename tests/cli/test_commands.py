@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from regularized.cli.app import app
+from regularized.cli.output import emit_json
 from regularized.evidence import runner as evidence_runner
 from regularized.evidence.contract import Outcome
 from regularized.evidence.experiment import Unavailable
@@ -188,6 +189,22 @@ def test_reproduce_prints_verdicts_and_exits_with_zero(measured):
     assert result.stdout.splitlines()[0].split("\t")[-1] == "verdict"
     assert "no effect shown" in result.stdout
     assert "report with plots: " in result.stderr
+
+
+def test_a_report_that_cannot_be_written_is_told_before_the_runs(measured, tmp_path, home):
+    """Fails when hours of runs end in a traceback, because nobody tried whether their report has a place."""
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", os.devnull):
+        result = call("reproduce", PAPER.slug, "--report", str(place))
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "cannot write a report to" in result.stderr
+    assert not measured, "runs were made first"
+    home.mkdir()
+    (home / "reports").touch()  # the usual place is not to be had: the result is shown without it
+    result = call("reproduce", PAPER.slug)
+    assert result.exit_code == 0
+    assert "verdict" in result.stdout
+    assert "cannot write a report to" in result.stderr
 
 
 def test_a_failed_run_exits_with_one(monkeypatch):
@@ -510,6 +527,44 @@ def test_usage_errors():
     assert call("reproduce").exit_code == 2
     assert call("reproduce", PAPER.slug, "--seeds", "0").exit_code == 2
     assert "after the command" in call("--json", "papers").stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", ["papers", "papers --json", "--help", "--version", f"cite {PAPER.slug}", f"show {PAPER.slug}"]
+)
+def test_output_that_cannot_be_written(arguments):
+    """Fails when a full disk ends in a traceback, passes for success, or is told twice."""
+    command = f"{sys.executable} -m regularized.cli {arguments} > /dev/full"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr == "error: cannot write to standard output: No space left on device\n"
+
+
+def test_streams_that_are_closed(tmp_path):
+    """Fails when a closed stream ends in a traceback, or lends its number to a file that is then written over."""
+    command = f"{sys.executable} -m regularized.cli cite {PAPER.slug}"
+    closed = subprocess.run(f"{command} >&-", shell=True, capture_output=True, text=True)
+    assert closed.returncode == 1
+    assert closed.stderr == "error: standard output is closed; send it to /dev/null where it is not wanted\n"
+    for streams in ("2>&-", "<&- 2>&-"):
+        silent = subprocess.run(f"{command} {streams}", shell=True, capture_output=True, text=True)
+        assert (silent.returncode, silent.stdout) == (0, call("cite", PAPER.slug).stdout)
+
+
+def test_text_that_the_terminal_does_not_know(tmp_path):
+    """Fails when a character beyond the encoding of the output, or half a surrogate pair, costs the whole result."""
+    command = [sys.executable, "-m", "regularized.cli", "papers"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    table = subprocess.run(command, capture_output=True, env=environment, check=True)
+    assert len(table.stdout.splitlines()) == len(ENTRIES) + 1
+    listed = subprocess.run([*command, "--json"], capture_output=True, env=environment, check=True)
+    assert [row["title"] for row in json.loads(listed.stdout)] == [entry.card.title for entry in ENTRIES]
+
+
+def test_json_of_half_a_surrogate_pair(capsys):
+    """Fails when one odd file name in an error message costs the whole result."""
+    emit_json({"error": "no file \udc80"})
+    assert json.loads(capsys.readouterr().out) == {"error": "no file \udc80"}
 
 
 def test_closed_pipe():

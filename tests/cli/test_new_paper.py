@@ -1,10 +1,12 @@
 """``regularized new-paper``: what is laid out runs, and says what is to be filled in."""
 
+import ast
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +80,39 @@ def test_laid_out_files(checkout):
     assert "2 failed, 2 passed" in tested.stdout
     assert "src/regularized/papers/new_idea/card.toml:" in tested.stdout
     assert "docs/techniques/new_idea.md:" in tested.stdout
+
+
+@pytest.mark.parametrize(
+    "title",
+    ['"""\nimport os\nos.abort()\n"""', "a\nb", "a\x00b", "odd \udc80"],
+    ids=["code", "two lines", "a zero byte", "half a pair"],
+)
+def test_a_title_that_is_no_line_is_refused(checkout, title):
+    """Fails when a title can become code, a broken card, or half a set of files."""
+    before = sorted(checkout.rglob("*"))
+    result = new_paper(checkout, "new_idea", "--family", "curriculum", "--title", title)
+    assert result.exit_code == 2
+    assert "--title must be one line of printable characters" in result.stderr
+    assert sorted(checkout.rglob("*")) == before
+
+
+def test_a_title_stays_a_title(checkout, capsys):
+    """Fails when quotation marks and backslashes of a title end the string that they stand in."""
+    title = """A \\"New\\" Idea\"\"\"; print(1) #${slug} \\N{x} \\"""
+    assert new_paper(checkout, "new_idea", "--family", "curriculum", "--title", title).exit_code == 0
+    folder = checkout / "src" / "regularized" / "papers" / "new_idea"
+    module = ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))
+    assert [type(statement) for statement in module.body] == [ast.Expr]
+    assert ast.get_docstring(module).startswith(title)
+    assert tomllib.loads((folder / "card.toml").read_text(encoding="utf-8"))["title"] == title
+
+
+@pytest.mark.parametrize("slug", ["class", "lambda", "New", "a__b", "1st"])
+def test_a_slug_must_be_the_name_of_a_module(checkout, slug):
+    """Fails when a module is laid out that cannot be imported."""
+    result = new_paper(checkout, slug, "--family", "curriculum")
+    assert result.exit_code == 2
+    assert "SLUG must be" in result.stderr
 
 
 @pytest.mark.slow

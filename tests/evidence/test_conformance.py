@@ -1,5 +1,6 @@
 """The comparison itself: what must be an error, and what must not pass."""
 
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -119,3 +120,55 @@ def test_damaged_file_is_named(tmp_path, damage):
         np.savez(path, x=np.zeros(2))
     with pytest.raises(GoldenError, match=path.name):
         load_cases(path)
+
+
+def test_whatever_a_file_holds_it_is_an_error_with_its_name(tmp_path):
+    """Fails when a damaged or wrongly named file leaks an error of zlib, zipfile or numpy."""
+    file = tmp_path / "slug.npz"
+    np.savez_compressed(file, **{"case/in/x": np.arange(500.0), "case/out/y": np.arange(500.0)})
+    good = file.read_bytes()
+    generator = np.random.default_rng(0)
+    seen = set()
+    for _ in range(400):
+        damaged = bytearray(good)
+        for position in generator.integers(len(good), size=generator.integers(1, 4)):
+            damaged[position] = generator.integers(256)
+        file.write_bytes(damaged)
+        try:
+            load_cases(file)
+        except GoldenError as error:
+            seen.add(type(error.__cause__).__name__ if str(file) in str(error) else "a message without the file")
+    assert "a message without the file" not in seen
+    assert {"error", "NotImplementedError", "BadZipFile"} <= seen, "the damage must reach zlib and the method of a file"
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    (tmp_path / "folder.npz").mkdir()
+    (tmp_path / "pickle.npz").write_bytes(pickle.dumps({"a": 1}))
+    for name in ("array.npz", "folder.npz", "pickle.npz"):
+        with pytest.raises(GoldenError, match=name):
+            load_cases(tmp_path / name)
+
+
+def test_a_case_that_cannot_be_compared_is_a_row_that_fails(tmp_path):
+    """Fails when one strange array or a name without a tolerance takes the rows of all other cases along."""
+
+    class Strange:
+        @staticmethod
+        def tolerance(case, output):
+            return {"y": 1e-6, "dates": 1e-6}[output]
+
+        @staticmethod
+        def compute(case):
+            return dict.fromkeys(case.outputs, np.zeros(3))
+
+    file = tmp_path / "slug.npz"
+    arrays = {
+        "y": np.zeros(3),
+        "unknown": np.zeros(3),
+        "dates": np.zeros(3, "M8[s]"),
+    }
+    np.savez(file, **{f"case/out/{name}": array for name, array in arrays.items()})
+    rows = {row.output: row for row in conform("slug", Strange, file)}
+    assert rows["y"].ok
+    assert [rows[name].ok for name in ("unknown", "dates")] == [False] * 2
+    assert rows["unknown"].note == "KeyError: 'unknown'"

@@ -1,8 +1,11 @@
 import io
 import json
 import re
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
@@ -165,6 +168,51 @@ def test_odd_names_do_not_break_plots(tmp_path, make_result, make_runs):
     text = report.write(make_result([claim], odd, arms=("_x$y^", "<a>", "c")), tmp_path).read_text(encoding="utf-8")
     Page(text)
     assert "&lt;a&gt;" in text
+
+
+def test_text_that_is_no_text_does_not_cost_the_report(claim, tmp_path, make_result, make_runs):
+    """Fails when half a surrogate pair or a control character, from an odd file name, costs the report."""
+    odd = "loss \udc80\x00\x1b$ of_x"
+    runs = [
+        replace(run, metrics={odd: 1.0 + run.seed}, curves={odd: [(0, 1.0)]}, curve_unit=odd, environment={"cpu": odd})
+        for run in make_runs()
+    ]
+    result = make_result([replace(claim, metric=odd, unit=odd)], runs, notes=(odd,))
+    file = report.write(result, tmp_path)
+    Page(file.read_text(encoding="utf-8"))
+    ElementTree.parse(tmp_path / "curves.svg")
+    report.print_table(result, Console(file=io.StringIO()))
+
+
+def test_a_rule_of_tuning_is_escaped(claim, tmp_path, make_result):
+    """Fails when what a ledger says of its tuning becomes markup in the reader's browser."""
+    result = make_result([claim])
+    hostile = "<script>alert(1)</script>"
+    result.tuning = replace(result.tuning, direction=hostile, metric=hostile)
+    assert "script" not in Page(report.write(result, tmp_path).read_text(encoding="utf-8")).tags
+
+
+def test_a_unit_that_looks_like_markup_is_shown(claim, make_result):
+    """Fails when a unit in brackets stops the table, or is swallowed by it."""
+    out = io.StringIO()
+    report.print_table(make_result([replace(claim, unit="[/x]")]), Console(file=out, width=160, color_system=None))
+    assert "+5 [/x]" in out.getvalue()
+
+
+def test_where_no_report_can_be_written_is_told(claim, tmp_path, make_result, read_only):
+    """Fails when a place that is no folder, a full or a read-only disk leaks a bare OSError."""
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below", Path("/dev/null")):
+        with pytest.raises(report.ReportError, match=r"cannot write a report to .*--report"):
+            report.prepare(place)
+        with pytest.raises(report.ReportError):
+            report.write(make_result([claim]), place)
+    code = "import sys; from regularized.evidence.report import prepare; prepare(sys.argv[1])"
+    done = read_only(tmp_path, [sys.executable, "-c", code, str(tmp_path)])
+    assert "ReportError: cannot write a report to" in done.stderr
+    assert "Read-only" in done.stderr
+    assert report.prepare(tmp_path / "new" / "folder") == (tmp_path / "new" / "folder").resolve()
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

@@ -1,7 +1,6 @@
 """The commands. Each imports what it needs when it runs: ``--help`` must not wait for torch."""
 
 import importlib
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,10 +34,6 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt as interrupt:
             note(str(interrupt) or "interrupted")
             code = Exit.INTERRUPTED
-        except BrokenPipeError:
-            # The reader of a pipe has seen enough (`| head`). Python would complain once more when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = Exit.OK
         except Exception as error:
             known = exit_of(error)
             if known is None:
@@ -203,6 +198,8 @@ def reproduce(
     from regularized.evidence.runner import reproduce as run
 
     entry = _implemented(slug)
+    if report is not None:
+        reports.prepare(report)  # before the runs: a place that was asked for must do
     result = _or_usage(
         run,
         slug,
@@ -213,7 +210,11 @@ def reproduce(
         workers=workers,
         fresh=fresh,
     )
-    reports.write(result, report or reports.default_directory(result), title=entry.card.title)
+    unwritten = ""
+    try:
+        reports.write(result, report or reports.default_directory(slug, scale), title=entry.card.title)
+    except reports.ReportError as error:  # what was measured is shown all the same
+        unwritten = str(error)
     if as_json:
         emit_json(reports.to_json(result))
     elif in_terminal():
@@ -222,7 +223,9 @@ def reproduce(
         _print_claims(result)
         for text in result.notes:
             note(text)
-    if not as_json:
+    if unwritten:
+        note(unwritten)
+    elif not as_json:
         note(f"report with plots: {result.report}")
     if result.failures:
         failed = result.failures[0]
@@ -231,6 +234,8 @@ def reproduce(
             f"{failed.arm!r} with seed {failed.seed}: {failed.error}",
             Exit.FAILED,
         )
+    if unwritten and report is not None:
+        raise typer.Exit(int(Exit.FAILED))
 
 
 def _print_claims(result: "ReproduceResult") -> None:

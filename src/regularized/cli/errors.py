@@ -55,6 +55,7 @@ def exit_of(error: BaseException) -> Exit | None:
         return Exit.FAILED
     from regularized.evidence.conformance import GoldenError
     from regularized.evidence.ledger import LedgerError
+    from regularized.evidence.report import ReportError
     from regularized.evidence.store import StoreError
 
-    return Exit.FAILED if isinstance(error, GoldenError | LedgerError | StoreError) else None
+    return Exit.FAILED if isinstance(error, GoldenError | LedgerError | ReportError | StoreError) else None

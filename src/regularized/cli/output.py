@@ -3,16 +3,56 @@
 Standard output carries the result alone; progress, notes and errors go to standard error.
 """
 
+import codecs
 import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["console", "emit_json", "emit_table", "in_terminal", "note"]
+__all__ = ["Output", "OutputError", "console", "emit_json", "emit_table", "in_terminal", "note"]
+
+
+class OutputError(Exception):
+    """Standard output cannot be written.
+
+    Args:
+        cause: what the system says.
+    """
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(f"cannot write to standard output: {cause.strerror}")
+        self.is_closed_pipe = isinstance(cause, BrokenPipeError)
+
+
+class Output(TextIOWrapper):
+    """Standard output whose errors are told from those of other files; no character is beyond it.
+
+    Args:
+        stream: standard output as it was, which must not be used any more.
+    """
+
+    def __init__(self, stream: TextIOWrapper) -> None:
+        buffering, through, encoding = stream.line_buffering, stream.write_through, stream.encoding
+        super().__init__(stream.detach(), encoding, "backslashreplace", line_buffering=buffering, write_through=through)
+
+    def write(self, text: str, /) -> int:
+        """As of any text file, but for the kind of the error."""
+        try:
+            return super().write(text)
+        except OSError as error:
+            raise OutputError(error) from error
+
+    def flush(self) -> None:
+        """As of any text file, but for the kind of the error."""
+        try:
+            super().flush()
+        except OSError as error:
+            raise OutputError(error) from error
 
 
 def in_terminal() -> bool:
@@ -42,7 +82,10 @@ def emit_json(value: object) -> None:
           "title": "é"
         }
     """
-    print(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False), flush=True)
+    utf8 = codecs.lookup(sys.stdout.encoding or "ascii").name == "utf-8"
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=not utf8, allow_nan=False)
+    # Half a surrogate pair, from an odd file name, becomes an escape, which JSON reads as the same.
+    print(text.encode("utf-8", "backslashreplace").decode(), flush=True)
 
 
 def emit_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:

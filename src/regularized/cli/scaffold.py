@@ -5,6 +5,7 @@ What the paper must say instead is marked; the generated test fails with the lis
 the card is refused while it has one.
 """
 
+import keyword
 import re
 from pathlib import Path
 from string import Template
@@ -30,17 +31,19 @@ def lay_out(slug: str, *, family: str, title: str, checkout: Path) -> list[Path]
         The files, the test last.
 
     Raises:
-        CommandError: the slug or family is not allowed, this is no checkout, or a file is there already; nothing is
+        CommandError: slug, family or title is not allowed, this is no checkout, or a file is there already; nothing is
             written then.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", slug):
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", slug) or keyword.iskeyword(slug):
         raise CommandError(
-            f"SLUG must be lower-case letters and digits, words joined by underscores, such as early_stopping; got "
-            f"{slug!r}",
+            f"SLUG must be lower-case letters and digits, words joined by underscores, such as early_stopping, and no "
+            f"word of Python; got {slug!r}",
             Exit.USAGE,
         )
     if family not in FAMILIES:
         raise CommandError(f"there is no family {family!r}; families: {', '.join(FAMILIES)}", Exit.USAGE)
+    if not title.isprintable():
+        raise CommandError(f"--title must be one line of printable characters; got {title!r}", Exit.USAGE)
     source = checkout / "src" / "regularized"
     if not (source / "papers").is_dir():
         raise CommandError(
@@ -62,12 +65,13 @@ def lay_out(slug: str, *, family: str, title: str, checkout: Path) -> list[Path]
     }
     if there := [str(path) for path in files if path.exists()]:
         raise CommandError(f"there is such a paper already, nothing was written: {', '.join(there)}", Exit.USAGE)
+    # Both a docstring and a TOML string end at a quotation mark, and both read a backslash as an escape.
+    quoted = (title or f"{MARK}: the exact title").replace("\\", "\\\\").replace('"', '\\"')
     words = {
         "slug": slug,
         "family": family,
         "name": "".join(word.capitalize() for word in slug.split("_")),
-        "title": title or f"{MARK}: the exact title",
-        "toml_title": (title or f"{MARK}: the exact title").replace("\\", "\\\\").replace('"', '\\"'),
+        "quoted_title": quoted,
         "mark": MARK,
     }
     home = source / family / "__init__.py"

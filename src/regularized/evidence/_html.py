@@ -219,17 +219,15 @@ def _tuning(result: ReproduceResult, tuning: TuningResult) -> str:
     note = f'<p class="note">Not run with the best setting found here: {escape(", ".join(off))}.</p>' if off else ""
     return (
         f'<p class="soft">The same number of trials for each arm, chosen by {escape(tuning.metric)} '
-        f"({tuning.direction} is better), with seeds that are no evidence.</p>{note}"
+        f"({escape(tuning.direction)} is better), with seeds that are no evidence.</p>{note}"
         f'<div class="scroll">{_table(heading, rows, numeric=numeric, code=(1,), strong=best, dots=(result, 0))}</div>'
     )
 
 
 def _failures(result: ReproduceResult) -> Iterable[str]:
     for failure in result.failures:
-        yield (
-            f"<details><summary>{escape(failure.arm)} seed {failure.seed}: {escape(failure.error)}</summary>"
-            f"<pre>{escape(failure.traceback)}</pre></details>"
-        )
+        run = escape(f"{failure.arm} seed {failure.seed}: {failure.error}")
+        yield (f"<details><summary>{run}</summary><pre>{escape(failure.traceback)}</pre></details>")
 
 
 def _environment(result: ReproduceResult) -> str:

@@ -79,7 +79,7 @@ def effect_svg(result: ReproduceResult, outcome: Outcome, *, prefix: str) -> str
         axes.spines["left"].set_visible(False)
         unit = "% of the baseline" if claim.relative else claim.unit
         axes.set_xlabel(
-            f"improvement{f' ({unit})' if unit else ''}: dots are seeds, the bar is the interval of their mean"
+            f"improvement{f' ({_plain(unit)})' if unit else ''}: dots are seeds, the bar is the interval of their mean"
         )
         return _inline(figure, prefix, f"Effect of each seed for {claim.id}")
 
@@ -125,8 +125,12 @@ def _draw_curve(axes: Any, result: ReproduceResult, name: str) -> None:
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib does not take for mathematics or, with its underscore in front, for nothing."""
-    return text.replace("$", r"\$").replace("_", " ").strip()
+    """Text that matplotlib takes neither for mathematics nor, with its underscore in front, for nothing.
+
+    What SVG may not hold (control characters, half a surrogate pair) is written as an escape.
+    """
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return shown.replace("$", r"\$").replace("_", " ").strip()
 
 
 def _figure(width: float, height: float) -> "Figure":

@@ -4,14 +4,22 @@ Public names:
     ``to_json(result) -> dict``            the keys that scripts rely on
     ``print_table(result, console)``       rich tables
     ``write(result, directory) -> Path``   ``report.html`` with its curves and pictures as files beside it; sets
-    ``result.report`` ``default_directory(result) -> Path``  where the command writes unless told otherwise
+    ``result.report``
+    ``prepare(directory) -> Path``         makes sure, before the runs, that a report can be written after them
+    ``default_directory(slug, scale)``     where the command writes unless told otherwise
+    ``ReportError``                        a report cannot be written
 """
 
 import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regularized.evidence import pictures
 from regularized.evidence._html import page
+from regularized.evidence._plots import save_curves
 from regularized.evidence.claims import Outcome, Verdict
 from regularized.evidence.numbers import aligned, effect_text, interval_text
 from regularized.evidence.results import ReproduceResult
@@ -20,7 +28,7 @@ from regularized.evidence.store import home
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["default_directory", "print_table", "to_json", "write"]
+__all__ = ["ReportError", "default_directory", "prepare", "print_table", "to_json", "write"]
 
 _STYLES = {
     Verdict.HOLDS: "bold green",
@@ -101,7 +109,9 @@ def print_table(result: ReproduceResult, console: "Console") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    verdicts = Table(title=f"{result.slug}, {result.scale} scale, {len(result.seeds)} seeds", title_justify="left")
+    verdicts = Table(
+        title=Text(f"{result.slug}, {result.scale} scale, {len(result.seeds)} seeds"), title_justify="left"
+    )
     for heading, right in (
         ("claim", False),
         ("arms", False),
@@ -116,9 +126,9 @@ def print_table(result: ReproduceResult, console: "Console") -> None:
         verdicts.add_row(
             Text(claim.statement),
             Text(f"{claim.method} over {claim.baseline}"),
-            effect_text(claim, outcome.effect),
-            interval_text(claim, outcome),
-            effect_text(claim, claim.smallest_effect),
+            Text(effect_text(claim, outcome.effect)),
+            Text(interval_text(claim, outcome)),
+            Text(effect_text(claim, claim.smallest_effect)),
             Text(outcome.verdict.value, style=_STYLES[outcome.verdict]),
         )
     console.print(verdicts)
@@ -152,9 +162,34 @@ def print_table(result: ReproduceResult, console: "Console") -> None:
         )
 
 
-def default_directory(result: ReproduceResult) -> Path:
-    """Folder of a result's report in the user's data folder: ``reports/SLUG/SCALE``."""
-    return home() / "reports" / result.slug / result.scale
+class ReportError(RuntimeError):
+    """A report cannot be written; the message names the place and the way out. The runs are kept all the same."""
+
+
+def default_directory(slug: str, scale: str) -> Path:
+    """Folder of a paper's report in the user's data folder: ``reports/SLUG/SCALE``."""
+    return home() / "reports" / slug / scale
+
+
+def prepare(directory: Path | str) -> Path:
+    """Make the folder of a report and try whether it can be written to: asked before runs that take hours.
+
+    Args:
+        directory: the folder; made when missing.
+
+    Returns:
+        The folder, absolute.
+
+    Raises:
+        ReportError: it is no folder, or nothing can be written there.
+    """
+    folder = Path(directory).expanduser()
+    with _explained(folder):
+        folder = folder.resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+    return folder
 
 
 def write(result: ReproduceResult, directory: Path | str, *, title: str = "") -> Path:
@@ -169,20 +204,32 @@ def write(result: ReproduceResult, directory: Path | str, *, title: str = "") ->
 
     Returns:
         ``report.html``, absolute.
-    """
-    from regularized.evidence import pictures
-    from regularized.evidence._plots import save_curves
 
-    folder = Path(directory).expanduser().resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    save_curves(result, folder)
-    pictures.save(result, folder)
-    target = folder / "report.html"
-    part = target.with_name("report.html.part")
-    part.write_text(page(result, title=title or result.slug), encoding="utf-8")
-    part.replace(target)
+    Raises:
+        ReportError: the folder cannot be written to, or the disk is full.
+    """
+    folder = prepare(directory)
+    with _explained(folder):
+        save_curves(result, folder)
+        pictures.save(result, folder)
+        target = folder / "report.html"
+        part = target.with_name("report.html.part")
+        # What is no character, from an odd file name, as an escape: a name must not cost the report.
+        part.write_bytes(page(result, title=title or result.slug).encode("utf-8", "backslashreplace"))
+        part.replace(target)
     result.report = target
     return target
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ReportError(
+            f"cannot write a report to {folder}: {error.strerror or error}. Give another folder with --report, or make "
+            "room; finished runs are kept"
+        ) from error
 
 
 def _metrics_of(result: ReproduceResult, arm: str) -> list[str]:
