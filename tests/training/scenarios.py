@@ -7,6 +7,7 @@ import argparse
 import os
 import random
 import signal
+import time
 from functools import partial
 from pathlib import Path
 
@@ -261,6 +262,48 @@ def tables(batch_size: int, samples: int, *, spoil: str | None = None) -> tuple[
     return {k: v for k, v in final_state(model, trainer).items() if k != "drawn"}, end
 
 
+class Refusing(nn.Module):
+    """A model that does not compute nothing, as solvers of differential equations do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not len(x):
+            raise ValueError("the state is empty")
+        return self.linear(x)
+
+
+class Trouble(Term):
+    """In one process, at step 2: stop it as a person would, or fail."""
+
+    contributes = False
+
+    def __init__(self, kind: str, rank: int) -> None:
+        super().__init__()
+        self.kind, self.rank = kind, rank
+
+    def before_step(self, step: Step) -> None:
+        if int(os.environ["RANK"]) == self.rank and step.progress.step == 2:
+            if self.kind == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            raise ZeroDivisionError("of one process alone")
+
+
+def troubled(kind: str, samples: int, *, rank: int = 1, timeout: float | None = None) -> str:
+    """How a training of two processes ended that one of them cannot go on with."""
+    terms = {"task": CrossEntropy()} | ({"trouble": Trouble(kind, rank)} if kind in ("stop", "fail") else {})
+    model = nn.Sequential(nn.Linear(FEATURES, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)) if kind == "norm" else Refusing()
+    trainer = Trainer(model, terms=terms, optimizer=partial(torch.optim.SGD, lr=0.1), timeout=timeout)
+    x, y = tensors()
+    try:
+        trainer.fit(TensorData(x[:samples], y[:samples], batch_size=5), epochs=2)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "finished"
+
+
 def final_state(model: nn.Module, trainer: Trainer) -> dict[str, torch.Tensor]:
     state = {f"model.{k}": v for k, v in model.state_dict().items()}
     state |= {f"terms.{k}": v for k, v in trainer.objective.state_dict().items()}
@@ -281,6 +324,8 @@ def main(*words: object) -> None:
     parser.add_argument("--samples", type=int, default=SAMPLES)
     parser.add_argument("--max-steps", type=int)
     parser.add_argument("--loader", action="store_true")
+    parser.add_argument("--trouble", choices=["stop", "fail"])
+    parser.add_argument("--rank", type=int)
     arguments = parser.parse_args([str(word) for word in words] or None)
     torch.set_num_threads(1)
     if arguments.name == "distributed":
@@ -305,6 +350,16 @@ def main(*words: object) -> None:
             save_file(state, arguments.out / f"{spoil}-{os.environ['RANK']}.safetensors", metadata={"end": end})
         leave_process_group()
         return
+    if arguments.name == "refused":
+        ends = [troubled("empty", 26), troubled("norm", 28), troubled("empty", 25)]
+        (arguments.out / f"{os.environ['RANK']}.txt").write_text("\n".join(ends))
+        leave_process_group()
+        return
+    if arguments.name == "troubled":
+        troubled("none", 25)  # what is imported on the way takes longer than the time that is given
+        end = troubled(arguments.trouble, 25, rank=arguments.rank, timeout=4.0)
+        (arguments.out / f"{os.environ['RANK']}.txt").write_text(end)
+        time.sleep(60)  # whoever failed alone is still there, so that no broken connection tells of it
     if arguments.name == "resumable":
         model, trainer, data = resumable("tensors", arguments.folder, memory=False)
         data.drop_last = True  # batch normalisation wants more than one sample in each process

@@ -1,8 +1,11 @@
 """Two real gloo processes: the weights of one process with the whole batch."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -83,6 +86,58 @@ def test_all_processes_stop_together(scenarios, tmp_path):
             with safe_open(tmp_path / f"{spoil}-{number}.safetensors", "pt") as file:
                 assert says in file.metadata()["end"]
                 assert all(file.get_tensor(name).isfinite().all() for name in file.keys())  # noqa: SIM118
+
+
+@pytest.mark.slow
+def test_a_rest_that_one_process_cannot_compute_is_refused_by_all(scenarios, tmp_path):
+    """Fails if one process refuses an empty or single sample and the others wait for it until they are killed."""
+    run_two(scenarios.main, "refused", tmp_path)
+    for number in range(2):
+        empty, norm, whole = (tmp_path / f"{number}.txt").read_text().splitlines()
+        for end, says in ((empty, "the state is empty"), (norm, "Expected more than 1 value per channel")):
+            assert says in end
+            if number == 0:  # the other raises the model's own error
+                assert "batch of" in end
+                assert "process 1 failed (ValueError" in end
+                assert "drop_last=True" in end
+        assert whole == "finished"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("trouble", "rank", "says"),
+    [
+        ("stop", 0, "process 0 does not answer"),  # which holds the store by which the processes found each other
+        ("fail", 1, "process 1 failed (ZeroDivisionError: of one process alone)"),
+    ],
+)
+def test_who_waits_in_vain_stops_and_says_for_whom(trouble, rank, says, tmp_path):
+    """Fails if a peer that was stopped, or went elsewhere, is waited for without end, or is not named."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    path = os.pathsep.join(map(str, (Path(__file__).parents[2], *sys.path)))
+    environment = {**os.environ, **group, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, "troubled", tmp_path, "--trouble", trouble, "--rank", str(rank)],
+            env={**environment, "RANK": str(number), "LOCAL_RANK": str(number)},
+        )
+        for number in range(2)
+    ]
+    end = tmp_path / f"{1 - rank}.txt"
+    until = time.monotonic() + 120
+    try:
+        while not (end.is_file() and end.read_text()):
+            assert time.monotonic() < until, "still waiting"
+            time.sleep(0.1)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    assert end.read_text().startswith("PeerError: process")
+    assert says in end.read_text()
 
 
 @pytest.mark.slow

@@ -183,6 +183,7 @@ class TensorData:
                 None if targets is None else targets.index_select(0, mine),
                 mine,
                 {name: tensor.index_select(0, mine) for name, tensor in extras.items()} if extras else {},
+                len(rows) if world > 1 else None,
             )
 
 
@@ -402,11 +403,12 @@ class _LoaderSource:
         # Nothing cannot be collated: a process without a part loads one sample and drops it.
         self._given.current = [part or batch[:1] for part, batch in zip(mine, wanted, strict=True)]
         self._generator.manual_seed(mix(self._seed, epoch, rank))
-        return self._indexed(iter(self._loader), mine)
+        return self._indexed(iter(self._loader), mine, [len(batch) if world > 1 else None for batch in wanted])
 
     @staticmethod
-    def _indexed(raw: Iterator[Any], indices: Sequence[list[int]]) -> Iterator[Batch]:
-        for rows, batch in zip(indices, map(Batch.of, raw), strict=True):
+    def _indexed(raw: Iterator[Any], indices: Sequence[list[int]], sizes: Sequence[int | None]) -> Iterator[Batch]:
+        for rows, size, batch in zip(indices, sizes, map(Batch.of, raw), strict=True):
+            batch.whole = size
             if not rows:
                 batch = batch.map(lambda t: t[:0] if t.ndim else t)
             if batch.index is None and batch.size == len(rows):
@@ -453,4 +455,6 @@ def _part(batch: Batch, rank: int, world: int) -> Batch:
     size = batch.size
     rows = share(size, rank, world)
     cut: Callable[[Tensor], Tensor] = lambda t: t[rows] if t.ndim and len(t) == size else t  # noqa: E731
-    return batch.map(cut)
+    part = batch.map(cut)
+    part.whole = size
+    return part

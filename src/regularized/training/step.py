@@ -29,12 +29,14 @@ class Batch:
         targets: what the task compares with; shape (B, ...), or None.
         index: (B,) int64, position of each sample in the training set, or None.
         extras: everything else of the batch, by name.
+        whole: samples of the batch that this is a process's part of; None where it is no part.
     """
 
     inputs: Any
     targets: Tensor | None = None
     index: Tensor | None = None
     extras: dict[str, Any] = field(default_factory=dict)
+    whole: int | None = None
 
     @classmethod
     def of(cls, raw: Any) -> "Batch":
@@ -93,7 +95,7 @@ class Batch:
                 return type(value)(apply(v) for v in value)
             return value
 
-        return Batch(apply(self.inputs), apply(self.targets), apply(self.index), apply(self.extras))
+        return Batch(apply(self.inputs), apply(self.targets), apply(self.index), apply(self.extras), self.whole)
 
 
 def call_model(model: Callable[..., Any], inputs: Any) -> Any:

@@ -13,6 +13,7 @@ from accelerate.tracking import GeneralTracker
 from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 
+from regularized.mechanisms.distributed import all_or_none
 from regularized.mechanisms.surgery import check_optimizer_is_current
 from regularized.mechanisms.taps import Taps
 from regularized.training.checkpoint_folder import CheckpointFolder
@@ -22,6 +23,7 @@ from regularized.training.finite import FiniteCheck, term_of_gradient
 from regularized.training.identity import schedule_name
 from regularized.training.monitor import Monitor
 from regularized.training.objective import Objective
+from regularized.training.peers import Peers
 from regularized.training.progress import Coefficient, Progress, as_schedule
 from regularized.training.randomness import preserved, seed_all
 from regularized.training.run import Run
@@ -75,6 +77,8 @@ class Trainer:
             then. Default 50; 0 records nothing.
         progress_bar: default None shows one where standard error is a terminal.
         find_unused_parameters: DDP's option for models of which a forward pass may leave out parameters; default False.
+        timeout: seconds that a process waits for the others before it stops and names the one that is missing; default
+            None, torch's own half hour.
 
     Attributes:
         model: the model, unwrapped.
@@ -125,6 +129,7 @@ class Trainer:
         log_every: int = 50,
         progress_bar: bool | None = None,
         find_unused_parameters: bool = False,
+        timeout: float | None = None,
     ) -> None:
         _at_least_one(
             accumulate=accumulate,
@@ -145,6 +150,7 @@ class Trainer:
         folder = None if log_dir is None else Path(log_dir)
         self.accelerator = make_accelerator(device, trackers, folder, find_unused_parameters=find_unused_parameters)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self._peers = Peers(self.rank, self.world, timeout)
         self.device = self.accelerator.device
         self.precision = precision
 
@@ -222,6 +228,7 @@ class Trainer:
             NonFiniteLoss: a loss, its gradient, a rate or a weight was NaN or infinite. On the CPU the weights are
                 those of before the step; on an accelerator no checkpoint holds others.
             CheckpointError: a checkpoint is damaged or of another run; or there are some and ``resume`` is False.
+            PeerError: another process failed, or does not answer.
         """
         _at_least_one(epochs=epochs, max_steps=max_steps, batches_per_epoch=batches_per_epoch)
         source = as_source(data, seed=self.seed, length=batches_per_epoch)
@@ -229,7 +236,7 @@ class Trainer:
         run = Run(source, epochs, batches, self.accumulate, self.seed)
         last = run.total_steps if max_steps is None else min(max_steps, run.total_steps)
         try:
-            with self._checkpoints.held(run):
+            with self._peers.together(), self._checkpoints.held(run):
                 self._begin(run, resume=resume)
                 self._train(run, last, task)
         finally:
@@ -292,8 +299,11 @@ class Trainer:
         objective, on_cpu = self.objective, self.device.type == "cpu"
         if not on_cpu:
             window = [batch.map(lambda t: t.to(self.device, non_blocking=True)) for batch in window]
+        sizes = [batch.whole for batch in window]
         for transform in self._transforms:
             window = [transform(batch) for batch in window]
+        for batch, size in zip(window, sizes, strict=True):
+            batch.whole = size
         counts = objective.counts(window, device=self.device)
         step, losses = self._backward(window, counts, progress)
         self._finite.losses(losses, progress.step)
@@ -347,6 +357,8 @@ class Trainer:
             self._taps.clear()
             step = Step(self.model, batch, progress, self._taps.states, call=self._call)
             with self._sync(i == len(window) - 1):
+                if batch.whole is not None and batch.whole < 2 * self.world:
+                    self._try_together(step, batch.whole)
                 loss = self.objective.loss(step, counts, first=i == 0, scale=float(self.world))
                 # Accelerator.backward would divide by its accumulation steps, which are ours: a needless graph node.
                 loss.backward()
@@ -354,6 +366,15 @@ class Trainer:
         if self.world > 1 and self._term_parameters:
             average_gradients(self._term_parameters)
         return step, losses
+
+    @staticmethod
+    def _try_together(step: Step, size: int) -> None:
+        """The forward pass of a batch that leaves a process with one sample or none, which some models refuse."""
+        with all_or_none(
+            f"computing the outputs of a batch of {size} samples, so small a rest that some processes have one or none "
+            "of it (leave it out by drop_last=True, or choose another batch size)"
+        ):
+            step.output  # noqa: B018
 
     def _term_of_gradient(self, window: list[Batch], progress: Progress) -> str | None:
         """Which term has a gradient that is not finite; without the wrapper, which would exchange it."""
