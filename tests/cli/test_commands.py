@@ -578,11 +578,9 @@ def test_closed_pipe():
 @pytest.mark.slow
 def test_real_smoke_run(home):
     """Fails when command, runner, store and report do not fit together; the second call makes no run again."""
-    first = run("reproduce", PAPER.slug, "--scale", "smoke", "--seeds", "2", "--json")
-    assert first.returncode == 0, first.stderr
-    measured = json.loads(first.stdout)
-    assert all(claim["verdict"] in ("open", "not run") for claim in measured["claims"])
-    assert str(home) in measured["report"]
-    again = json.loads(run("reproduce", PAPER.slug, "--scale", "smoke", "--seeds", "2", "--json").stdout)
-    assert again["arms"] == measured["arms"]
+    first = as_json("reproduce", PAPER.slug, "--scale", "smoke", "--seeds", "2")
+    assert all(claim["verdict"] in ("open", "not run") for claim in first["claims"])
+    assert str(home) in first["report"]
+    again = as_json("reproduce", PAPER.slug, "--scale", "smoke", "--seeds", "2")
+    assert again["arms"] == first["arms"]
     assert again["reused"] == sum(1 for _ in again["arms"]) * 2
