@@ -68,7 +68,7 @@ def test_contract(entry, subject, name):
         assert saved.status == status, again
         assert status != "not_applicable" or saved.reason == reason, again
     if status == "not_applicable":
-        pytest.skip(reason)
+        pytest.skip(f"needs a GPU: {reason}" if name == "gpu" else f"not applicable: {reason}")
 
 
 def test_every_technique_bites():
