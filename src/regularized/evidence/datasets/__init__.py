@@ -13,7 +13,7 @@ from regularized.evidence.datasets.folder import data_folder
 from regularized.evidence.datasets.idx import fashion_mnist, mnist
 from regularized.evidence.datasets.images import Split, cifar, digits, kodak, photographs
 from regularized.evidence.datasets.noise import flip_labels
-from regularized.evidence.datasets.samples import Sample, disjoint_rows, draw
+from regularized.evidence.datasets.samples import Sample, disjoint_rows, draw, with_wrong_labels
 
 __all__ = [
     "Sample",
@@ -28,4 +28,5 @@ __all__ = [
     "kodak",
     "mnist",
     "photographs",
+    "with_wrong_labels",
 ]

@@ -206,8 +206,8 @@ def _download(which: IdxSet, own: Path) -> str | None:
     """Get the set into the user's folder; what went wrong, or None. Safe where several processes do it at once."""
     try:
         import torchvision
-    except ImportError:
-        return "torchvision is not installed"
+    except (ImportError, RuntimeError) as error:  # a RuntimeError where its version does not fit torch's
+        return f"torchvision cannot be imported ({error})"
     try:
         own.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=own.parent) as made:

@@ -11,29 +11,38 @@ Seeds that share images are not independent, and their spread says too little of
 The published cut into training and test is not kept: no number here is comparable with a published one anyway.
 
 The 1,797 digits of scikit-learn are too few for this. There every seed splits all of them again, which is what an
-experiment calls ``resplit``.
+experiment calls ``resplit``. CIFAR keeps its own test images; seeds split its training images again.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from regularized.evidence.datasets.idx import FASHION_MNIST, MNIST, labelled_images
+from regularized.evidence.datasets.images import cifar
+from regularized.evidence.datasets.noise import flip_labels
 from regularized.evidence.experiment import data_fingerprint
 
-__all__ = ["TUNING_SEEDS_FROM", "Sample", "disjoint_rows", "draw", "sampling"]
+__all__ = ["TUNING_SEEDS_FROM", "Sample", "disjoint_rows", "display_name", "draw", "sampling", "with_wrong_labels"]
 
 TUNING_SEEDS_FROM = 1000
 _IDX = {"fashion_mnist": FASHION_MNIST, "mnist": MNIST}
+_NAMES = {
+    "fashion_mnist": "Fashion-MNIST images",
+    "mnist": "MNIST digits",
+    "digits": "digits of 8x8 pixels",
+    "cifar10": "CIFAR-10 images",
+    "cifar100": "CIFAR-100 images",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The images of one seed: (n, 1, H, W) float32, less the training images' mean, over their standard deviation.
+    """The images of one seed: (n, C, H, W) float32, less the training images' mean, over their standard deviation.
 
     Args:
         train_x: to train on.
@@ -63,16 +72,26 @@ def sampling(name: str) -> Literal["fresh", "resplit"]:
     Raises:
         ValueError: there is no such set.
     """
-    if name not in (*_IDX, "digits"):
-        raise ValueError(f"no set {name!r}; there are {', '.join(_IDX)}, digits")
+    display_name(name)
     return "fresh" if name in _IDX else "resplit"
+
+
+def display_name(name: str) -> str:
+    """What people call the images of a set.
+
+    Raises:
+        ValueError: there is no such set.
+    """
+    if name not in _NAMES:
+        raise ValueError(f"no set {name!r}; there are {', '.join(_NAMES)}")
+    return _NAMES[name]
 
 
 def draw(name: str, seed: int, *, train: int, validation: int, test: int, seeds: int = 10) -> Sample:
     """The images of one seed.
 
     Args:
-        name: ``"fashion_mnist"``, ``"mnist"`` or ``"digits"``.
+        name: ``"fashion_mnist"``, ``"mnist"``, ``"digits"``, ``"cifar10"`` or ``"cifar100"``.
         seed: of the experiment.
         train: number of training images.
         validation: number of validation images.
@@ -91,16 +110,42 @@ def draw(name: str, seed: int, *, train: int, validation: int, test: int, seeds:
     sizes = (train, validation, test)
     if sampling(name) == "fresh":
         pixels, labels = labelled_images(_IDX[name])
+        pixels = pixels[:, None]
         parts = disjoint_rows(len(labels), seed, sizes, seeds=seeds)
-    else:
+    elif name == "digits":
         pixels, labels = _digits()
-        if sum(sizes) > len(labels):
-            raise ValueError(f"{name} has {len(labels):,} images, {sum(sizes):,} were asked for")
-        parts = _shuffled(len(labels), seed)[: sum(sizes)].split(sizes)
+        parts = _dealt(name, _shuffled(len(labels), seed), sizes)
+    else:
+        pixels, labels, published = _cifar(name)
+        own_test = torch.arange(published, len(labels))
+        parts = (
+            *_dealt(name, _shuffled(published, seed), (train, validation)),
+            *_dealt(f"the test set of {name}", own_test, (test,)),
+        )
     mean, deviation = _moments(pixels[parts[0]])
-    x = [(pixels[rows, None].float() - mean) / deviation for rows in parts]
+    x = [(pixels[rows].float() - mean) / deviation for rows in parts]
     y = [labels[rows] for rows in parts]
     return Sample(x[0], y[0], x[1], y[1], x[2], y[2])
+
+
+def with_wrong_labels(sample: Sample, share: float, *, seed: int, num_classes: int = 10) -> tuple[Sample, Tensor]:
+    """The same with a share of the labels for training and validation wrong, those of the test as they were.
+
+    Args:
+        sample: the images.
+        share: of labels that become another class, drawn evenly.
+        seed: decides which.
+        num_classes: default 10.
+
+    Returns:
+        The sample, and the true labels of its training images, (n,) int64.
+    """
+    draws = torch.Generator().manual_seed(10 * seed + 1)
+    train, validation = (
+        flip_labels(labels, share, num_classes=num_classes, generator=draws)
+        for labels in (sample.train_y, sample.validation_y)
+    )
+    return replace(sample, train_y=train, validation_y=validation), sample.train_y
 
 
 def disjoint_rows(total: int, seed: int, sizes: Sequence[int], *, seeds: int = 10) -> tuple[Tensor, ...]:
@@ -152,8 +197,22 @@ def _moments(pixels: Tensor) -> tuple[float, float]:
     return mean, math.sqrt(int(whole.square().sum()) / whole.numel() - mean**2)
 
 
+def _dealt(name: str, rows: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    if sum(sizes) > len(rows):
+        raise ValueError(f"{name} has {len(rows):,} images, {sum(sizes):,} were asked for")
+    return tuple(torch.split(rows[: sum(sizes)], list(sizes)))
+
+
 def _digits() -> tuple[Tensor, Tensor]:
+    """(1797, 1, 8, 8) and labels."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    return torch.from_numpy(bunch.images), torch.from_numpy(bunch.target).long()
+    return torch.from_numpy(bunch.images)[:, None], torch.from_numpy(bunch.target).long()
+
+
+def _cifar(name: str) -> tuple[Tensor, Tensor, int]:
+    """(60000, 3, 32, 32) uint8, labels, and how many of them are for training."""
+    split = cifar(int(name.removeprefix("cifar")))
+    pixels = torch.cat([split.train_x, split.test_x]).mul_(255).round_().byte()
+    return pixels, torch.cat([split.train_y, split.test_y]), len(split.train_y)
