@@ -6,7 +6,7 @@ the network, or an optimizer.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from regularized.evidence.datasets.samples import display_name, sampling
 from regularized.evidence.experiment import About
 from regularized.mechanisms.calibration import expected_calibration_error
+from regularized.mechanisms.two_networks import mean_logits
 from regularized.training.data import Source
 from regularized.training.progress import Coefficient, Progress, as_schedule
 from regularized.training.step import Batch
@@ -30,8 +31,6 @@ __all__ = [
     "percent",
     "quality",
 ]
-
-Network: TypeAlias = Callable[[Tensor], Tensor]
 
 
 def fit(
@@ -84,20 +83,15 @@ def fit(
             after_epoch(epoch + 1)
 
 
-@torch.no_grad()
 def outputs(networks: nn.Module | Sequence[nn.Module], inputs: Tensor) -> Tensor:
     """Logits in evaluation mode, the mean over networks where there are several: (N, C) on the processor.
 
-    Leaves the networks in evaluation mode.
-
     Args:
-        networks: one or several.
+        networks: one or several; their modes are put back.
         inputs: (N, ...); fed in pieces.
     """
-    members = [networks] if isinstance(networks, nn.Module) else list(networks)
-    for net in members:
-        net.eval()
-    return torch.cat([torch.stack([net(part) for net in members]).mean(0).cpu() for part in inputs.split(2000)])
+    members = [networks] if isinstance(networks, nn.Module) else networks
+    return torch.cat([mean_logits(members, part).cpu() for part in inputs.split(2000)])
 
 
 def percent(hits: Tensor) -> float:
