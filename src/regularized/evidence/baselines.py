@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regularized.mechanisms.mixup import draw_mix
+
 __all__ = ["generalized_cross_entropy", "mixup_loss"]
 
 
@@ -47,8 +49,7 @@ def mixup_loss(net: nn.Module, inputs: Tensor, labels: Tensor, alpha: float, gen
     """
     if alpha <= 0.0:
         raise ValueError(f"alpha must be positive, got {alpha}")
-    both = torch._standard_gamma(torch.full((2,), alpha, dtype=torch.float64), generator)
-    share = float(both[0] / both.sum())
-    partner = torch.randperm(len(inputs), generator=generator).to(inputs.device)
-    logits = net(share * inputs + (1.0 - share) * inputs[partner])
-    return share * F.cross_entropy(logits, labels) + (1.0 - share) * F.cross_entropy(logits, labels[partner])
+    mix = draw_mix(len(inputs), alpha, generator=generator, device=inputs.device)
+    logits = net(mix(inputs))
+    own, partners = F.cross_entropy(logits, labels), F.cross_entropy(logits, labels[mix.partner])
+    return mix.share * own + (1.0 - mix.share) * partners

@@ -54,7 +54,7 @@ def small_convnet(num_classes: int = 10, *, size: int = 28, bias: bool = True) -
     """Two convolutions of stride 2 with batch normalisation, and two linear layers, for small grey images.
 
     Made for one processor core: with images of 28 x 28 it has 106,170 weights, learns 2,000 of Fashion-MNIST to 83 % in
-    15 epochs of batches of 100, 2 seconds on a core of 2024. Layers: ``features``, ending in 64 numbers, and ``head``.
+    15 epochs of batches of 100, 2 seconds on a core of 2024. Two parts: ``features``, 64 numbers, and ``head``.
 
     Args:
         num_classes: width of the output; default 10.

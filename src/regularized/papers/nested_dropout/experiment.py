@@ -206,9 +206,9 @@ def network(s: Mapping[str, Any]) -> nn.Module:
         resnet.head = nn.Identity()  # type: ignore[assignment]
         features = resnet
     else:
-        convnet = small_convnet(size=8 if s["data"] == "digits" else 28)
-        width = convnet.head.in_features
-        features = convnet.features
+        features, last = small_convnet(size=8 if s["data"] == "digits" else 28)
+        assert isinstance(last, nn.Linear)
+        width = last.in_features
     if s["compression"] == "nested":
         return nn.Sequential(features, NestedLinear(width, 10, sigma=s["sigma"]))
     head = nn.Linear(width, 10, bias=False)
@@ -259,6 +259,11 @@ def _images(seed: int, s: Mapping[str, Any]) -> Measurements:
     count = 2 if s["co_teaching"] else 1
     networks = tuple(seeded(2 * seed + k, network, s).to(device) for k in range(count))
     measured = checkpoints(s["epochs"]) if count == 1 else frozenset()
+
+    def measure_alone(net: nn.Module, epoch: int) -> None:
+        if epoch in measured:
+            measure((net,), epoch)
+
     for k, net in enumerate(networks):
         torch.manual_seed(100 * seed + k)  # widths, dropout
         fit(
@@ -269,7 +274,7 @@ def _images(seed: int, s: Mapping[str, Any]) -> Measurements:
             epochs=s["epochs"],
             schedule=_rates(s),
             first_epoch=k * s["epochs"],
-            after_epoch=lambda epoch, net=net: measure((net,), epoch) if epoch in measured else None,
+            after_epoch=partial(measure_alone, net),
         )
     if s["co_teaching"]:
         measure(networks, 0)
