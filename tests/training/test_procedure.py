@@ -23,9 +23,20 @@ SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 START = Progress(0, 4)
 
 
+class Noise(nn.Module):
+    """Draws from a generator of its own."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def forward(self, x):
+        return x + 0.1 * torch.randn(x.shape, generator=self.generator)
+
+
 def network(seed=0):
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.3), nn.Linear(4, 2))
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.3), nn.Linear(4, 2), Noise(seed))
 
 
 def data(size=4, n=14):
@@ -309,22 +320,30 @@ def test_progress_counts_over_all_epochs():
     epochs = Epochs(0)
     part = Part(data(size=7), step)
     for until in (1, 2):
-        list(epochs.run([part], until=until))
+        for _ in epochs.run([part], until=until):
+            assert epochs.done == until
     assert seen == [(0, 2, 0, 1), (1, 2, 0, 1), (2, 4, 1, 2), (3, 4, 1, 2)]
 
 
 def test_means_and_draws_of_the_parts():
-    """Fails when a mean is not that of its own pass, or two passes of an epoch draw the same."""
-    drawn = {0: [], 1: []}
+    """Fails when a mean is not that of its own pass, or two passes of an epoch draw the same, or see one order."""
+    drawn, asked = {0: [], 1: []}, []
+
+    class Asked(TensorData):
+        def batches(self, epoch, **position):
+            asked.append(epoch)
+            return super().batches(epoch, **position)
 
     def step(number, batch, *, progress):
         drawn[number].append(float(torch.rand(())))
         return batch.targets.double().mean() + 10 * number
 
     epochs = Epochs(0)
-    parts = [Part(data(size=7), partial(step, number), stream=(number,)) for number in range(2)]
+    source = Asked(torch.zeros(14, 3), torch.arange(14) % 2, batch_size=7, shuffle=False)
+    parts = [Part(source, partial(step, number), stream=(number,)) for number in range(2)]
     means = [[float(mean) for mean in each] for each in epochs.run(parts, until=2)]
     assert means == [[0.5, 10.5]] * 2
+    assert asked == [0, 1, 2, 3], "each pass is to see an order of its own"
     assert len({*drawn[0], *drawn[1]}) == 8
 
 
@@ -388,7 +407,7 @@ def drawing():
         (Pair, lambda s: s | {"networks": s["networks"][:1]}, r"networks does not fit: missing \['1'\]"),
         (with_buffer, lambda s: s, r"networks\[1\] does not fit: missing \['more'\]"),
         (wider, lambda s: s, r"networks\[1\] does not fit: '3.weight' has shape \(2, 4\) in the state and \(5, 4\)"),
-        (drawing, lambda s: s, r"generators \[\], Pair has \['networks.0.2.generator'\]"),
+        (drawing, lambda s: s, r"Pair has \['networks.0.2.generator', 'networks.0.4.gen"),
         (partial(Pair, draws=6), lambda s: s, "made with seed=5, this training has seed=6"),
         (
             partial(Pair, optimizer=partial(SGD, momentum=0.5)),

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regularized.mechanisms.ranges import allowed, between, count
 from regularized.mechanisms.two_networks import check_distinct, evaluating, mean_logits
 from regularized.training.data import as_source
 from regularized.training.procedure import Epochs, Optimizers, Part, restore, state_of
@@ -43,6 +44,8 @@ __all__ = ["CoTeaching", "CoTeachingLosses", "forget_schedule", "num_kept", "sma
 # Shapes: B samples of a batch, C classes, R samples kept.
 
 Parameters: TypeAlias = Iterable[nn.Parameter]
+
+_RATE = between(0.0, 1.0, "[)", "a share of the samples")
 
 _STATE = ("networks", "optimizers", "epochs")
 
@@ -58,6 +61,7 @@ class _ForgetSchedule:
         return self.rate * (progress.epoch / (self.gradual - 1)) if self.gradual > 1 else 0.0
 
 
+@allowed(rate=_RATE, gradual=count(0, "a number of epochs"))
 def forget_schedule(rate: float, *, gradual: int) -> Schedule:
     """The share of samples to leave out: from 0 in the first epoch in equal steps to ``rate``, then constant.
 
@@ -77,9 +81,6 @@ def forget_schedule(rate: float, *, gradual: int) -> Schedule:
         >>> [round(rate(Progress(0, 1, epoch=e, total_epochs=7)), 3) for e in range(7)]
         [0.0, 0.05, 0.1, 0.15, 0.2, 0.2, 0.2]
     """
-    _check_rate(rate)
-    if gradual < 0:
-        raise ValueError(f"gradual must be >= 0, a number of epochs; got {gradual}")
     return _ForgetSchedule(rate, gradual)
 
 
@@ -93,7 +94,7 @@ def num_kept(size: int, forget_rate: float) -> int:
         >>> num_kept(6, 0.3), num_kept(10, 0.9)
         (4, 1)
     """
-    _check_rate(forget_rate)
+    _RATE("the forget rate", forget_rate)
     if size < 1:
         raise ValueError(
             "co-teaching would keep 0 samples: there are none to choose from. With split=True each network chooses "
@@ -192,6 +193,7 @@ class CoTeaching:
         torch.Size([40, 3])
     """
 
+    @allowed(forget_rate=_RATE.or_schedule())
     def __init__(
         self,
         first: nn.Module,
@@ -207,8 +209,6 @@ class CoTeaching:
     ) -> None:
         self.networks = (first, second)
         check_distinct(self.networks, remedy="train two networks, from different initial weights")
-        if not callable(forget_rate):
-            _check_rate(forget_rate)
         self.forget_rate = as_schedule(forget_rate, name="forget_rate")
         self.split = split
         self.loss = _cross_entropy if loss is None else loss
@@ -391,8 +391,3 @@ def _rows(batch: Batch, rows: slice | Tensor) -> Batch:
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="none")
-
-
-def _check_rate(rate: float) -> None:
-    if not 0.0 <= rate < 1.0:
-        raise ValueError(f"the forget rate must be in [0, 1), a share of the samples; got {rate}")

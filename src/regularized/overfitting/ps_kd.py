@@ -29,14 +29,17 @@ from torch.nn import functional as F
 from regularized.mechanisms.distributed import gather_rows
 from regularized.mechanisms.mixup import Mix
 from regularized.mechanisms.prediction_store import DenseStore, PredictionStore
+from regularized.mechanisms.ranges import allowed, count, share
 from regularized.mechanisms.sample_history import check_index
-from regularized.training.progress import Coefficient, Progress, as_schedule, linear
+from regularized.training.progress import Coefficient, Progress, linear
 from regularized.training.step import Batch, Step
 from regularized.training.terms import Term
 
 __all__ = ["ProgressiveDistillation", "ProgressiveDistillationLoss", "progressive_loss", "progressive_targets"]
 
 # Shapes: B samples of a batch, N samples of the training set, C classes.
+
+_ALPHA = share(remedy="0 is plain cross-entropy, the paper uses 0.8")
 
 
 def progressive_targets(labels: Tensor, history: Tensor, alpha: float) -> Tensor:
@@ -147,6 +150,7 @@ class ProgressiveDistillationLoss(torch.nn.Module):
         ...         optimizer.zero_grad()
     """
 
+    @allowed(epochs=count(1, "the epochs of the whole training"), alpha=_ALPHA)
     def __init__(
         self,
         num_samples: int,
@@ -157,9 +161,6 @@ class ProgressiveDistillationLoss(torch.nn.Module):
         store: PredictionStore | None = None,
     ) -> None:
         super().__init__()
-        if epochs < 1:
-            raise ValueError(f"epochs must be at least 1, the epochs of the whole training; got {epochs}")
-        _check_alpha(alpha)
         self.store = _checked_store(store, num_samples, num_classes)
         self.epochs = epochs
         self.alpha = alpha
@@ -287,6 +288,7 @@ class ProgressiveDistillation(Term):
         [True, True, True, False, False, True]
     """
 
+    @allowed(alpha=_ALPHA.or_schedule())
     def __init__(
         self,
         num_samples: int,
@@ -300,8 +302,6 @@ class ProgressiveDistillation(Term):
         if callable(alpha):
             self._alpha = alpha
         else:
-            as_schedule(alpha, name="alpha")
-            _check_alpha(alpha)
             self._alpha = linear(0.0, alpha, unit="epoch")
         self.store = _checked_store(store, num_samples, num_classes)
 
@@ -346,11 +346,6 @@ def _remember(store: PredictionStore, index: Tensor, log_p: Tensor) -> None:
 def _log_softmax(logits: Tensor) -> Tensor:
     # float32 at least: what half precision rounds away would go into the history.
     return F.log_softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
-
-
-def _check_alpha(alpha: float) -> None:
-    if not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"alpha must be in [0, 1], got {alpha}; 0 is plain cross-entropy, the paper uses 0.8")
 
 
 def _checked_store(store: PredictionStore | None, num_samples: int, num_classes: int) -> PredictionStore:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from regularized.mechanisms.ranges import Choice, allowed, positive
 from regularized.mechanisms.surgery import NoEffectWarning, select_modules, tied_parameters
 from regularized.training.step import Step
 from regularized.training.terms import Term
@@ -131,11 +132,9 @@ class Compander(nn.Module):
         True
     """
 
+    @allowed(a=positive(), b=positive())
     def __init__(self, a: float, b: float, *, learnable: bool = False, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        for name, value in (("a", a), ("b", b)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a positive finite number, got {value}")
         self.learnable = learnable
         if learnable:
             self.log_a = nn.Parameter(torch.tensor(math.log(a), dtype=dtype))
@@ -161,6 +160,7 @@ class Compander(nn.Module):
         return compand_inverse(w, a, b).detach()
 
 
+@allowed(a=positive(), b=positive(), init=Choice("preserve", "clamp", "shrink"))
 def compand_weights(
     model: nn.Module,
     *,
@@ -208,9 +208,6 @@ def compand_weights(
         >>> merge_companders(model)
         ['0']
     """
-    if init not in ("shrink", "preserve", "clamp"):
-        raise ValueError(f"init must be 'preserve', 'clamp' or 'shrink', got {init!r}")
-    Compander(a, b)  # the same message for a bad a or b, before anything is changed
     if norms := [kind.__name__ for kind in include if issubclass(kind, _NORMS)]:
         raise ValueError(f"include names normalisation layers {norms}: their weight is a gain, leave it as it is")
     layers = list(select_modules(model, include, exclude))

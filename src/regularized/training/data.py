@@ -23,6 +23,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
+from regularized.mechanisms.ranges import allowed, count
 from regularized.training.identity import fingerprint
 from regularized.training.randomness import mix, preserved, seed_all
 from regularized.training.step import Batch
@@ -100,6 +101,7 @@ class TensorData:
         [[0, 1], [2, 3], [4]]
     """
 
+    @allowed(batch_size=count(1))
     def __init__(
         self,
         inputs: Tensor | Mapping[str, Tensor],
@@ -122,8 +124,6 @@ class TensorData:
         self.size = next(iter(lengths.values()), 0)
         if len(set(lengths.values())) != 1 or self.size == 0:
             raise ValueError(f"all tensors must have the same number of samples, at least one; got {lengths}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if drop_last and self.size < batch_size:
             raise ValueError(
                 f"{self.size} samples do not fill one batch of {batch_size}, and drop_last leaves nothing; "

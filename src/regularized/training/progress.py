@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from regularized.mechanisms.ranges import Choice, allowed, count, share
+
 __all__ = [
     "Coefficient",
     "Progress",
@@ -23,6 +25,7 @@ __all__ = [
 ]
 
 Unit: TypeAlias = Literal["step", "epoch"]
+_UNIT = Choice("step", "epoch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,7 @@ class _Linear:
         return self.start + (self.end - self.start) * min(max(done, 0.0), 1.0)
 
 
+@allowed(unit=_UNIT)
 def linear(start: float, end: float, *, begin: float = 0.0, until: float = 1.0, unit: Unit = "step") -> Schedule:
     """A straight line from ``start`` to ``end`` between two shares of the run; constant outside them.
 
@@ -121,7 +125,6 @@ def linear(start: float, end: float, *, begin: float = 0.0, until: float = 1.0, 
         [0.2667, 0.5333, 0.8]
     """
     _check_window(begin, until)
-    _check_unit(unit)
     return _Linear(start, end, begin, until, unit)
 
 
@@ -139,6 +142,7 @@ class _Cosine:
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * share)) / 2
 
 
+@allowed(cycles=count(1), unit=_UNIT)
 def cosine(start: float = 1.0, end: float = 0.0, *, cycles: int = 1, unit: Unit = "step") -> Schedule:
     """Half a cosine wave from ``start`` to ``end``, restarted ``cycles`` times at equal distances.
 
@@ -146,9 +150,6 @@ def cosine(start: float = 1.0, end: float = 0.0, *, cycles: int = 1, unit: Unit 
         >>> round(cosine()(Progress(step=50, total_steps=100)), 6)
         0.5
     """
-    if cycles < 1:
-        raise ValueError(f"cycles must be at least 1, got {cycles}")
-    _check_unit(unit)
     return _Cosine(start, end, cycles, unit)
 
 
@@ -159,8 +160,8 @@ class _Piecewise:
 
     def __call__(self, progress: Progress) -> float:
         value = self.initial
-        for share, new in self.milestones:
-            if progress.fraction >= share:
+        for start, new in self.milestones:
+            if progress.fraction >= start:
                 value = new
         return value
 
@@ -173,9 +174,9 @@ def piecewise(milestones: Mapping[float, float], *, initial: float = 1.0) -> Sch
         >>> [drop(Progress(step=s, total_steps=100)) for s in (0, 49, 50, 80)]
         [1.0, 1.0, 0.1, 0.01]
     """
-    for share in milestones:
-        if not 0.0 <= share <= 1.0:
-            raise ValueError(f"milestones are shares of the run in [0, 1], got {share}")
+    for start in milestones:
+        if not 0.0 <= start <= 1.0:
+            raise ValueError(f"milestones are shares of the run in [0, 1], got {start}")
     return _Piecewise(initial, tuple(sorted(milestones.items())))
 
 
@@ -189,6 +190,7 @@ class _Warmup:
         return value * min(progress.fraction / self.share, 1.0) if self.share else value
 
 
+@allowed(share=share())
 def warmup(after: Coefficient, share: float) -> Schedule:
     """Multiply a schedule by a line from 0 to 1 over the first ``share`` of the run.
 
@@ -196,8 +198,6 @@ def warmup(after: Coefficient, share: float) -> Schedule:
         >>> warmup(2.0, 0.1)(Progress(step=5, total_steps=100))
         1.0
     """
-    if not 0.0 <= share <= 1.0:
-        raise ValueError(f"share must be in [0, 1], got {share}")
     return _Warmup(as_schedule(after), share)
 
 
@@ -214,6 +214,7 @@ class _GaussianRamp:
         return self.value * math.exp(-self.sharpness * missing * missing)
 
 
+@allowed(steps=count(0))
 def gaussian_ramp(value: float = 1.0, *, steps: int, sharpness: float = 5.0) -> Schedule:
     """The ramp ``value * exp(-sharpness (1 - step / steps)^2)`` of temporal ensembling (Laine & Aila 2017).
 
@@ -224,14 +225,7 @@ def gaussian_ramp(value: float = 1.0, *, steps: int, sharpness: float = 5.0) -> 
         >>> ramp(Progress(step=10, total_steps=100))
         1.0
     """
-    if steps < 0:
-        raise ValueError(f"steps must not be negative, got {steps}")
     return _GaussianRamp(value, steps, sharpness)
-
-
-def _check_unit(unit: Unit) -> None:
-    if unit not in ("step", "epoch"):
-        raise ValueError(f'unit must be "step" or "epoch", got {unit!r}')
 
 
 def _check_window(begin: float, until: float) -> None:

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from regularized.mechanisms.ranges import Choice, allowed, at_least, count
+
 __all__ = ["EarlyStopping"]
 
 
@@ -31,6 +33,7 @@ class EarlyStopping:
         [False, False, False, True]
     """
 
+    @allowed(direction=Choice("higher", "lower"), patience=count(1, "a number of evaluations"), min_delta=at_least(0.0))
     def __init__(
         self,
         metric: str,
@@ -40,12 +43,6 @@ class EarlyStopping:
         min_delta: float = 0.0,
         restore_best: bool = True,
     ) -> None:
-        if direction not in ("higher", "lower"):
-            raise ValueError(f'direction must be "higher" or "lower", got {direction!r}')
-        if patience < 1:
-            raise ValueError(f"patience must be at least 1 evaluation, got {patience}")
-        if not min_delta >= 0:
-            raise ValueError(f"min_delta must not be negative, got {min_delta}")
         self.metric = metric
         self.direction = direction
         self.patience = patience

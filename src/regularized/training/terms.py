@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regularized.mechanisms.ranges import allowed, between
 from regularized.training.progress import Coefficient, as_schedule
 from regularized.training.step import Batch, Step
 
@@ -95,6 +96,7 @@ class CrossEntropy(Term):
         True
     """
 
+    @allowed(label_smoothing=between(0.0, 1.0, "[)"))
     def __init__(
         self,
         *,
@@ -104,8 +106,6 @@ class CrossEntropy(Term):
         weight: Coefficient = 1.0,
     ) -> None:
         super().__init__(weight=weight)
-        if not 0.0 <= label_smoothing < 1.0:
-            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
         self.shift = shift

@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from regularized.mechanisms.ranges import allowed
 from regularized.mechanisms.sample_history import check_index
-from regularized.noisy_labels.early_learning.penalty import Regulariser, check_strength, early_learning_penalty
+from regularized.noisy_labels.early_learning.penalty import STRENGTH, Regulariser, early_learning_penalty
 
 __all__ = ["EarlyLearningLoss"]
 
@@ -80,6 +81,7 @@ class EarlyLearningLoss(Regulariser):
         torch.Size([400])
     """
 
+    @allowed(strength=STRENGTH)
     def __init__(
         self,
         num_samples: int,
@@ -90,7 +92,6 @@ class EarlyLearningLoss(Regulariser):
         eps: float = 1e-4,
     ) -> None:
         super().__init__(num_samples, num_classes, momentum=momentum, eps=eps)
-        check_strength(strength)
         self.strength = strength
         self._saw_logits = False
 

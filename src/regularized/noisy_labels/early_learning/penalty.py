@@ -7,12 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from regularized.mechanisms.distributed import gather_rows
+from regularized.mechanisms.ranges import allowed, at_least, between, count, share
 from regularized.mechanisms.sample_history import store_rows
-from regularized.training.progress import as_schedule
 
 __all__ = ["PredictionHistory", "Regulariser", "early_learning_penalty"]
 
 # Shapes: B samples of a batch, N samples of the training set, C classes.
+
+# Below 0 it would push predictions away from their history.
+STRENGTH = at_least(0.0, remedy="0 switches the regulariser off")
 
 
 def early_learning_penalty(probabilities: Tensor, history: Tensor) -> Tensor:
@@ -62,14 +65,9 @@ class PredictionHistory(nn.Module):
 
     history: Tensor
 
+    @allowed(num_samples=count(1, "the length of the data set"), num_classes=count(2), momentum=share())
     def __init__(self, num_samples: int, num_classes: int, *, momentum: float) -> None:
         super().__init__()
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, the length of the data set; got {num_samples}")
-        if num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
-        if not 0.0 <= momentum <= 1.0:
-            raise ValueError(f"momentum must be in [0, 1], got {momentum}")
         self.num_samples = num_samples
         self.num_classes = num_classes
         self.momentum = momentum
@@ -152,16 +150,6 @@ class Regulariser(PredictionHistory):
         return early_learning_penalty(p, self.update(index, p.detach()))
 
 
-def check_strength(strength: float, *, name: str = "strength") -> None:
-    """Refuse a coefficient that is negative or not finite: it would push predictions away from their history."""
-    as_schedule(strength, name=name)
-    if strength < 0:
-        raise ValueError(f"{name} must be >= 0, got {strength}; 0 switches the regulariser off")
-
-
 def check_eps(eps: float, num_classes: int) -> None:
     """Refuse a clamp that is 0 (the logarithm could be -inf) or that the uniform prediction would touch."""
-    if not 0.0 < eps < 1.0 / num_classes:
-        raise ValueError(
-            f"eps must be in (0, 1/num_classes) = (0, {1 / num_classes:.4g}), got {eps}; the official code uses 1e-4"
-        )
+    between(0.0, 1.0 / num_classes, "()", "below 1 / num_classes", remedy="the official code uses 1e-4")("eps", eps)

@@ -28,9 +28,10 @@ from torch import Tensor, nn
 
 from regularized.mechanisms.ema import EMA, Decay, ramped_decay
 from regularized.mechanisms.mixup import draw_mix
+from regularized.mechanisms.ranges import allowed, at_least
 from regularized.mechanisms.sample_history import check_index
 from regularized.mechanisms.two_networks import check_distinct, mean_logits
-from regularized.noisy_labels.early_learning.penalty import PredictionHistory, check_strength
+from regularized.noisy_labels.early_learning.penalty import STRENGTH, PredictionHistory
 from regularized.noisy_labels.early_learning.plus_loss import EarlyLearningPlusLoss
 from regularized.training.data import as_source
 from regularized.training.procedure import Epochs, Optimizers, Part, restore, state_of
@@ -103,6 +104,7 @@ class EarlyLearningPlus:
         (torch.Size([32, 3]), torch.Size([32]))
     """
 
+    @allowed(strength=STRENGTH.or_schedule(), mixup=at_least(0.0, remedy="0 switches it off"))
     def __init__(
         self,
         make_model: Callable[[], nn.Module],
@@ -120,10 +122,6 @@ class EarlyLearningPlus:
         device: torch.device | str | None = None,
         seed: int = 0,
     ) -> None:
-        if not callable(strength):
-            check_strength(strength)
-        if mixup < 0:
-            raise ValueError(f"mixup must be >= 0 (0 switches it off), got {mixup}")
         self.networks = (make_model(), make_model())
         check_distinct(self.networks, remedy="make_model must build a new one at each call")
         if device is not None:

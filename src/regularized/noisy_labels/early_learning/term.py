@@ -5,9 +5,10 @@
 
 from torch import Tensor
 
+from regularized.mechanisms.ranges import allowed
 from regularized.mechanisms.sample_history import check_index
-from regularized.noisy_labels.early_learning.penalty import Regulariser, check_strength
-from regularized.training.progress import Coefficient, as_schedule
+from regularized.noisy_labels.early_learning.penalty import STRENGTH, Regulariser
+from regularized.training.progress import Coefficient
 from regularized.training.step import Step
 from regularized.training.terms import Term
 
@@ -42,6 +43,7 @@ class EarlyLearning(Regulariser):
     taps: tuple[str, ...] = ()
     count = Term.count
 
+    @allowed(weight=STRENGTH.or_schedule())
     def __init__(
         self,
         num_samples: int,
@@ -52,9 +54,6 @@ class EarlyLearning(Regulariser):
         eps: float = 1e-4,
     ) -> None:
         super().__init__(num_samples, num_classes, momentum=momentum, eps=eps)
-        as_schedule(weight, name="weight")
-        if not callable(weight):
-            check_strength(weight, name="weight")
         self.weight = weight
 
     def forward(self, step: Step) -> Tensor:

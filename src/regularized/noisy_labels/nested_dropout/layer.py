@@ -32,6 +32,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regularized.mechanisms.ranges import allowed, between, count, finite
+
 __all__ = [
     "NestedDropout",
     "NestedLinear",
@@ -46,6 +48,11 @@ __all__ = [
 _GRAIN = 2**53  # probabilities are kept as integers of this grain: no cast of the model to half precision touches them
 
 
+SIGMA = between(0.0, math.inf, "(]", remedy="math.inf makes all widths equally likely")
+MU = finite("a width")
+
+
+@allowed(features=count(1, "the number of channels"), sigma=SIGMA, mu=MU)
 def width_distribution(features: int, *, sigma: float, mu: float = 0.0) -> Tensor:
     """Probability of each width, ``P(k)`` proportional to ``exp(-((k - mu) / sigma)^2)`` for k = 1 ... D.
 
@@ -69,9 +76,6 @@ def width_distribution(features: int, *, sigma: float, mu: float = 0.0) -> Tenso
         >>> torch.isclose(p[0] / p[1], torch.tensor(3 / 10.0**2).double().exp())
         tensor(True)
     """
-    if features < 1:
-        raise ValueError(f"features must be at least 1, the number of channels; got {features}")
-    check_distribution(sigma, mu)
     widths = torch.arange(1, features + 1, dtype=torch.float64, device="cpu")
     weights = torch.exp(-(((widths - mu) / sigma) ** 2))
     total = weights.sum()
@@ -81,14 +85,6 @@ def width_distribution(features: int, *, sigma: float, mu: float = 0.0) -> Tenso
             "away; move it towards the widths, or enlarge sigma"
         )
     return weights / total
-
-
-def check_distribution(sigma: float, mu: float) -> None:
-    """Refuse a scale that is not positive, and a centre that is not finite."""
-    if not sigma > 0:
-        raise ValueError(f"sigma must be positive (math.inf for equally likely widths), got {sigma}")
-    if not math.isfinite(mu):
-        raise ValueError(f"mu must be finite, a width; got {mu}")
 
 
 class NestedDropout(nn.Module):

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from regularized.mechanisms.ranges import allowed
 from regularized.noisy_labels.nested_dropout.cutting import cut_in_place, first_columns
 from regularized.noisy_labels.nested_dropout.layer import (
+    MU,
+    SIGMA,
     NestedDropout,
     NestedLinear,
-    check_distribution,
     nest_classifier,
 )
 from regularized.training.step import Batch, Step
@@ -57,12 +59,12 @@ class NestedWidth(Term):
 
     contributes = False
 
+    @allowed(sigma=SIGMA, mu=MU)
     def __init__(self, layers: str | Sequence[str], *, sigma: float, mu: float = 0.0, seed: int = 0) -> None:
         super().__init__()
         self.layers = (layers,) if isinstance(layers, str) else tuple(layers)
         if not self.layers:
             raise ValueError("layers must name at least one linear layer of the model")
-        check_distribution(sigma, mu)
         self.sigma = sigma
         self.mu = mu
         self.generator = torch.Generator().manual_seed(seed)

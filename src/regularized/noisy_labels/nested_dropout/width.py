@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regularized.mechanisms.ranges import allowed, at_least
 from regularized.mechanisms.two_networks import evaluating
 from regularized.noisy_labels.nested_dropout.layer import NestedLinear, find_nested
 from regularized.training.data import as_source
@@ -73,6 +74,7 @@ def width_accuracies(models: nn.Module | Sequence[nn.Module], data: Any, *, laye
     return correct.double().cpu() / count
 
 
+@allowed(penalty=at_least(0.0))
 def best_width(accuracies: Tensor, *, penalty: float = 1e-5) -> tuple[int, float]:
     """The width k with the largest ``accuracy(k) - penalty (k - 1)``; of equals the smallest.
 
@@ -92,8 +94,6 @@ def best_width(accuracies: Tensor, *, penalty: float = 1e-5) -> tuple[int, float
     """
     if accuracies.ndim != 1 or len(accuracies) == 0:
         raise ValueError(f"accuracies must have shape (D,), one for each width; got {tuple(accuracies.shape)}")
-    if penalty < 0:
-        raise ValueError(f"penalty must be >= 0, got {penalty}")
     values: list[float] = [accuracy - penalty * j for j, accuracy in enumerate(accuracies.tolist())]
     best = max(range(len(values)), key=values.__getitem__)  # the first of equals
     return best + 1, values[best]

@@ -23,7 +23,6 @@ first) and turns its sign where q < 0. That is the default, for parity; ``couple
 the cures.
 """
 
-import math
 import warnings
 from typing import NamedTuple
 
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regularized.mechanisms.ranges import allowed, count, positive, share
 from regularized.overfitting.noise_mask.loss import beta_log_density
 
 __all__ = ["BetaMaskPolicy", "MaskedInput", "NoiseMask", "gaussian_blur"]
@@ -100,6 +100,7 @@ class BetaMaskPolicy(nn.Module):
     base_alpha: Tensor
     base_beta: Tensor
 
+    @allowed(features=count(1), grid=count(1), decay=share(), momentum=share())
     def __init__(
         self,
         backbone: nn.Module,
@@ -112,12 +113,6 @@ class BetaMaskPolicy(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, number in (("features", features), ("grid", grid)):
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
-        for name, share in (("decay", decay), ("momentum", momentum)):
-            if not 0.0 <= share <= 1.0:
-                raise ValueError(f"{name} must be in [0, 1], got {share}")
         self.backbone = backbone
         self.grid = grid
         self.decay = decay
@@ -199,14 +194,13 @@ class NoiseMask(nn.Module):
         (torch.Size([5, 1, 8, 8]), torch.Size([5]), True)
     """
 
+    @allowed(sigma=positive("in pixels"))
     def __init__(
         self, policy: BetaMaskPolicy, *, kernel: int = 13, sigma: float = 6.0, mask_in_evaluation: bool = False
     ) -> None:
         super().__init__()
         if kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"kernel must be odd and at least 1, got {kernel}; try {kernel + 1}")
-        if not (math.isfinite(sigma) and sigma > 0):
-            raise ValueError(f"sigma must be positive, in pixels, got {sigma}")
         self.policy = policy
         self.kernel = kernel
         self.sigma = sigma

@@ -8,11 +8,14 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from regularized.mechanisms.ranges import Choice
+
 __all__ = ["Credit", "beta_log_density", "noise_mask_objective"]
 
 # Shapes: B images, D cells of the mask's grid.
 
 Credit: TypeAlias = Literal["batch", "sample"]
+CREDIT = Choice("batch", "sample")
 
 
 def beta_log_density(cells: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
@@ -59,8 +62,7 @@ def noise_mask_objective(
         >>> noise_mask_objective(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 4.0]), credit="sample")
         tensor(7.)
     """
-    if credit not in ("batch", "sample"):
-        raise ValueError(f"credit must be 'batch' or 'sample', got {credit!r}")
+    CREDIT("credit", credit)
     if credit == "sample" and losses.shape != log_density.shape:
         raise ValueError(
             f"credit='sample' needs one loss an image, shape {tuple(log_density.shape)}, got {tuple(losses.shape)}; "

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regularized.mechanisms.ranges import allowed
 from regularized.overfitting.noise_mask.layer import NoiseMask
-from regularized.overfitting.noise_mask.loss import Credit, noise_mask_objective
+from regularized.overfitting.noise_mask.loss import CREDIT, Credit, noise_mask_objective
 from regularized.training.data import as_source
 from regularized.training.procedure import Epochs, Optimizers, Part, restore, state_of
 from regularized.training.progress import Coefficient, Progress, as_schedule
@@ -70,6 +71,7 @@ class NoiseMaskPretraining:
         ['log_density', 'loss']
     """
 
+    @allowed(credit=CREDIT)
     def __init__(
         self,
         classifier: nn.Module,
@@ -90,8 +92,6 @@ class NoiseMaskPretraining:
                 f"policy and classifier share {len(shared)} parameter(s), so both optimizers would move them; give the "
                 "policy a backbone of its own"
             )
-        if credit not in ("batch", "sample"):
-            raise ValueError(f"credit must be 'batch' or 'sample', got {credit!r}")
         self.classifier = classifier
         self.noise_mask = noise_mask
         self.optimizers = Optimizers(
