@@ -5,6 +5,7 @@ Markers in a page:
 - ``{{ evidence:SLUG }}``: claims with verdicts, what each arm measured, and the learning curves, from the ledger;
 - ``{{ bench:SLUG }}``: overhead per step, from the saved bench rows;
 - ``{{ compare:FAMILY }}``: the techniques of a problem side by side: claims with effects, cost, what they need;
+- ``{{ rates }}``: how often the rule for verdicts errs, and what it sees, from the saved simulation;
 - ``{{ contract }}``: the checks of the contract, and what came of them for each paper, from the saved outcomes;
 - ``{{ catalogue }}``: all papers by problem.
 
@@ -23,15 +24,18 @@ from mkdocs.structure.pages import Page
 
 from regularized.evidence import bench_rows, contract
 from regularized.evidence._plots import save_curves
+from regularized.evidence.claims import SHORT, Outcome, Verdict, count_verdicts
 from regularized.evidence.ledger import load
 from regularized.evidence.numbers import aligned, effect_text, interval_text, number
 from regularized.evidence.provenance import code_key
+from regularized.evidence.rates import load as load_rates
+from regularized.evidence.statistics import failure_bound
 from regularized.papers.card import FAMILIES
 from regularized.papers.catalogue import Entry, find, load_catalogue
 
 log = logging.getLogger("mkdocs.hooks.regularized")
 
-_MARKER = re.compile(r"\{\{ *(?P<kind>evidence|bench|compare|catalogue|contract)(?::(?P<slug>[a-z_0-9]+))? *\}\}")
+_MARKER = re.compile(r"\{\{ *(?P<kind>evidence|bench|compare|catalogue|contract|rates)(?::(?P<slug>[a-z_0-9]+))? *\}\}")
 _ROOT = Path(__file__).parents[2]
 _FIRST = ["index.md", "use", "evidence.md", "contract.md", "command_line.md", "papers.md"]
 _LAST = ["new_paper.md", "architecture.md", "contributing.md", "changelog.md"]
@@ -89,6 +93,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return _catalogue(up)
         if match["kind"] == "contract":
             return _contract(up)
+        if match["kind"] == "rates":
+            return _rates()
         if match["kind"] == "compare":
             return _compare(match["slug"], up)
         return {"evidence": _evidence, "bench": _bench}[match["kind"]](find(match["slug"]), up)
@@ -119,23 +125,71 @@ def _table(heads: list[str], rows: list[list[str]], right: frozenset[int] = froz
     return "\n".join("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in [heads, rule, *rows])
 
 
-_BADGES = {"holds": "**holds**", "does not hold": "**does not hold**", "undecided": "undecided", "not run": "not run"}
+def _badge(verdict: Verdict) -> str:
+    return verdict.value if verdict in (Verdict.OPEN, Verdict.NOT_RUN) else f"**{verdict.value}**"
 
 
 def _claims(entry: Entry) -> str:
+    """The claims; apart from them what is true by construction."""
+    claims = [outcome for outcome in entry.outcomes if outcome.claim.kind == "claim"]
+    sanity = [outcome for outcome in entry.outcomes if outcome.claim.kind == "sanity"]
+    parts = [_outcomes(claims)]
+    if sanity:
+        parts += ["True by construction, or equal at 0 or 100 %: checks of the set-up, not counted.", _outcomes(sanity)]
+    return "\n\n".join(parts)
+
+
+def _outcomes(outcomes: list[Outcome]) -> str:
     rows = [
         [
-            outcome.claim.statement + (f" *{outcome.claim.note}*" if outcome.claim.note else ""),
-            f"`{outcome.claim.method}` over `{outcome.claim.baseline}`",
+            outcome.claim.statement
+            + (f" *{outcome.claim.note}*" if outcome.claim.note else "")
+            + (" *Threshold set after a pilot on other seeds.*" if outcome.claim.pilot else ""),
+            f"`{outcome.claim.method}` over `{outcome.claim.baseline}`; differs in "
+            + ", ".join(f"`{name}`" for name in outcome.claim.differs),
             effect_text(outcome.claim, outcome.effect),
             interval_text(outcome.claim, outcome),
             effect_text(outcome.claim, outcome.claim.smallest_effect),
-            _BADGES[outcome.verdict.value],
+            _seeds(outcome),
+            _badge(outcome.verdict) + (" (toy)" if outcome.toy else ""),
         ]
-        for outcome in entry.outcomes
+        for outcome in outcomes
     ]
-    heads = ["claim", "arms", "improvement", "95 % interval", "counts from", "verdict"]
+    heads = ["claim", "arms", "improvement", "95 % interval", "counts from", "seeds", "verdict"]
     return _table(heads, rows, frozenset({2, 3, 4}))
+
+
+def _seeds(outcome: Outcome) -> str:
+    """How many seeds reach what counts, and the worst of them; what that says of failures nobody saw."""
+    if outcome.worst_seed is None:
+        return "–"
+    n, (_, worst) = len(outcome.effects), outcome.worst_seed
+    text = f"{outcome.reaching} of {n} reach it, the worst has {effect_text(outcome.claim, worst)}"
+    if outcome.verdict is Verdict.HOLDS:
+        text += f"; up to {failure_bound(n - outcome.reaching, n):.0%} of seeds may not"
+    return text
+
+
+def _measured_on(entry: Entry) -> str:
+    """Data and models of the claims, and how the seeds got their data."""
+    seen = dict.fromkeys(
+        f"{outcome.about['data']}, {outcome.about['model']}"
+        + (" (each seed splits the same small pool again)" if outcome.about.get("sampling") == "resplit" else "")
+        for outcome in entry.outcomes
+        if outcome.about
+    )
+    return "Measured on: " + "; ".join(seen) + "." if seen else ""
+
+
+def _rates() -> str:
+    repetitions, rates = load_rates()
+    cases = dict.fromkeys(rate.case for rate in rates)
+    share = {(rate.case, rate.rule): f"{rate.share:.1%} ± {rate.error:.1%}" for rate in rates}
+    rows = [[case, share[case, "this rule"], share[case, "first edition"]] for case in cases]
+    return (
+        _table(["ten seeds", "this rule: holds", "first edition: holds"], rows, frozenset({1, 2}))
+        + f"\n\n*Made by `regularized rates --save` with {repetitions} claims a case.*"
+    )
 
 
 def _evidence(entry: Entry, up: str) -> str:
@@ -160,8 +214,11 @@ def _evidence(entry: Entry, up: str) -> str:
         rows.append(cells)
     environment = ledger.environment
     stale = ledger.is_stale(entry.code_key)
+    why = f" {ledger.why_seeds}" if ledger.why_seeds else ""
     lines = [
         _claims(entry),
+        "",
+        f"{_measured_on(entry)} Seeds {ledger.seeds[0]} to {ledger.seeds[-1]}.{why}",
         "",
         f'??? note "All measurements: mean over {len(ledger.seeds)} seeds, lowest to highest"',
         "",
@@ -174,7 +231,7 @@ def _evidence(entry: Entry, up: str) -> str:
     if _plot(entry) is not None:
         lines += [f"![Learning curves of {entry.slug}]({up}assets/{entry.slug}.svg)", ""]
     lines += [
-        f"*Made by `regularized reproduce {entry.slug} --scale {ledger.scale} --seeds {len(ledger.seeds)}`, from the "
+        f"*Made by `regularized reproduce {entry.slug} --scale {ledger.scale}`, from the "
         f"ledger in the repository (torch {environment.get('torch', '?')}, {environment.get('cpu', '?')}, "
         f"commit {str(environment.get('commit', ''))[:9] or 'of the release'})"
         + ("; the code of the experiment has changed since." if stale else ".")
@@ -277,6 +334,14 @@ def _outcomes(of: list[contract.Outcome]) -> str:
     return f"{passed} of {len(of)}" if passed < len(of) else str(passed)
 
 
+_COLUMNS = {
+    "holds": {Verdict.HOLDS},
+    "smaller than promised": {Verdict.SMALLER},
+    "no effect shown, or opposite": {Verdict.NO_EFFECT, Verdict.OPPOSITE},
+    "open": {Verdict.OPEN},
+}
+
+
 def _compare(family: str, up: str) -> str:
     """One row a technique: nothing here is typed in."""
     if family not in FAMILIES:
@@ -286,13 +351,13 @@ def _compare(family: str, up: str) -> str:
         if not entry.implemented or family not in entry.card.families:
             continue
         measured = {
-            verdict: "<br>".join(
+            heading: "<br>".join(
                 f"{outcome.claim.statement.rstrip('.')}: {effect_text(outcome.claim, outcome.effect)} "
                 f"({interval_text(outcome.claim, outcome)})"
                 for outcome in entry.outcomes
-                if outcome.verdict.value == verdict
+                if outcome.verdict in verdicts and outcome.claim.kind == "claim"
             )
-            for verdict in ("holds", "does not hold", "undecided")
+            for heading, verdicts in _COLUMNS.items()
         }
         saved = bench_rows.load(entry.folder / "bench.json")
         cost = [
@@ -310,7 +375,7 @@ def _compare(family: str, up: str) -> str:
                 "<br>".join(cost) or "not measured yet",
             ]
         )
-    return _table(["technique", "use it for", "holds", "does not hold", "undecided", "cost of a step"], rows)
+    return _table(["technique", "use it for", *_COLUMNS, "cost of a step"], rows)
 
 
 def _catalogue(up: str) -> str:
@@ -324,7 +389,8 @@ def _catalogue(up: str) -> str:
                 f"[{entry.card.title}]({up}papers/{entry.slug}.md)",
                 entry.card.problem,
                 "runs" if entry.implemented else "card only",
-                ", ".join(sorted({_BADGES[outcome.verdict.value] for outcome in entry.outcomes})) or "no claims yet",
+                ", ".join(f"{n} {SHORT[verdict]}" for verdict, n in count_verdicts(entry.outcomes).items() if n)
+                or "no claims yet",
             ]
             for entry in sorted(entries, key=lambda entry: (not entry.implemented, entry.card.title))
         ]

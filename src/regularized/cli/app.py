@@ -432,6 +432,26 @@ def bench(
 
 
 @app.command()
+def rates(
+    repetitions: Annotated[int, typer.Option(min=10, help="Simulated claims for each case.")] = 2000,
+    save: Annotated[bool, typer.Option("--save", help="Write them beside the module, for the documentation.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Simulate how often the rule for verdicts errs at the threshold, and how often it sees an effect above it."""
+    from regularized.evidence.rates import save as save_rates
+    from regularized.evidence.rates import simulate
+
+    simulated = simulate(repetitions=repetitions)
+    if save:
+        note(f"saved {save_rates(simulated, repetitions=repetitions)}")
+    if as_json:
+        emit_json([rate._asdict() for rate in simulated])
+    else:
+        rows = [[rate.case, rate.seeds, rate.rule, rate.share, rate.error] for rate in simulated]
+        emit_table(["case", "seeds>", "rule", "holds>", "error>"], rows)
+
+
+@app.command()
 def ledger(
     slugs: Annotated[list[str] | None, typer.Argument(metavar="[SLUG...]", help="Papers; default all.")] = None,
     confirm: Annotated[
