@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -105,6 +107,24 @@ def test_skipping_happens_at_once():
     source = as_source(Counting(), seed=0, length=3)
     source.batches(0, start=2)
     assert drawn == [0, 1]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_the_order_of_an_epoch_stays_a_tensor(shuffle):
+    """Fails when all samples of a large data set become Python's numbers before the first batch."""
+    size = 300_000
+    dataset = TensorDataset(torch.zeros(size, 1))
+    source = as_source(DataLoader(dataset, batch_size=1000, shuffle=shuffle), seed=0)
+    tracemalloc.start()
+    try:
+        batches = source.batches(0)
+        first = next(batches).index
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * size
+    order = epoch_order(size, seed=0, epoch=0, shuffle=shuffle)
+    assert torch.equal(torch.cat([first, *(batch.index for batch in batches)]), order)
 
 
 def test_sampler_of_its_own_is_asked_once_an_epoch_and_kept():

@@ -5,7 +5,7 @@ number of times, by starting at the right batch; and several processes each take
 which makes them compute what one process would.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
@@ -309,16 +309,17 @@ def _content(dataset: Any) -> str | None:
 
 
 class _GivenBatches:
-    """A batch sampler that yields what it was given last."""
+    """A batch sampler that yields what it was given last: batches by their numbers, each made when it is asked for."""
 
     def __init__(self) -> None:
-        self.current: Sequence[list[int]] = []
+        self.numbers = range(0)
+        self.batch: Callable[[int], list[int]] = lambda number: []
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.current)
+        return map(self.batch, self.numbers)
 
     def __len__(self) -> int:
-        return len(self.current)
+        return len(self.numbers)
 
 
 class _LoaderSource:
@@ -362,11 +363,13 @@ class _LoaderSource:
     def __len__(self) -> int:
         return len(self._sampler)
 
-    def _epoch(self, epoch: int) -> list[list[int]]:
+    def _epoch(self, epoch: int) -> tuple[int, Callable[[int], list[int]]]:
+        """How many batches an epoch has, and the samples of each."""
         if self._plain:
             size, step = len(self._dataset), self._sampler.batch_size  # type: ignore[arg-type]
-            order = epoch_order(size, seed=self._seed, epoch=epoch, shuffle=self._shuffle).tolist()
-            return [order[i : i + step] for i in range(0, size, step)][: len(self)]
+            # As a tensor: ten million samples as Python's numbers cost a second before the first batch, and memory.
+            order = epoch_order(size, seed=self._seed, epoch=epoch, shuffle=self._shuffle)
+            return len(self), lambda number: order[number * step : (number + 1) * step].tolist()
         if self._order is None or self._order[0] != epoch:
             with preserved():
                 seed_all(mix(self._seed, epoch))
@@ -376,7 +379,8 @@ class _LoaderSource:
                     if callable(set_epoch := getattr(sampler, "set_epoch", None)):
                         set_epoch(epoch)
                 self._order = (epoch, [[int(i) for i in batch] for batch in islice(self._sampler, len(self))])
-        return self._order[1]
+        batches = self._order[1]
+        return len(batches), batches.__getitem__
 
     def identity(self) -> dict[str, Any]:
         """What tells this data and its order from others."""
@@ -398,17 +402,22 @@ class _LoaderSource:
         self._order = (state["epoch"], state["order"]) if state else None
 
     def batches(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-        wanted = self._epoch(epoch)[start:]
-        mine = [batch[share(len(batch), rank, world)] for batch in wanted] if world > 1 else wanted
-        # Nothing cannot be collated: a process without a part loads one sample and drops it.
-        self._given.current = [part or batch[:1] for part, batch in zip(mine, wanted, strict=True)]
+        count, samples = self._epoch(epoch)
+
+        def mine(number: int) -> list[int]:
+            whole = samples(number)
+            # Nothing cannot be collated: a process without a part loads one sample and drops it.
+            return whole[share(len(whole), rank, world)] or whole[:1]
+
+        self._given.numbers, self._given.batch = range(start, count), mine
         self._generator.manual_seed(mix(self._seed, epoch, rank))
-        return self._indexed(iter(self._loader), mine, [len(batch) if world > 1 else None for batch in wanted])
+        return self._indexed(iter(self._loader), map(samples, range(start, count)), rank, world)
 
     @staticmethod
-    def _indexed(raw: Iterator[Any], indices: Sequence[list[int]], sizes: Sequence[int | None]) -> Iterator[Batch]:
-        for rows, size, batch in zip(indices, sizes, map(Batch.of, raw), strict=True):
-            batch.whole = size
+    def _indexed(raw: Iterator[Any], samples: Iterable[list[int]], rank: int, world: int) -> Iterator[Batch]:
+        for whole, batch in zip(samples, map(Batch.of, raw), strict=True):
+            rows = whole[share(len(whole), rank, world)]
+            batch.whole = len(whole) if world > 1 else None
             if not rows:
                 batch = batch.map(lambda t: t[:0] if t.ndim else t)
             if batch.index is None and batch.size == len(rows):
