@@ -1,5 +1,6 @@
 """Self-regularisation. Golden vectors, contract and bad input are checked in tests/test_contract.py."""
 
+import copy
 import json
 import warnings
 from functools import partial
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from regularized.evidence.conformance import UnknownCase, load_cases
 from regularized.evidence.experiment import Unavailable, run_arm
@@ -102,6 +104,59 @@ def test_losses_are_those_of_a_slow_loop(rows, k, untied, dead, seed):
         expected = torch.autograd.grad(theirs, parameters, allow_unused=True)
         for name, a, b in zip(names, torch.autograd.grad(ours, parameters), expected, strict=True):
             torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
+
+
+class CountDenseGradients(TorchDispatchMode):
+    """How many gradients of the size of the whole weight a backward pass makes for its chosen rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._embedding_bag_backward.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_tied_weight_has_one_gradient():
+    """Fails when encoder and decoder make a gradient each, as large as the weight, that are added up afterwards."""
+    sae, x = autoencoder(4).requires_grad_(True), random(5, D)
+    for loss, expected in ((sae.loss(x), 1), (sae.fine_tuning_loss(x, torch.arange(C) < 8), 2)):
+        with CountDenseGradients() as counted:
+            loss.backward()
+        assert counted.count == expected
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_gradient_by_the_embeddings(relu):
+    """Fails when what flows back to the input (of a model that makes the embeddings) misses encoder or decoder."""
+    sae = autoencoder(4)
+    x = random(5, D).requires_grad_()
+    dead = torch.arange(C) < 8
+    ours, theirs = (
+        (sae.loss(x), slow_loss(sae, x, 4)) if relu else (sae.fine_tuning_loss(x, dead), slow_loss(sae, x, 4, dead))
+    )
+    torch.testing.assert_close(*(torch.autograd.grad(loss, x)[0] for loss in (ours, theirs)))
+
+
+def test_a_loss_of_nan_stays_one():
+    """Fails when a NaN counts as not positive and so disappears: training would go on with it."""
+    sae = autoencoder(4)
+    sae.encoder_bias.data[3] = float("nan")
+    assert torch.isnan(sae.loss(random(5, D)))
+
+
+def test_official_adam_is_fused_and_the_same():
+    """Fails when weights, two moments and the step are passes of their own again, or the update is another one."""
+    start, x = TopKSAE(8, 24, k=2), clusters()
+    fused = SAETraining(copy.deepcopy(start), k_steps=0)
+    assert all(group["fused"] for group in fused.optimizer.param_groups)
+    plain = SAETraining(
+        copy.deepcopy(start), k_steps=0, optimizer=partial(torch.optim.Adam, lr=1e-3, eps=6.25e-10, fused=False)
+    )
+    assert torch.equal(fused.training_step(x), plain.training_step(x))
+    for a, b in zip(fused.sae.parameters(), plain.sae.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_top_k_codes():

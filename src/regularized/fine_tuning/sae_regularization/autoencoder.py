@@ -122,6 +122,44 @@ class _ChosenProducts(torch.autograd.Function):
         return mixed.detach().to(x.dtype), by_weight, None, None
 
 
+class _TiedReconstruction(torch.autograd.Function):
+    """``sum_j a_bj W_j`` of ``a_bj = <x_b, W_j> + c_bj`` for the chosen j of each row, the products being known.
+
+    Encoder and decoder are one weight here, so that its gradient is one buffer, in which the chosen rows are added up.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, index: Tensor, products: Tensor, gate: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        values = products + bias
+        codes = values if gate is None else torch.where(gate, values, 0.0)
+        ctx.save_for_backward(x, weight, index, codes, gate)
+        ctx.mark_non_differentiable(codes)
+        return F.embedding_bag(index, weight, per_sample_weights=codes.to(weight.dtype), mode="sum"), codes
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, index, codes, gate = ctx.saved_tensors
+        grad, codes = grads[0], codes.to(weight.dtype)
+        with torch.enable_grad():
+            leaf = codes.detach().requires_grad_()
+            decoded = F.embedding_bag(index, weight.detach(), per_sample_weights=leaf, mode="sum")
+        (by_codes,) = torch.autograd.grad(decoded, leaf, grad)
+        if gate is not None:
+            by_codes = torch.where(gate, by_codes, 0.0)
+        # g is the gradient by the codes. By W_j: sum_b a_bj grad_b (decoder) + g_bj x_b (encoder). By x: sum_j g_bj W_j
+        with torch.enable_grad():
+            rows = weight.detach().requires_grad_()
+            both = F.embedding_bag(
+                torch.cat([index, index]), rows, per_sample_weights=torch.cat([codes, by_codes]), mode="sum"
+            )
+        by_weight = None
+        if ctx.needs_input_grad[1]:
+            (by_weight,) = torch.autograd.grad(both, rows, torch.cat([grad, x.to(rows.dtype)]))
+        return both.detach()[len(x) :].to(x.dtype), by_weight, by_codes, None, None, None
+
+
 class TopKSAE(nn.Module):
     """Sparse autoencoder whose codes are the k largest features of each row.
 
@@ -209,29 +247,60 @@ class TopKSAE(nn.Module):
         Returns:
             (B, k) values and features.
         """
+        centred, dense = self._encoded(x)
+        return self._top(centred, dense, self._checked(k), among, compat)
+
+    def _encoded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``x - b_d``, and all pre-activations, which serve to choose and have no gradient."""
         self._check_width(x)
         centred = x - self.decoder_bias
         with torch.no_grad():
-            dense = F.linear(centred, self.encoder, self.encoder_bias)
-        return self._top(centred, dense, self._checked(k), among, compat)
+            return centred, F.linear(centred, self.encoder, self.encoder_bias)
 
     def _top(self, centred: Tensor, dense: Tensor, k: int, among: Tensor | None, compat: bool) -> SparseCodes:
+        index, bias, known, allowed = self._choose(dense, k, among, compat)
+        products: Tensor = _ChosenProducts.apply(centred, self.encoder, index, known)  # type: ignore[no-untyped-call]
+        values = products + bias
+        return SparseCodes(values if allowed is None else values.masked_fill(~allowed, 0.0), index)
+
+    def _choose(
+        self, dense: Tensor, k: int, among: Tensor | None, compat: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """The chosen features, their bias, their products with the input, and which of them count (None: all)."""
         if among is None:
-            _, index = dense.topk(k, dim=-1)
+            ranked = dense
         else:
             # The official code subtracts 1e9 and so keeps an order among the features that may not be chosen.
             ranked = dense - 1e9 * (~among).to(dense.dtype) if compat else dense.masked_fill(~among, -torch.inf)
-            _, index = ranked.topk(k, dim=-1)
+        _, index = ranked.topk(k, dim=-1)
         bias = self.encoder_bias[index]
-        known = dense.gather(-1, index)
         # The dense values hold the bias, which is taken off in float32 or wider and put on again inside the graph.
-        products: Tensor = _ChosenProducts.apply(  # type: ignore[no-untyped-call]
-            centred, self.encoder, index, known.to(bias.dtype) - bias.detach()
+        products = dense.gather(-1, index).to(bias.dtype) - bias.detach()
+        return index, bias, products, None if among is None or compat else among[index]
+
+    def _reconstruct(
+        self,
+        centred: Tensor,
+        dense: Tensor,
+        k: int,
+        *,
+        relu: bool,
+        among: Tensor | None = None,
+        compat: bool = False,
+    ) -> tuple[Tensor, SparseCodes]:
+        """What the k largest features decode to, and their codes, which for a tied weight have no gradient."""
+        if self.decoder is not None:
+            values, index = self._top(centred, dense, k, among, compat)
+            codes = SparseCodes(values.relu() if relu else values, index)
+            return self.decode(codes), codes
+        index, bias, products, gate = self._choose(dense, k, among, compat)
+        if relu:
+            positive = ~(products + bias.detach() <= 0)  # NaN passes, as through a relu
+            gate = positive if gate is None else gate & positive
+        mixed, values = _TiedReconstruction.apply(  # type: ignore[no-untyped-call]
+            centred, self.encoder, bias, index, products, gate
         )
-        values = products + bias
-        if among is not None and not compat:
-            values = values.masked_fill(~among[index], 0.0)
-        return SparseCodes(values, index)
+        return mixed + self.decoder_bias, SparseCodes(values, index)
 
     def top_codes(self, x: Tensor, *, k: int | None = None) -> SparseCodes:
         """(B, d) embeddings to the k features of each row, relu applied."""
@@ -278,10 +347,11 @@ class TopKSAE(nn.Module):
         Returns:
             Scalar.
         """
-        codes = self.top_codes(x, k=k)
+        centred, dense = self._encoded(x)
+        reconstruction, codes = self._reconstruct(centred, dense, self._checked(k), relu=True)
         if count:
             self._count(codes)
-        return normalized_error(self.decode(codes), x).mean()
+        return normalized_error(reconstruction, x).mean()
 
     def fine_tuning_loss(
         self, x: Tensor, dead: Tensor, *, dead_weight: float = 0.1, compat: bool = False, count: bool = False
@@ -301,18 +371,14 @@ class TopKSAE(nn.Module):
         Returns:
             Scalar.
         """
-        self._check_width(x)
         k = self._checked(None)
-        centred = x - self.decoder_bias
-        with torch.no_grad():
-            dense = F.linear(centred, self.encoder, self.encoder_bias)
-        live = self._top(centred, dense, k, ~dead, compat)
+        centred, dense = self._encoded(x)
+        first, live = self._reconstruct(centred, dense, k, relu=False, among=~dead, compat=compat)
         if count:
             self._count(live)
-        first = self.decode(live)
         if dead_weight == 0.0:
             return normalized_error(first, x).mean()
-        second = self.decode(self._top(centred, dense, k, dead, compat))
+        second, _ = self._reconstruct(centred, dense, k, relu=False, among=dead, compat=compat)
         rest = x - first.detach()
         return (normalized_error(first, x) + dead_weight * normalized_error(second, rest)).mean()
 

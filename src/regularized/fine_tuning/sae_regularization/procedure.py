@@ -12,7 +12,6 @@ gradients are summed over 512 texts before a step, ours are means; under Adam th
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +22,8 @@ from regularized.training.data import TensorData, as_source
 from regularized.training.step import Batch
 
 __all__ = ["SAETraining", "falling_k"]
+
+_FUSED = ("cpu", "cuda")  # on these torch updates weights and moments in one pass
 
 
 def falling_k(step: int, *, start: int, end: int, steps: int) -> int:
@@ -43,6 +44,11 @@ def falling_k(step: int, *, start: int, end: int, steps: int) -> int:
     return max(end, int(start - (start - end) * (step + 1) / steps))
 
 
+def _official_adam(parameters: list[nn.Parameter]) -> torch.optim.Adam:
+    fused = all(p.device.type in _FUSED for p in parameters)
+    return torch.optim.Adam(parameters, lr=1e-3, eps=6.25e-10, fused=fused)
+
+
 class SAETraining:
     """Pre-training or task fine-tuning of a :class:`~regularized.fine_tuning.sae_regularization.TopKSAE`.
 
@@ -51,7 +57,8 @@ class SAETraining:
 
     Args:
         sae: the autoencoder; its parameters are made trainable. Freeze it afterwards: ``sae.requires_grad_(False)``.
-        optimizer: factory; default Adam with learning rate 1e-3 and eps 6.25e-10 (official). Fine-tuning: 5e-5.
+        optimizer: factory; default Adam with learning rate 1e-3 and eps 6.25e-10 (official), in one fused pass over the
+            weights where torch has it. Fine-tuning: 5e-5.
         k_start: features of a row at the start; default ``min(200, C)`` (official 200). None with fine-tuning.
         k_steps: steps until k has fallen to the autoencoder's own; default half of the first epoch's (official).
         dead_weight: 0 is pre-training; above 0 fine-tuning with that share of the dead features' loss, official 0.1,
@@ -69,6 +76,7 @@ class SAETraining:
         FloatingPointError: the loss of an epoch is not finite.
 
     Examples:
+        >>> from functools import partial
         >>> x = torch.randn(256, 8)
         >>> training = SAETraining(TopKSAE(8, 32, k=2), k_start=8)
         >>> records = training.fit(x, epochs=3, batch_size=64)
@@ -102,8 +110,7 @@ class SAETraining:
             if k_start < sae.k:
                 raise ValueError(f"k falls from k_start to the autoencoder's k={sae.k}; got k_start={k_start}")
         self.sae = sae.requires_grad_(True).train()
-        factory = partial(torch.optim.Adam, lr=1e-3, eps=6.25e-10) if optimizer is None else optimizer
-        self.optimizer = factory(list(sae.parameters()))
+        self.optimizer = (_official_adam if optimizer is None else optimizer)(list(sae.parameters()))
         self.k_start = max(sae.k, min(200, sae.num_features)) if k_start is None else k_start
         self.k_steps = k_steps
         self.dead_weight = dead_weight
