@@ -175,3 +175,21 @@ def test_temperature_errors():
         fit_temperature(torch.zeros(1, 2), torch.zeros(1).long(), limit=1.0)
     with pytest.raises(ValueError, match="need logits"):
         fit_temperature(torch.zeros(2), torch.zeros(2).long())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_temperature_of_logits_that_are_not_finite(value):
+    """Fails when the search runs to its end on comparisons with nan and returns the largest temperature."""
+    logits = torch.zeros(3, 2)
+    logits[1, 0] = value
+    with pytest.raises(ValueError, match=r"1 of 3 rows of logits are not finite"):
+        fit_temperature(logits, torch.tensor([0, 1, 0]))
+
+
+def test_labels_of_a_temperature():
+    """Fails with torch's raw message for int32 labels, and for labels that are no classes."""
+    logits, labels = torch.randn(20, 3), torch.randint(3, (20,))
+    assert fit_temperature(logits, labels.int()) == fit_temperature(logits, labels)
+    for wrong in (-100, 3):
+        with pytest.raises(ValueError, match=r"labels must be integers in \[0, 3\)"):
+            fit_temperature(logits, torch.full((20,), wrong))

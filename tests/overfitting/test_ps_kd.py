@@ -341,3 +341,39 @@ def test_it_bites():
     plain = test_loss("plain")
     assert test_loss("forgetful") == plain
     assert test_loss("ps_kd") < 0.8 * plain
+
+
+def test_labels_and_index_of_smaller_integer_types():
+    """Fails with torch's raw messages where labels are int32 or the index is int16."""
+    losses = []
+    for labels, index in ((torch.int64, torch.int64), (torch.int32, torch.int16)):
+        criterion = ProgressiveDistillationLoss(4, 3, epochs=2)
+        criterion.set_epoch(1)
+        z, y, at = torch.eye(3).requires_grad_(), torch.tensor([0, 2, 1]), torch.tensor([3, 0, 1])
+        losses += [[criterion(z, y.to(labels), at.to(index)) for _ in range(2)]]
+    assert losses[0] == losses[1]
+    assert losses[0][0] != losses[0][1]  # the history was read
+
+
+def test_labels_that_are_ignored_are_refused():
+    """Fails with "index -100 is out of bounds" from inside, which names neither label nor remedy."""
+    criterion = ProgressiveDistillationLoss(4, 3, epochs=2)
+    criterion.set_epoch(0)
+    z, y, index = torch.randn(2, 3), torch.tensor([1, -100]), torch.arange(2)
+    with pytest.raises(ValueError, match=r"label -100.*leave it out"):
+        criterion(z.requires_grad_(), y, index)
+    step = Step(nn.Identity(), Batch(z, y, index), Progress(0, 1))
+    with pytest.raises(ValueError, match=r"label -100.*leave it out"):
+        ProgressiveDistillation(4, 3)(step)
+    assert not criterion.store.seen().any()
+    assert criterion.eval()(z, y) == F.cross_entropy(z, y)
+
+
+def test_an_empty_batch_costs_nothing():
+    """Fails when the mean over no samples is NaN, which would poison the weights."""
+    criterion = ProgressiveDistillationLoss(4, 3, epochs=2)
+    criterion.set_epoch(1)
+    z, none = torch.zeros(0, 3, requires_grad=True), torch.zeros(0, dtype=torch.int64)
+    loss = criterion(z, none, none)
+    assert loss.item() == 0.0
+    assert torch.autograd.grad(loss, z)[0].shape == (0, 3)

@@ -202,7 +202,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, limit: float = 1000.0) ->
 
     Args:
         logits: (M, C).
-        labels: (M,) int64 class labels.
+        labels: (M,) class labels, integers in [0, C).
         limit: T is sought in [1 / limit, limit]; default 1000. The lower end is returned when every label has the
             largest logit, the upper one when the logits say nothing, or the opposite.
 
@@ -210,7 +210,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, limit: float = 1000.0) ->
         Scalar T > 0.
 
     Raises:
-        ValueError: a shape is wrong, or ``limit`` is not above 1.
+        ValueError: a shape is wrong, a logit is not finite, a label is no class, or ``limit`` is not above 1.
 
     Examples:
         >>> logits = torch.tensor([[4.0, 0.0]]).repeat(4, 1)  # 98 % sure, right in 3 of 4
@@ -224,8 +224,14 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, limit: float = 1000.0) ->
         )
     if not limit > 1.0:
         raise ValueError(f"limit must be above 1, got {limit}")
+    _check_labels(labels, logits.shape[1])
     z = logits.to(torch.float64)
-    over = z - z.gather(1, labels[:, None])  # logits above that of the true class
+    if not bool(z.isfinite().all()):
+        raise ValueError(
+            f"{int((~z.isfinite()).any(dim=1).sum())} of {len(z)} rows of logits are not finite: no temperature fits "
+            "them. Leave these samples out, or look where the model diverged"
+        )
+    over = z - z.gather(1, labels.long()[:, None])  # logits above that of the true class
     low, high = (z.new_tensor(float(v)).log() for v in (1.0 / limit, limit))  # of log 1 / T
     for _ in range(60):
         middle = (low + high) / 2
@@ -250,6 +256,15 @@ def _check(probabilities: Tensor, labels: Tensor) -> None:
     slack = 1e-3 if probabilities.dtype in (torch.float32, torch.float64) else 2e-2
     if not bool(((probabilities.sum(dim=1) - 1).abs() <= slack).all()) or bool((probabilities < 0).any()):
         raise ValueError("rows of probabilities must be in [0, 1] and sum to 1; of logits take .softmax(dim=1) first")
+
+
+def _check_labels(labels: Tensor, classes: int) -> None:
+    low, high = (int(label) for label in torch.aminmax(labels))
+    if labels.is_floating_point() or low < 0 or high >= classes:
+        raise ValueError(
+            f"labels must be integers in [0, {classes}), got {labels.dtype} from {low} to {high}; leave out samples "
+            "that have no label (-100)"
+        )
 
 
 def _confidence(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -60,7 +60,7 @@ def progressive_targets(labels: Tensor, history: Tensor, alpha: float) -> Tensor
     """
     # The mass of a past prediction is 1 up to rounding, and 0 where there is none.
     mass = history.sum(dim=1, keepdim=True)
-    return (history * alpha).scatter_add_(1, labels[:, None], 1.0 - alpha * mass)
+    return (history * alpha).scatter_add_(1, labels.long()[:, None], 1.0 - alpha * mass)
 
 
 def progressive_loss(
@@ -93,6 +93,9 @@ def progressive_loss(
         >>> torch.allclose(ours, F.cross_entropy(z, progressive_targets(y, past, 0.3)))
         True
     """
+    labels = labels.long()
+    if not len(labels):
+        return log_probabilities.sum()  # 0 and not 0 / 0, with a graph like any other loss
     plain = F.nll_loss(log_probabilities, labels, reduction=reduction)
     # q = onehot(y) + alpha (history - onehot(y)): what the history changes is added to cross-entropy as it stands. With
     # the row's mass for the second 1, a row of zeros changes nothing, and q sums to 1 however the row was rounded.
@@ -210,7 +213,7 @@ class ProgressiveDistillationLoss(torch.nn.Module):
         """
         store = self.store
         _check_logits(logits, store, owner="ProgressiveDistillationLoss")
-        _check_labels(labels, logits, owner="ProgressiveDistillationLoss")
+        labels = _checked_labels(labels, logits, owner="ProgressiveDistillationLoss", training=self.training)
         if not self.training:
             if mix is None or mix.share == 1.0:
                 return F.cross_entropy(logits, labels)
@@ -322,9 +325,9 @@ class ProgressiveDistillation(Term):
 
     def forward(self, step: Step) -> Tensor:
         """Sum of the loss over the batch; plain cross-entropy in ``eval()`` mode, where nothing is recorded."""
-        log_p, labels = step.log_probabilities, step.targets
+        log_p = step.log_probabilities
         _check_logits(log_p, self.store, owner="ProgressiveDistillation")
-        _check_labels(labels, log_p, owner="ProgressiveDistillation")
+        labels = _checked_labels(step.targets, log_p, owner="ProgressiveDistillation", training=self.training)
         if not self.training:
             return F.nll_loss(log_p, labels, reduction="sum")
         index = step.index
@@ -372,10 +375,18 @@ def _check_logits(logits: Tensor, store: PredictionStore, *, owner: str) -> None
         )
 
 
-def _check_labels(labels: Tensor, logits: Tensor, *, owner: str) -> None:
+def _checked_labels(labels: Tensor, logits: Tensor, *, owner: str, training: bool) -> Tensor:
     if labels.is_floating_point() or labels.shape != logits.shape[:1]:
         raise ValueError(
             f"{owner} needs class labels of shape ({len(logits)},), got {labels.dtype} of shape {tuple(labels.shape)}. "
             "If the inputs are mixed (mixup, CutMix), give the labels before mixing and mix=Mix(share, partner) to "
             "ProgressiveDistillationLoss, which blends labels and history alike"
         )
+    # Values are looked at while they are on the CPU; on a GPU the device's own assert reports them.
+    looked_at = training and labels.device.type == "cpu" and not torch.compiler.is_compiling()
+    if looked_at and bool((labels < 0).any()):
+        raise ValueError(
+            f"{owner} got the label {int(labels.min())}: a sample without a label (-100) has no target to blend with "
+            "its history; leave it out of the batch"
+        )
+    return labels.long()

@@ -44,3 +44,13 @@ def test_zeros(method):
 def test_unknown_method():
     with pytest.raises(ValueError, match="'svd' or 'newton_schulz', got 'qr'"):
         polar_factor(torch.ones(2, 2), method="qr")
+
+
+@pytest.mark.parametrize("method", ["svd", "newton_schulz"])
+@pytest.mark.parametrize("at", [(0, 0), (1, 2), (2, 3)])
+def test_an_infinite_entry_stays_seen(method, at):
+    """Fails when comparisons with nan are taken for zero singular values: a zero row would pass for a gradient."""
+    for matrix in (torch.eye(3, 4), torch.arange(12.0).reshape(3, 4)):
+        matrix[at] = float("inf")
+        assert not polar_factor(matrix, method=method).isfinite().all()
+        assert not (polar_factor(matrix, method=method) == 0).all(dim=1).any()

@@ -417,3 +417,12 @@ def test_conformance_adapter_is_general():
     assert plus["ramp"].tolist() == [1.0, 1.0]
     with pytest.raises(UnknownCase):
         conformance.compute(Case("unknown", {"x": logits}, hp, {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.uint8, torch.int32])
+def test_index_of_a_smaller_integer_type(dtype):
+    """Fails with torch's raw message: check_index lets all integers pass, so the table must take them."""
+    one, other = EarlyLearningLoss(6, 3), EarlyLearningLoss(6, 3)
+    z, y, index = torch.randn(2, 3, requires_grad=True), torch.tensor([0, 2]), torch.tensor([4, 1])
+    assert one(z, y, index.to(dtype)) == other(z, y, index)
+    assert torch.equal(one.history, other.history)

@@ -259,3 +259,9 @@ def test_signals_have_the_promised_density_and_noise():
     assert float((x != 0).float().mean()) == pytest.approx(0.2, abs=0.01)
     assert float(x[x != 0].var()) == pytest.approx(1.0, abs=0.05)
     assert float(y.var()) == pytest.approx(0.09, rel=0.03)
+
+
+def test_what_is_not_a_number_stays_seen():
+    """Fails when "nan > theta" makes a diverged signal look like one that is sparse."""
+    kept = hard_threshold(torch.tensor([float("nan"), float("inf"), 0.5, -2.0]), 1.0)
+    torch.testing.assert_close(kept, torch.tensor([float("nan"), float("inf"), 0.0, -2.0]), equal_nan=True)

@@ -1,6 +1,7 @@
 """Strengths of any terms learnt from a validation loss. Each test names the fault that makes it fail."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -708,3 +709,18 @@ def test_bad_input(call, error, words):
     """Fails if a case is found late, in other words, or never."""
     with pytest.raises(error, match=f"(?s){words}"):
         call()
+
+
+def test_a_tolerance_that_never_moves_is_said():
+    """Fails when a start on a plateau, far from the optimum, ends as "stationary" without a word."""
+    train, valid = regression()
+    objective = Objective({"task": SQUARED, "ridge": Ridge(weight=1e3)})
+    settings = {"model": no_bias(), "data": train}
+    with pytest.warns(UserWarning, match=r"stayed where they began.*tolerance=0\.01.*smaller tolerance"):
+        still = learn_strengths(objective, ["ridge"], valid, tolerance=1e-2, **settings)
+    assert still.status == "stationary"
+    assert still.strengths["ridge"] == pytest.approx(1e3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        moved = learn_strengths(objective, ["ridge"], valid, tolerance=1e-4, **settings)
+    assert moved.validation_loss < 0.97 * still.validation_loss

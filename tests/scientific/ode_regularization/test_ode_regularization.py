@@ -565,3 +565,25 @@ def test_layers_give_up_before_memory_does():
             layer(u)
     with pytest.raises(ValueError, match="max_steps must be at least 1, got 0"):
         NeuralODE(wild, max_steps=0)
+
+
+@pytest.mark.parametrize("solve", [odeint, odeint_on_grid])
+def test_what_has_no_gradient_or_no_shape_is_refused(solve):
+    """Fails when times that want a gradient silently get none, or a tuple of states ends in an AttributeError."""
+    times = torch.tensor([0.0, 1.0], requires_grad=True)
+    with pytest.raises(ValueError, match=r"times get no gradient.*times\.detach\(\)"):
+        solve(swing, torch.ones(2), times)
+    assert torch.equal(solve(swing, torch.ones(2), times.detach()).states, solve(swing, torch.ones(2), [0, 1]).states)
+    with torch.no_grad():
+        assert solve(swing, torch.ones(2), times).states.isfinite().all()
+    with pytest.raises(TypeError, match=r"one tensor, got tuple.*torch\.cat"):
+        solve(lambda t, u: u, (torch.ones(2), torch.ones(2)), [0.0, 1.0])
+
+
+def test_an_end_time_is_learnt_as_the_page_says():
+    """Fails when the remedy that the error names gives another derivative than f at the end."""
+    end = torch.tensor(0.7, dtype=DOUBLE, requires_grad=True)
+    u0 = torch.tensor([1.0, 0.5], dtype=DOUBLE)
+    last = odeint(lambda s, u: end * swing(end * s, u), u0, [0.0, 1.0], rtol=1e-10, atol=1e-10).states[-1]
+    by_end = torch.stack([torch.autograd.grad(u, end, retain_graph=True)[0] for u in last])
+    torch.testing.assert_close(by_end, swing(end, last), rtol=1e-7, atol=1e-7)

@@ -107,3 +107,20 @@ def test_chunked_never_holds_all_outputs():
     with Watch():
         chunked_distillation_loss(h, w, h.detach(), w.detach() * 2, chunk=4).backward()
     assert largest <= max(4 * 500, w.numel())
+
+
+def test_chunked_loss_refuses_a_second_derivative():
+    """Fails when the stored gradient is taken for a constant: a second derivative of 0, without a word."""
+    h = torch.randn(4, 3, requires_grad=True)
+    w, other = torch.randn(5, 3), torch.randn(5, 3)
+    loss = chunked_distillation_loss(h, w, h.detach(), other, chunk=3) + h.square().sum()
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        torch.autograd.grad(loss, h, create_graph=True)
+
+
+def test_chunked_loss_makes_nothing_on_the_default_device():
+    """Fails when positions are counted by a tensor on the default device, which need not be that of the features."""
+    h, w, other = torch.randn(4, 3), torch.randn(5, 3), torch.randn(5, 3)
+    expected = distillation_losses(h @ w.T, h @ other.T).sum()
+    with torch.device("meta"):
+        torch.testing.assert_close(chunked_distillation_loss(h, w, h, other, chunk=3), expected)

@@ -34,7 +34,7 @@ def polar_factor(matrix: Tensor, *, method: Polar = "svd") -> Tensor:
             are shrunk.
 
     Returns:
-        (m, n), of the type of ``matrix``; zeros for a matrix of zeros.
+        (m, n), of the type of ``matrix``; zeros for a matrix of zeros, NaN for one that is not finite.
 
     Raises:
         ValueError: not a matrix of float32 or float64, or another method.
@@ -51,7 +51,8 @@ def polar_factor(matrix: Tensor, *, method: Polar = "svd") -> Tensor:
     if method == "svd":
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
         counts = s > s.amax() * max(matrix.shape) * torch.finfo(s.dtype).eps
-        polar: Tensor = (u * counts) @ vh
+        # Beside an infinite singular value all others count as zero; the factor of such a matrix is not known.
+        polar: Tensor = torch.where(s.isfinite().all(), (u * counts) @ vh, torch.nan)
         return polar
     if method == "newton_schulz":
         return _newton_schulz(matrix)

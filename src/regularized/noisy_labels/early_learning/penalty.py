@@ -80,13 +80,13 @@ class PredictionHistory(nn.Module):
         With several processes all of them learn all new rows, so that every process holds the same table.
 
         Args:
-            index: (B,) int64 positions in the training set.
+            index: (B,) integers, positions in the training set.
             probabilities: (B, C) predictions; they are normalised to sum 1 here.
 
         Returns:
             (B, C) the rows after the update.
         """
-        index = index.to(self.history.device)
+        index = index.to(self.history.device, torch.int64)
         share = probabilities / probabilities.sum(dim=1, keepdim=True)
         new = self.history.index_select(0, index).to(share.dtype).lerp_(share, 1.0 - self.momentum)
         every_index, every_row = gather_rows(index, new)

@@ -69,7 +69,7 @@ def hard_threshold(r: Tensor, theta: Tensor | float) -> Tensor:
         >>> hard_threshold(torch.tensor([-2.0, 0.5, 3.0]), 1.0)
         tensor([-2.,  0.,  3.])
     """
-    return torch.where(r.abs() > theta, r, 0.0)
+    return torch.where(r.abs() <= theta, 0.0, r)  # asked this way round, nan stays nan
 
 
 class SparseObjective(nn.Module):

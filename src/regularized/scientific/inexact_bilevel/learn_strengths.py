@@ -17,6 +17,7 @@ memory of a term      held still, or there would be no one objective: the target
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -150,7 +151,7 @@ def learn_strengths(
         steps: outer steps at most; default 50.
         budget: gradients and Hessian products after which no further step begins; default no limit.
         tolerance: of the derivative of the validation loss by the logarithms of the strengths, at which it ends;
-            default 0.001: a factor of e changes the loss by less than that.
+            default 0.001: a factor of e changes the loss by less than that. Warns where it ends at the start.
         mu: least curvature of the training objective near its minimum, if known. Default: what terms declare, unless
             measurement contradicts; otherwise measured.
         deterministic: False freezes one draw of dropout and noise and learns for it; default True refuses them.
@@ -304,6 +305,15 @@ class _Learner:
             ) from error
         except NotStronglyConvex as error:
             raise NotStronglyConvex(str(error), self._result(trace, "not strongly convex", start_loss)) from error
+        if status == "stationary" and len(trace) == 1:
+            warnings.warn(
+                "the strengths stayed where they began: a factor of e in one of them changes the validation loss by "
+                f"less than tolerance={maid.tolerance:g} there. Far from an optimum the loss can be as flat as near "
+                f"it: if {maid.tolerance:g} is much beside what the loss may still fall by, give a smaller tolerance, "
+                "such as 1e-6, or other weights to begin with",
+                UserWarning,
+                stacklevel=3,
+            )
         return self._result(trace, status, start_loss)
 
     def _start(self) -> float:

@@ -205,7 +205,7 @@ def odeint(
     Args:
         f: called with t, a tensor without dimensions, and u.
         u0: state at the first time, any shape, floating point.
-        times: T >= 2 times, rising or falling.
+        times: T >= 2 times, rising or falling; constants, without a gradient.
         method: ``"tsit5"`` (default, the paper's), ``"dopri5"`` or ``"bosh3"``.
         rtol: relative tolerance; default 1e-6.
         atol: absolute tolerance; default 1e-6.
@@ -364,8 +364,13 @@ def check_times(times: Sequence[float] | Tensor) -> list[float]:
     """Times as Python numbers.
 
     Raises:
-        ValueError: fewer than two, not finite, or neither rising nor falling.
+        ValueError: fewer than two, not finite, neither rising nor falling, or with a gradient.
     """
+    if isinstance(times, Tensor) and times.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "times get no gradient here, and these ask for one. Give times.detach(); to learn an end time T, solve "
+            "du/ds = T f(T s, u) over s in [0, 1]"
+        )
     t: list[float] = times.tolist() if isinstance(times, Tensor) else [float(value) for value in times]
     if not isinstance(t, list) or len(t) < 2:
         raise ValueError(f"times must hold at least two values, the first one that of the start; got {times}")
@@ -380,8 +385,13 @@ def check_tolerances(rtol: float, atol: float, state: Tensor) -> None:
 
     Raises:
         ValueError: with the smallest sane tolerance.
-        TypeError: the state is not of a floating type.
+        TypeError: the state is not one tensor of a floating type.
     """
+    if not isinstance(state, Tensor):
+        raise TypeError(
+            f"the state must be one tensor, got {type(state).__name__}; of several parts make one, such as "
+            "torch.cat([part.flatten(1) for part in parts], dim=1), and split it again in f"
+        )
     if not state.is_floating_point():
         raise TypeError(f"the state must be of a floating point type, got {state.dtype}; convert it with .float()")
     smallest = 4.0 * torch.finfo(state.dtype).eps

@@ -103,10 +103,11 @@ def chunked_distillation_loss(
         teacher_temperature: tau_T > 0.
 
     Returns:
-        Scalar, the sum over the batch. It can be differentiated once.
+        Scalar, the sum over the batch; 0 for an empty one. It can be differentiated once.
 
     Raises:
         ValueError: ``chunk`` below 1, or what :func:`distillation_losses` refuses.
+        RuntimeError: differentiated with ``create_graph=True``; :func:`distillation_losses` has second derivatives.
 
     Examples:
         >>> h, w = torch.randn(5, 3, requires_grad=True), torch.randn(7, 3)
@@ -141,8 +142,8 @@ class _Chunked(torch.autograd.Function):
         total = h.new_zeros((), dtype=dtype)
         by_h = torch.empty_like(h) if grad and ctx.needs_input_grad[0] else None
         by_weight = torch.zeros_like(weight) if grad and ctx.needs_input_grad[1] else None
-        for rows in torch.arange(len(h)).split(chunk):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
+        for start in range(0, len(h), chunk):
+            part = slice(start, start + chunk)
             z = F.linear(h[part], weight).to(dtype)
             z_teacher = F.linear(h_teacher[part], weight_teacher).to(dtype)
             value, by_z = _loss_and_gradient(z.div_(tau), z_teacher.div_(tau_teacher), loss)
@@ -157,6 +158,11 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True: what is stored would pass for a constant
+            raise RuntimeError(
+                "chunked_distillation_loss can be differentiated once, its gradient has no graph; take "
+                "distillation_losses(...).sum() where second derivatives are needed"
+            )
         (scale,) = grad_outputs
         by_h, by_weight = cast(tuple[Tensor | None, Tensor | None], ctx.saved_tensors)
         return (
