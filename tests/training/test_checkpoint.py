@@ -217,6 +217,34 @@ def test_unreadable_part(tmp_path):
         unflatten({"set": []}, {})
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "[1]",
+        '{"list": 3}',
+        '{"list": [], "tuple": []}',
+        '{"dict": {"a": 1}}',
+        '{"dict": [[1]]}',
+        '{"dict": [[{"list": []}, 1]]}',
+        '{"float": "much"}',
+        '{"float": []}',
+        '{"tensor": ["w"]}',
+        '{"complex": "w"}',
+        '{"tuple": ' * 20_000 + "[]" + "}" * 20_000,
+    ],
+)
+def test_a_structure_that_nobody_wrote_is_one_kind_of_error(text, tmp_path):
+    """Fails when hostile or damaged JSON leaks an error of dictionaries, numbers, tensors or the stack."""
+    write_part(tmp_path, "part", {"w": torch.ones(3)})
+    (tmp_path / "part.json").write_text(text)
+    with pytest.raises(CheckpointError):
+        load(tmp_path, "part")
+    if len(text) < 100:
+        with pytest.raises(CheckpointError):
+            unflatten(json.loads(text), {"w": torch.ones(3)})
+
+
 def test_optimizer_state_keeps_its_type():
     """Fails if float32 moments of a bfloat16 parameter are rounded on loading, as torch does."""
 

@@ -119,19 +119,29 @@ def unflatten(spec: Any, tensors: Mapping[str, Tensor]) -> Any:
         >>> unflatten({"tuple": [1, {"float": "inf"}]}, {})
         (1, inf)
     """
-    if not isinstance(spec, dict):
+    if spec is None or isinstance(spec, bool | int | float | str):
         return spec
-    [(kind, value)] = spec.items()
-    if kind in ("tensor", "complex"):
-        if value not in tensors:
-            raise CheckpointError(f"the checkpoint lacks the tensor {value!r}")
-        return torch.view_as_complex(tensors[value]) if kind == "complex" else tensors[value]
-    if kind == "float":
-        return float(value)
-    if kind == "dict":
-        return {unflatten(k, tensors): unflatten(v, tensors) for k, v in value}
-    if kind in ("list", "tuple"):
-        return (tuple if kind == "tuple" else list)(unflatten(v, tensors) for v in value)
+    try:
+        [(kind, value)] = spec.items()
+        if kind in ("tensor", "complex"):
+            if value not in tensors:
+                raise CheckpointError(f"the checkpoint lacks the tensor {value!r}")
+            return torch.view_as_complex(tensors[value]) if kind == "complex" else tensors[value]
+        if kind == "float":
+            return float(value)
+        if kind == "dict":
+            return {unflatten(k, tensors): unflatten(v, tensors) for k, v in value}
+        if kind in ("list", "tuple"):
+            return (tuple if kind == "tuple" else list)(unflatten(v, tensors) for v in value)
+    except CheckpointError:
+        raise
+    except (
+        AttributeError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # too deep a structure is a RuntimeError, too
+        raise CheckpointError(f"the checkpoint has an entry that is none ({type(error).__name__}: {error})") from error
     raise CheckpointError(f"the checkpoint has an entry of unknown kind {kind!r}; was it written by a newer version?")
 
 
@@ -318,7 +328,7 @@ def load(path: Path, name: str) -> Any:
     try:
         spec = json.loads((path / f"{name}.json").read_text(encoding="utf-8"))
         return unflatten(spec, load_file(path / f"{name}.safetensors"))
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"part {name!r} of checkpoint {path} cannot be read: {error}") from error
 
 
