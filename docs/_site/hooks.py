@@ -133,13 +133,13 @@ def _claims(entry: Entry) -> str:
     """The claims; apart from them what is true by construction."""
     claims = [outcome for outcome in entry.outcomes if outcome.claim.kind == "claim"]
     sanity = [outcome for outcome in entry.outcomes if outcome.claim.kind == "sanity"]
-    parts = [_outcomes(claims)]
+    parts = [_judged(claims)]
     if sanity:
-        parts += ["True by construction, or equal at 0 or 100 %: checks of the set-up, not counted.", _outcomes(sanity)]
+        parts += ["True by construction, or equal at 0 or 100 %: checks of the set-up, not counted.", _judged(sanity)]
     return "\n\n".join(parts)
 
 
-def _outcomes(outcomes: list[Outcome]) -> str:
+def _judged(outcomes: list[Outcome]) -> str:
     rows = [
         [
             outcome.claim.statement
