@@ -99,7 +99,7 @@ def test_state_holds_the_number_of_updates():
         (lambda: EMA(model(), decay=lambda n: -1.0).update(model()), r"decay must be in \[0, 1\], got -1"),
         (lambda: EMA(model(), decay=0.9, buffers="mean"), "buffers must be 'copy', 'average' or 'own'"),
         (lambda: EMA(model(), decay=0.9).update(nn.Linear(3, 2)), "structure"),
-        (lambda: ramped_decay(0.9, steps=-1), "steps must not be negative"),
+        (lambda: ramped_decay(0.9, steps=-1), "steps must be at least 0"),
         (lambda: running_mean_decay(2.0), "decay must be in"),
     ],
 )

@@ -4,6 +4,7 @@ For evaluation, not for the training step: rows are checked, which reads the dev
 papers often print the calibration error in per cent, and the area under the risk-coverage curve times 1000.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -11,6 +12,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from regularized.mechanisms.ranges import Interval, allowed
 
 __all__ = [
     "Reliability",
@@ -194,6 +197,7 @@ def negative_log_likelihood(probabilities: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+@allowed(limit=Interval(1.0, math.inf, "()", words="above 1"))
 def fit_temperature(logits: Tensor, labels: Tensor, *, limit: float = 1000.0) -> Tensor:
     """The temperature T that makes ``softmax(logits / T)`` most likely: calibration after training, by one number.
 
@@ -222,8 +226,6 @@ def fit_temperature(logits: Tensor, labels: Tensor, *, limit: float = 1000.0) ->
         raise ValueError(
             f"need logits (M, C) and labels (M,) with M > 0, got {tuple(logits.shape)} and {tuple(labels.shape)}"
         )
-    if not limit > 1.0:
-        raise ValueError(f"limit must be above 1, got {limit}")
     _check_labels(labels, logits.shape[1])
     z = logits.to(torch.float64)
     if not bool(z.isfinite().all()):

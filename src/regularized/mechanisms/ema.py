@@ -13,10 +13,14 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from regularized.mechanisms.ranges import Choice, allowed, count, share
+
 __all__ = ["EMA", "Decay", "ramped_decay", "running_mean_decay"]
 
 Decay: TypeAlias = float | Callable[[int], float]
 """Share of the average that stays: a number, or a function of the number of the update, counted from 1."""
+
+_DECAY = share()
 
 
 class EMA(nn.Module):
@@ -50,12 +54,9 @@ class EMA(nn.Module):
         [0.1, 0.1]
     """
 
+    @allowed(decay=_DECAY.or_schedule(), buffers=Choice("copy", "average", "own"))
     def __init__(self, model: nn.Module, *, decay: Decay, buffers: Literal["copy", "average", "own"] = "copy") -> None:
         super().__init__()
-        if not callable(decay):
-            _checked(decay)
-        if buffers not in ("copy", "average", "own"):
-            raise ValueError(f"buffers must be 'copy', 'average' or 'own', got {buffers!r}")
         self.module = copy.deepcopy(model)
         self.module.requires_grad_(False)
         self.decay = decay
@@ -74,7 +75,10 @@ class EMA(nn.Module):
             model: the model, of the same structure as the copied one (a DDP wrapper of it serves too).
         """
         self.updates += 1
-        decay = _checked(self.decay(self.updates)) if callable(self.decay) else self.decay
+        decay = self.decay
+        if callable(decay):
+            decay = decay(self.updates)
+            _DECAY("decay", decay)
         ours: list[Tensor] = list(self.module.parameters())
         theirs: list[Tensor] = list(model.parameters())
         our_buffers, their_buffers = list(self.module.buffers()), list(model.buffers())
@@ -117,6 +121,7 @@ class _Ramped:
         return self.value * math.exp(-5.0 * missing * missing)
 
 
+@allowed(steps=count(0))
 def ramped_decay(value: float = 0.997, *, steps: int = 40000) -> Decay:
     """The decay rises to ``value`` as ``value * exp(-5 (1 - (n + 1) / steps)^2)``, n the number of the update.
 
@@ -128,9 +133,7 @@ def ramped_decay(value: float = 0.997, *, steps: int = 40000) -> Decay:
         >>> round(rule(1), 4), rule(99)
         (0.0082, 0.997)
     """
-    _checked(value)
-    if steps < 0:
-        raise ValueError(f"steps must not be negative, got {steps}")
+    _DECAY("decay", value)
     return _Ramped(value, steps)
 
 
@@ -152,10 +155,5 @@ def running_mean_decay(value: float = 0.9999) -> Decay:
         >>> rule(1), rule(1000)
         (0.5, 0.9)
     """
-    return _RunningMean(_checked(value))
-
-
-def _checked(decay: float) -> float:
-    if not 0.0 <= decay <= 1.0:
-        raise ValueError(f"decay must be in [0, 1], got {decay}")
-    return decay
+    _DECAY("decay", value)
+    return _RunningMean(value)

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from regularized.mechanisms.ranges import Choice, allowed
+
 __all__ = ["Frozen", "Statistics", "check_apart"]
 
 Statistics: TypeAlias = Literal["running", "batch"]
@@ -39,10 +41,9 @@ class Frozen(nn.Module):
         (True, False, False)
     """
 
+    @allowed(statistics=Choice("running", "batch"))
     def __init__(self, module: nn.Module, *, statistics: Statistics = "running") -> None:
         super().__init__()
-        if statistics not in ("running", "batch"):
-            raise ValueError(f"statistics must be 'running' or 'batch', got {statistics!r}")
         self.statistics = statistics
         self.module = module.eval().requires_grad_(False)
         if statistics == "batch":

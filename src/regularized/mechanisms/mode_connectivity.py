@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from regularized.mechanisms.ranges import allowed, count
+
 __all__ = ["WeightPlane", "barrier", "errors_between", "mixed_weights"]
 
 
@@ -46,6 +48,7 @@ def mixed_weights(one: nn.Module, other: nn.Module, share: float, *, into: nn.Mo
     return into
 
 
+@allowed(points=count(3, "both ends and one between them"))
 def errors_between(
     one: nn.Module,
     other: nn.Module,
@@ -77,8 +80,6 @@ def errors_between(
         >>> errors_between(a, b, lambda model: 1 - model.weight.item() ** 2, points=3).tolist()
         [0.0, 1.0, 0.0]
     """
-    if points < 3:
-        raise ValueError(f"points must be at least 3, both ends and one between them; got {points}")
     between = copy.deepcopy(one)
     errors = []
     for share in torch.linspace(0.0, 1.0, points, dtype=torch.float64).tolist():

@@ -23,6 +23,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from regularized.mechanisms.ranges import allowed, count
 from regularized.mechanisms.sample_history import finite_rows, last_occurrence
 
 __all__ = ["DenseStore", "PredictionStore", "TopKStore"]
@@ -47,15 +48,12 @@ class PredictionStore(nn.Module, abc.ABC):
         ValueError: ``num_samples`` < 1, ``num_classes`` < 2, or a type other than float64, float32, float16, bfloat16.
     """
 
+    @allowed(num_samples=count(1, "the length of the data set"), num_classes=count(2))
     def __init__(self, num_samples: int, num_classes: int, dtype: torch.dtype, *, host: bool) -> None:
         super().__init__()
-        if num_samples < 1:
-            raise ValueError(f"num_samples must be at least 1, the length of the data set; got {num_samples}")
-        if num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
         if dtype not in _ROUNDING:
-            allowed = ", ".join(str(d).removeprefix("torch.") for d in _ROUNDING)
-            raise ValueError(f"dtype must be one of {allowed} to hold probabilities, got {dtype}")
+            known = ", ".join(str(d).removeprefix("torch.") for d in _ROUNDING)
+            raise ValueError(f"dtype must be one of {known} to hold probabilities, got {dtype}")
         self.num_samples = num_samples
         self.num_classes = num_classes
         self.host = host

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from regularized.mechanisms.ranges import allowed, between, count, positive
 from regularized.mechanisms.two_networks import evaluating
 
 __all__ = ["Labelled", "embed", "knn_probe", "linear_probe", "logistic_probe"]
@@ -62,6 +63,7 @@ def embed(encoder: Encoder | None, data: Labelled, *, batch_size: int = 512) -> 
     return torch.cat(features), torch.cat(labels)
 
 
+@allowed(epochs=count(1), lr=positive(), batch_size=count(1))
 def linear_probe(
     encoder: Encoder | None,
     train: Labelled,
@@ -101,10 +103,6 @@ def linear_probe(
         >>> linear_probe(None, (x, y), (x, y), epochs=100, lr=0.1)
         1.0
     """
-    if epochs < 1 or lr <= 0 or batch_size < 1:
-        raise ValueError(
-            f"epochs, lr and batch_size must be positive, got epochs={epochs}, lr={lr}, batch_size={batch_size}"
-        )
     x, y, test_x, test_y, classes = _prepared(encoder, train, test, standardise)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     bound = x.shape[1] ** -0.5
@@ -122,6 +120,7 @@ def linear_probe(
     return _accuracy(F.linear(test_x, *layer).argmax(dim=1), test_y)
 
 
+@allowed(penalty=positive())
 def logistic_probe(
     encoder: Encoder | None, train: Labelled, test: Labelled, *, penalty: float = 1e-2, standardise: bool = True
 ) -> float:
@@ -149,8 +148,6 @@ def logistic_probe(
         >>> logistic_probe(None, (x, y), (x, y))
         1.0
     """
-    if not penalty > 0:
-        raise ValueError(f"penalty must be positive, got {penalty}")
     x, y, test_x, test_y, classes = _prepared(encoder, train, test, standardise)
     x, test_x = x.double(), test_x.double()
     weight = x.new_zeros(classes, x.shape[1]).requires_grad_()
@@ -201,8 +198,7 @@ def knn_probe(
         1.0
     """
     x, y, test_x, test_y, classes = _prepared(encoder, train, test, standardise)
-    if not 1 <= k <= len(x):
-        raise ValueError(f"k must be in [1, {len(x)}], the number of training samples; got {k}")
+    between(1, len(x), "[]", "the number of training samples", whole=True)("k", k)
     predicted = []
     for rows in test_x.split(chunk):
         nearest = torch.cdist(rows, x).topk(k, dim=1, largest=False).indices

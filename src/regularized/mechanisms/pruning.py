@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from regularized.mechanisms.ranges import allowed, between, count
+
 __all__ = ["PruningRound", "density", "iterative_magnitude_pruning", "magnitude_masks", "pruned"]
 
 
@@ -19,6 +21,7 @@ def _weights(name: str, parameter: Tensor) -> bool:
     return parameter.ndim > 1
 
 
+@allowed(keep=between(0.0, 1.0, "(]", "the share of the weights that stays"))
 @torch.no_grad()
 def magnitude_masks(
     model: nn.Module,
@@ -49,8 +52,6 @@ def magnitude_masks(
         >>> magnitude_masks(model, 0.5)
         {'weight': tensor([[False,  True,  True, False]])}
     """
-    if not 0.0 < keep <= 1.0:
-        raise ValueError(f"keep must be in (0, 1], the share of the weights that stays; got {keep}")
     chosen = {name: p for name, p in model.named_parameters() if prunable(name, p)}
     if not chosen:
         raise ValueError("there is nothing to prune: no parameter of the model is prunable")
@@ -129,6 +130,7 @@ class PruningRound:
     masks: Mapping[str, Tensor]
 
 
+@allowed(rounds=count(0), rate=between(0.0, 1.0, "()", "the share of the remaining weights to remove"))
 def iterative_magnitude_pruning(
     model: nn.Module,
     train: Callable[[nn.Module], None],
@@ -172,10 +174,6 @@ def iterative_magnitude_pruning(
         >>> [r.density for r in found]
         [1.0, 0.5, 0.25]
     """
-    if rounds < 0:
-        raise ValueError(f"rounds must not be negative, got {rounds}")
-    if not 0.0 < rate < 1.0:
-        raise ValueError(f"rate must be in (0, 1), the share of the remaining weights to remove; got {rate}")
     checkpoint = {k: v.detach().clone() for k, v in (rewind_to or model.state_dict()).items()}
     masks = magnitude_masks(model, 1.0, prunable=prunable)
     found = []

@@ -66,6 +66,7 @@ class Interval:
         whole: whole numbers only.
         none: what None stands for, where it is allowed; see :meth:`or_none`.
         schedule: whether it may be a function; see :meth:`or_schedule`.
+        words: the range in words, behind "must be"; default as an inequality or an interval.
 
     Examples:
         >>> Interval(0.0, 1.0, "[)", meaning="a share of the samples")("rate", 1.0)
@@ -82,6 +83,7 @@ class Interval:
     whole: bool = False
     none: str | None = None
     schedule: bool = False
+    words: str = ""
 
     def __call__(self, name: str, value: Any, /) -> None:
         """Refuse a value of the option ``name`` that is no number, or lies outside."""
@@ -107,14 +109,10 @@ class Interval:
 
     def __str__(self) -> str:
         """The range in words, behind "must be"."""
-        if self.low == -math.inf and self.high == math.inf:
-            return "finite"
+        if self.words:
+            return self.words
         if self.high == math.inf:
-            if self.whole:
-                return f"at least {self.low:g}"
-            if self.ends[0] == "(":
-                return f"above {self.low:g}" if self.low else "positive"
-            return f">= {self.low:g}"
+            return f"{'>=' if self.ends[0] == '[' else '>'} {self.low:g}"
         return f"in {self.ends[0]}{self.low:g}, {self.high:g}{self.ends[1]}"
 
     def _message(self, name: str, value: Any, *, kind: bool = False) -> str:
@@ -122,7 +120,7 @@ class Interval:
         if self.schedule:
             kinds += " or a function of Progress"
         words = f"{kinds}, {self}" if kind else str(self)
-        if not kind and value == math.inf and self.ends[1] == ")" and str(self) != "finite":
+        if not kind and value == math.inf and self.ends[1] == ")" and self.low != -math.inf:
             words += " and finite"
         if self.none is not None:
             words += f", or None{f' for {self.none}' if self.none else ''}"
@@ -187,8 +185,8 @@ def at_least(low: float, meaning: str = "", remedy: str = "") -> Interval:
     return Interval(low, math.inf, "[)", meaning, remedy)
 
 
-def positive(meaning: str = "", remedy: str = "") -> Interval:
-    """Finite numbers above 0.
+def positive(meaning: str = "", remedy: str = "", *, infinity: bool = False) -> Interval:
+    """Numbers above 0, without or with infinity.
 
     Examples:
         >>> positive().or_none("no clipping")("clip_norm", 0.0)
@@ -196,7 +194,7 @@ def positive(meaning: str = "", remedy: str = "") -> Interval:
         ...
         ValueError: clip_norm must be positive, or None for no clipping; got 0.0
     """
-    return Interval(0.0, math.inf, "()", meaning, remedy)
+    return Interval(0.0, math.inf, "(]" if infinity else "()", meaning, remedy, words="positive")
 
 
 def finite(meaning: str = "", remedy: str = "") -> Interval:
@@ -208,7 +206,7 @@ def finite(meaning: str = "", remedy: str = "") -> Interval:
         ...
         ValueError: mu must be finite, got inf
     """
-    return Interval(-math.inf, math.inf, "()", meaning, remedy)
+    return Interval(-math.inf, math.inf, "()", meaning, remedy, words="finite")
 
 
 def share(meaning: str = "", remedy: str = "") -> Interval:
@@ -232,7 +230,7 @@ def count(low: int, meaning: str = "", remedy: str = "") -> Interval:
         ...
         ValueError: num_samples must be at least 1, the length of the data set; got 0
     """
-    return Interval(low, math.inf, "[)", meaning, remedy, whole=True)
+    return Interval(low, math.inf, "[)", meaning, remedy, whole=True, words=f"at least {low}")
 
 
 def allowed(**ranges: Range) -> Callable[[Callable[P, R]], Callable[P, R]]:

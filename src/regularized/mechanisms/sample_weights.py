@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
+from regularized.mechanisms.ranges import Choice, allowed
+
 __all__ = [
     "Aggregate",
     "WeightedLoss",
@@ -139,11 +141,10 @@ class WeightedLoss(nn.Module):
         tensor(2.7500)
     """
 
+    @allowed(aggregate=Choice("per_sample", "batch_mean"))
     def __init__(self, loss: Callable[[Any, Any], Tensor], *, aggregate: Aggregate = "per_sample") -> None:
         super().__init__()
         check_unreduced(loss, owner=type(self).__name__)
-        if aggregate not in ("per_sample", "batch_mean"):
-            raise ValueError(f'aggregate must be "per_sample" or "batch_mean", got {aggregate!r}')
         self.loss = loss
         self.aggregate: Aggregate = aggregate
 

@@ -5,6 +5,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from regularized.mechanisms.ranges import allowed, count
+
 __all__ = ["SVD", "thin_svd", "weight_like", "weight_matrix"]
 
 # Shapes: o outputs, i inputs (of a convolution: channels x kernel), k singular values that are kept.
@@ -70,6 +72,7 @@ def weight_like(module: nn.Module, matrix: Tensor) -> Tensor:
     return matrix.T if _is_transposed(module) else matrix.reshape(cast(Tensor, module.weight).shape)
 
 
+@allowed(niter=count(0).or_none("exact"))
 def thin_svd(matrix: Tensor, *, rank: int | None = None, niter: int | None = None, name: str = "weight") -> SVD:
     """Singular value decomposition, computed in float32 at least whatever the dtype of the matrix.
 
@@ -102,8 +105,6 @@ def thin_svd(matrix: Tensor, *, rank: int | None = None, niter: int | None = Non
         raise ValueError(
             f"the rank for {name} must be in [1, {limit}], the smaller side of {tuple(matrix.shape)}; got {rank}"
         )
-    if niter is not None and niter < 0:
-        raise ValueError(f"niter must be None (exact) or >= 0, got {niter}")
     matrix = matrix.detach().to(torch.promote_types(matrix.dtype, torch.float32))
     if matrix.numel() and not bool(torch.isfinite(torch.stack(torch.aminmax(matrix))).all()):  # NaN passes through
         raise ValueError(f"{name} holds values that are NaN or infinite; check the checkpoint that it came from")

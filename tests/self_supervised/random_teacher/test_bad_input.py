@@ -157,7 +157,12 @@ def bad_inputs():
         refused("k-NN: few samples", lambda: knn_probe(None, *_few(), k=1), ValueError, ("2 samples", "3 class")),
         refused("k above N", lambda: knn_probe(None, *enough, k=5), ValueError, ("k must be", "[1, 4]", "5")),
         refused("penalty 0", lambda: logistic_probe(None, *enough, penalty=0.0), ValueError, ("penalty", "positive")),
-        refused("probe of 0 epochs", lambda: linear_probe(None, *enough, epochs=0), ValueError, ("epochs=0",)),
+        refused(
+            "probe of 0 epochs",
+            lambda: linear_probe(None, *enough, epochs=0),
+            ValueError,
+            ("epochs must be at least 1", "got 0"),
+        ),
         refused("unknown loss", lambda: _pair(loss="js"), ValueError, ("'kl', 'ce' or 'mse'", "'js'")),
         refused("temperature 0", lambda: _pair(student_temperature=0.0), ValueError, ("student_temperature", "0.0")),
         refused("unknown statistics", lambda: _pair(statistics="train"), ValueError, ("statistics", "'train'")),

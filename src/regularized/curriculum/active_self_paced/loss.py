@@ -23,6 +23,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from regularized.mechanisms.ranges import Choice, positive
+
 __all__ = [
     "Weighting",
     "one_vs_rest_hinge",
@@ -33,6 +35,8 @@ __all__ = [
 ]
 
 Weighting: TypeAlias = Literal["linear", "hard"]
+WEIGHTING = Choice("linear", "hard")
+COST = positive()
 
 
 def self_paced_weights(
@@ -179,10 +183,8 @@ def check_scores(scores: Tensor, *, shape: tuple[int, int] | None = None) -> Non
 
 
 def _checked(losses: Tensor, pace: Tensor | float, cost: float, weighting: str) -> tuple[Tensor, Tensor]:
-    if weighting not in ("linear", "hard"):
-        raise ValueError(f"weighting must be 'linear' or 'hard', got {weighting!r}")
-    if not cost > 0:
-        raise ValueError(f"cost must be positive, got {cost}")
+    WEIGHTING("weighting", weighting)
+    COST("cost", cost)
     pace = torch.as_tensor(pace, dtype=losses.dtype, device=losses.device)
     if not bool((pace > 0).all()):
         raise ValueError(f"pace must be positive, got {pace.tolist()}")

@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 
 from regularized.curriculum.active_self_paced.loss import (
+    COST,
+    WEIGHTING,
     Weighting,
     check_scores,
     one_vs_rest_hinge,
@@ -33,6 +35,7 @@ from regularized.curriculum.active_self_paced.loss import (
     self_paced_weights,
 )
 from regularized.curriculum.active_self_paced.oracles import Oracle
+from regularized.mechanisms.ranges import allowed, at_least, count
 
 __all__ = ["ActiveSelfPaced", "LabelEvent", "RoundReport", "ambiguity", "disagreement"]
 
@@ -170,6 +173,15 @@ class ActiveSelfPaced:
         (3, 1)
     """
 
+    @allowed(
+        num_classes=count(2),
+        budget=count(0),
+        pace_rounds=count(0),
+        inner=count(1),
+        cost=COST,
+        pace_step=at_least(0.0),
+        weighting=WEIGHTING,
+    )
     def __init__(
         self,
         num_samples: int,
@@ -187,17 +199,6 @@ class ActiveSelfPaced:
         no_class_weight: bool = False,
         new_classes: bool = False,
     ) -> None:
-        if num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
-        for name, value, least in (("budget", budget, 0), ("pace_rounds", pace_rounds, 0), ("inner", inner, 1)):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        if not cost > 0:
-            raise ValueError(f"cost must be positive, got {cost}")
-        if not pace_step >= 0:
-            raise ValueError(f"pace_step must not be negative, got {pace_step}")
-        if weighting not in ("linear", "hard"):
-            raise ValueError(f"weighting must be 'linear' or 'hard', got {weighting!r}")
         start = torch.as_tensor(pace, dtype=torch.float64).expand(num_classes).clone()
         if not bool((start > 0).all()):
             raise ValueError(f"pace must be positive, got {pace}")

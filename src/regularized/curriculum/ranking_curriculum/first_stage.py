@@ -31,6 +31,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from regularized.mechanisms.ranges import Choice, allowed, count
+
 __all__ = [
     "Easiness",
     "FirstStageDifficulty",
@@ -235,6 +237,7 @@ _FORMS: Mapping[str, tuple[int, str]] = {
 }
 
 
+@allowed(columns=Choice("trec", "scores", "ranks"), ranks=Choice("file", "scores"))
 def read_run(
     path: str | os.PathLike[str], *, columns: Columns = "trec", ranks: Literal["file", "scores"] = "file"
 ) -> FirstStageRun:
@@ -264,10 +267,6 @@ def read_run(
         >>> run.scores
         {'q1': {'d7': 12.5, 'd2': 11.0}}
     """
-    if columns not in ("trec", "scores", "ranks"):
-        raise ValueError(f'columns must be "trec", "scores" or "ranks", got {columns!r}')
-    if ranks not in ("file", "scores"):
-        raise ValueError(f'ranks must be "file" or "scores", got {ranks!r}')
     scores: dict[str, dict[str, float]] = {}
     places: dict[str, dict[str, int]] = {}
     for where, fields in _lines(path, columns):
@@ -455,11 +454,8 @@ class FirstStageDifficulty:
         (0.25, 0.0)
     """
 
+    @allowed(heuristic=Choice("reciprank", "normscore", "kdescore"), missing_rank=count(1))
     def __init__(self, heuristic: Heuristic, *, missing_rank: int = MISSING_RANK) -> None:
-        if heuristic not in ("reciprank", "normscore", "kdescore"):
-            raise ValueError(f'heuristic must be "reciprank", "normscore" or "kdescore", got {heuristic!r}')
-        if isinstance(missing_rank, bool) or not isinstance(missing_rank, int) or missing_rank < 1:
-            raise ValueError(f"missing_rank must be a whole number from 1 on, got {missing_rank!r}")
         self.heuristic: Heuristic = heuristic
         self.missing_rank = missing_rank
 

@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regularized.mechanisms.ranges import allowed, at_least, between
 from regularized.mechanisms.sample_history import check_index
 from regularized.mechanisms.sample_weights import (
     Aggregate,
@@ -54,6 +55,7 @@ __all__ = [
 # Shapes: B samples of a batch, N samples of the training set, K documents that are not relevant.
 
 UNJUDGED = -999  # label of the official code
+_END = between(0.0, math.inf, remedy="0 is no curriculum, math.inf one without end")
 _CLIP = "clamp values beyond, which a score outside the list may have, with clip=True"
 
 
@@ -170,13 +172,11 @@ class RankingCurriculum(nn.Module):
         tensor([1., 1.])
     """
 
+    @allowed(end_epoch=_END, smoothing=at_least(0.0))
     def __init__(
         self, end_epoch: float = 20, *, anti: bool = False, clip: bool = False, smoothing: float = 0.0
     ) -> None:
         super().__init__()
-        _check_end(end_epoch)
-        if not 0 <= smoothing < math.inf:
-            raise ValueError(f"smoothing must be >= 0 and finite, got {smoothing}")
         self.end_epoch = end_epoch
         self.anti = anti
         self.clip = clip
@@ -337,6 +337,7 @@ class DifficultyWeighted(Term):
 
     difficulty: Tensor
 
+    @allowed(end_epoch=_END)
     def __init__(
         self,
         loss: Callable[[Any, Any], Tensor],
@@ -353,7 +354,6 @@ class DifficultyWeighted(Term):
                 f"difficulty must have one value for each training sample, (N,), got {tuple(difficulty.shape)}"
             )
         self.loss = loss
-        _check_end(end_epoch)
         self.end_epoch = end_epoch
         self.register_buffer("difficulty", difficulty.detach().clone(), persistent=False)
 
@@ -379,8 +379,3 @@ class DifficultyWeighted(Term):
 def _share_done(epoch: float, end_epoch: float) -> float:
     """Share of the curriculum that is done in an epoch, in [0, 1]; 1 is its end."""
     return epoch / end_epoch if epoch < end_epoch else 1.0
-
-
-def _check_end(end_epoch: float) -> None:
-    if not end_epoch >= 0:  # written so that NaN fails
-        raise ValueError(f"end_epoch must be >= 0 (0 is no curriculum, math.inf one without end), got {end_epoch}")

@@ -24,7 +24,6 @@ Choosing a width is in ``width.py`` beside this module, cutting down to it in ``
 ``term.py``; the second phase of the full method is :mod:`regularized.noisy_labels.co_teaching`.
 """
 
-import math
 import warnings
 from bisect import bisect_right
 
@@ -32,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regularized.mechanisms.ranges import allowed, between, count, finite
+from regularized.mechanisms.ranges import allowed, count, finite, positive
 
 __all__ = [
     "NestedDropout",
@@ -48,7 +47,7 @@ __all__ = [
 _GRAIN = 2**53  # probabilities are kept as integers of this grain: no cast of the model to half precision touches them
 
 
-SIGMA = between(0.0, math.inf, "(]", remedy="math.inf makes all widths equally likely")
+SIGMA = positive(remedy="math.inf makes all widths equally likely", infinity=True)
 MU = finite("a width")
 
 

@@ -30,6 +30,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from regularized.mechanisms.ranges import allowed, at_least, between, count
+
 __all__ = ["LinearDynamics", "Optimum", "Spectrum", "steps_for"]
 
 Times: TypeAlias = float | Tensor
@@ -73,6 +75,7 @@ class Spectrum:
             raise ValueError("eigenvalues must be positive and finite; what is zero belongs into `zero`")
 
     @classmethod
+    @allowed(alpha=between(0.0, math.inf, "()"), nodes=count(1))
     def marchenko_pastur(cls, alpha: float, *, nodes: int = 4000) -> "Spectrum":
         """The limit for Gaussian inputs: ``rho(l) = sqrt((l+ - l)(l - l-)) / (2 pi l)`` between ``(1 ± sqrt(alpha))²``.
 
@@ -84,9 +87,6 @@ class Spectrum:
             alpha: samples per parameter, > 0.
             nodes: points of the midpoint rule; about 20 sqrt(t) are needed for times up to t.
         """
-        _positive("alpha", alpha)
-        if nodes < 1:
-            raise ValueError(f"nodes must be at least 1, got {nodes}")
         theta = math.pi * (torch.arange(nodes, dtype=torch.float64) + 0.5) / nodes
         half = 2.0 * math.sqrt(alpha)
         eigenvalues = (1.0 - math.sqrt(alpha)) ** 2 + 2.0 * half * torch.cos(theta / 2).square()
@@ -159,6 +159,13 @@ class LinearDynamics:
         (2.46, 0.69, 2.6, 0.681)
     """
 
+    @allowed(
+        alpha=between(0.0, math.inf, "()"),
+        signal=at_least(0.0),
+        noise=at_least(0.0),
+        start=at_least(0.0),
+        weight_decay=at_least(0.0),
+    )
     def __init__(
         self,
         alpha: float,
@@ -169,10 +176,6 @@ class LinearDynamics:
         weight_decay: float = 0.0,
         spectrum: Spectrum | None = None,
     ) -> None:
-        _positive("alpha", alpha)
-        for name, value in (("signal", signal), ("noise", noise), ("start", start), ("weight_decay", weight_decay)):
-            if not (math.isfinite(value) and value >= 0.0):
-                raise ValueError(f"{name} must be a finite number >= 0, got {value}")
         self.alpha, self.signal, self.noise, self.start = alpha, signal, noise, start
         self.weight_decay = weight_decay
         self._given = spectrum
@@ -359,6 +362,7 @@ class LinearDynamics:
         return steps_for(t, lr=lr, samples=samples, loss=loss, momentum=momentum) / self.feature_scale
 
 
+@allowed(lr=between(0.0, math.inf, "()"), momentum=between(0.0, 1.0, "[)"))
 def steps_for(t: float, *, lr: float, samples: int, loss: Loss = "mse", momentum: float = 0.0) -> float:
     """Steps of full-batch gradient descent that take as long as time ``t`` of the flow.
 
@@ -382,15 +386,7 @@ def steps_for(t: float, *, lr: float, samples: int, loss: Loss = "mse", momentum
     scale = {"sum": 1.0, "mean": 1.0 / samples, "mse": 2.0 / samples}
     if loss not in scale:
         raise ValueError(f"loss must be one of {sorted(scale)}, got {loss!r}")
-    _positive("lr", lr)
-    if not 0.0 <= momentum < 1.0:
-        raise ValueError(f"momentum must be in [0, 1), got {momentum}")
     return t * (1.0 - momentum) / (lr * scale[loss])
-
-
-def _positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0.0):
-        raise ValueError(f"{name} must be a finite number > 0, got {value}")
 
 
 def _golden_section(error: Callable[[float], float], low: float, high: float, *, rounds: int = 60) -> float:

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from regularized.mechanisms.ranges import allowed, at_least
 from regularized.understanding.generalization_dynamics.dynamics import Optimum, Times
 
 __all__ = ["GradientFlow"]
@@ -39,6 +40,7 @@ class GradientFlow:
         [[0.0, 0.0], [1.0, 1.0]]
     """
 
+    @allowed(weight_decay=at_least(0.0))
     def __init__(
         self, features: Tensor, targets: Tensor, *, initial: Tensor | None = None, weight_decay: float = 0.0
     ) -> None:
@@ -47,8 +49,6 @@ class GradientFlow:
                 f"features must be (P, N) and targets (P,) or (P, C), got {tuple(features.shape)} and "
                 f"{tuple(targets.shape)}"
             )
-        if not (math.isfinite(weight_decay) and weight_decay >= 0.0):
-            raise ValueError(f"weight_decay must be a finite number >= 0, got {weight_decay}")
         x, y = features.detach().double(), targets.detach().double()
         self._flat = y.ndim == 1
         y = y.reshape(len(y), -1)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from regularized.mechanisms.ranges import allowed, count
+
 __all__ = ["MODIFIERS", "VOCABULARY", "WORDS", "commands", "encode"]
 
 WORDS = ("walk", "jump", "look", "turn")
@@ -23,6 +25,7 @@ VOCABULARY: tuple[str, ...] = (
 """All tokens, the padding first; a token's number is its place."""
 
 
+@allowed(words=count(1), noise=count(0), largest=count(1))
 def commands(
     words: int, *, noise: int = 0, largest: int = 1000, seed: int = 0
 ) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
@@ -42,8 +45,6 @@ def commands(
         >>> " ".join(command), " ".join(meaning)
         ('jump twice then walk', 'JUMP JUMP WALK')
     """
-    if words < 1 or noise < 0 or largest < 1:
-        raise ValueError(f"words and largest must be at least 1 and noise at least 0, got {words}, {largest}, {noise}")
     draws = random.Random(seed)
     found: dict[tuple[tuple[str, ...], tuple[str, ...]], None] = {}
     for _ in range(10 * largest):
