@@ -33,7 +33,7 @@ from regularized.scientific.inexact_bilevel.learn_strengths import learn_strengt
 from regularized.scientific.inexact_bilevel.lower_solvers import InnerToleranceNotReached, solve_lower
 from regularized.scientific.inexact_bilevel.problem import FlatTree
 from regularized.scientific.inexact_bilevel.strength_problem import StrengthProblem
-from regularized.training import Objective, TensorData
+from regularized.training import Compute, Logging, Objective, TensorData
 
 TRAIN, VALID, NOISE, EPOCHS = 600, 200, 0.4, 5
 RIDGE, EARLY = (1e-4, 1.0), (1.0, 1000.0)
@@ -61,8 +61,8 @@ class Task:
             terms={"task": CrossEntropy(), "early": self.early},
             optimizer=partial(torch.optim.SGD, lr=0.1),
             seed=seed,
-            device="cpu",
-            progress_bar=False,
+            compute=Compute(device="cpu"),
+            logging=Logging(progress_bar=False),
         )
         warm_up.fit(TensorData(*self.train, batch_size=50), epochs=EPOCHS)
 

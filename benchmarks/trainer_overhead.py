@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regularized.training import CrossEntropy, TensorData, Trainer
+from regularized.training import Compute, CrossEntropy, Logging, TensorData, Trainer
 
 BATCH = 32
 
@@ -70,8 +70,8 @@ def ours(x: Tensor, y: Tensor) -> Callable[[], None]:
         mlp(),
         terms={"task": CrossEntropy()},
         optimizer=partial(torch.optim.AdamW, lr=1e-3),
-        device="cpu",
-        progress_bar=False,
+        compute=Compute(device="cpu"),
+        logging=Logging(progress_bar=False),
     )
     data = TensorData(x, y, batch_size=BATCH)
     return lambda: (trainer.fit(data, epochs=1), None)[1]

@@ -19,6 +19,7 @@ from regularized.mechanisms.taps import Taps
 from regularized.papers.catalogue import load_catalogue
 from regularized.training import (
     Batch,
+    Checkpoints,
     CrossEntropy,
     NonFiniteLoss,
     Objective,
@@ -107,8 +108,7 @@ def test_a_loss_that_is_not_finite_is_named(tmp_path):
         nn.Linear(4, 3),
         terms={"task": CrossEntropy(), "poison": Poisoned()},
         optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1),
-        checkpoint_dir=tmp_path,
-        checkpoint_every=1,
+        checkpoints=Checkpoints(tmp_path, every=1),
     )
     with pytest.raises(NonFiniteLoss, match="step 2: term 'poison'"):
         trainer.fit(TensorData(x, y, batch_size=8), epochs=2)
@@ -129,8 +129,7 @@ def test_resume_on_the_gpu(tmp_path):
             model,
             terms={"task": CrossEntropy()},
             optimizer=lambda groups: torch.optim.AdamW(groups, lr=0.01),
-            checkpoint_dir=folder,
-            checkpoint_every=1 if folder else None,
+            checkpoints=folder and Checkpoints(folder, every=1),
         )
 
     data = TensorData(x, y, batch_size=8, seed=1)

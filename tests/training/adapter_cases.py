@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from regularized.mechanisms.distributed import gather_rows, leave_process_group
-from regularized.training import Batch, CrossEntropy, Step, Term, Trainer, linear
+from regularized.training import Batch, Compute, CrossEntropy, Logging, Step, Term, Trainer, linear
 
 CLASSES, LENGTH, VOCABULARY, FEATURES = 3, 5, 20, 6
 EPOCHS, CLIP, RATE, MOMENTUM = 2, 0.4, 0.3, 0.9
@@ -192,11 +192,8 @@ def ours(model, named, batches, accumulate: int, folder: Path, *, schedule=1.0):
         schedule=schedule,
         accumulate=accumulate,
         clip_norm=CLIP,
-        device="cpu",
-        trackers=["jsonl"],
-        log_dir=folder,
-        log_every=1,
-        progress_bar=False,
+        compute=Compute(device="cpu"),
+        logging=Logging(every=1, trackers=["jsonl"], folder=folder, progress_bar=False),
     )
     trainer.fit(batches, epochs=EPOCHS)
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

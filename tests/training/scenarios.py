@@ -21,8 +21,12 @@ from regularized.mechanisms.distributed import leave_process_group
 from regularized.mechanisms.prediction_store import TopKStore
 from regularized.training import (
     Batch,
+    Checkpoints,
+    Compute,
     CrossEntropy,
     EarlyStopping,
+    Evaluation,
+    Logging,
     NonFiniteLoss,
     Step,
     TensorData,
@@ -141,14 +145,12 @@ def resumable(
         schedule=cosine(),
         accumulate=2,
         clip_norm=1.0,
-        evaluate=lambda m: {"loss": float(nn.functional.cross_entropy(m(x + torch.randn_like(x)), y))},
-        early_stopping=EarlyStopping("loss", "lower", patience=3),
-        checkpoint_dir=folder,
-        checkpoint_every=every if folder else None,
-        keep_checkpoints=keep,
-        log_every=2,
-        trackers=["jsonl"] if folder else (),
-        log_dir=folder / "log" if folder else None,
+        evaluate=Evaluation(
+            lambda m: {"loss": float(nn.functional.cross_entropy(m(x + torch.randn_like(x)), y))},
+            early_stopping=EarlyStopping("loss", "lower", patience=3),
+        ),
+        checkpoints=Checkpoints(folder, every=every, keep=keep) if folder else None,
+        logging=Logging(every=2, trackers=["jsonl"], folder=folder / "log") if folder else Logging(every=2),
     )
     data = {
         "tensors": lambda: TensorData(x, y, batch_size=4, seed=3),
@@ -204,9 +206,7 @@ def distributed(batch_size: int, accumulate: int, samples: int, *, loader: bool 
         accumulate=accumulate,
         clip_norm=0.5,
         evaluate=lambda m: {"norm": float(sum(p.square().sum() for p in m.parameters()))},
-        trackers=["jsonl"] if log else (),
-        log_dir=log,
-        log_every=3,
+        logging=Logging(every=3, trackers=["jsonl"], folder=log) if log else Logging(every=3),
     )
     x, y = tensors()
     x, y = x[:samples].double().float(), y[:samples]
@@ -295,7 +295,7 @@ def troubled(kind: str, samples: int, *, rank: int = 1, timeout: float | None = 
     """How a training of two processes ended that one of them cannot go on with."""
     terms = {"task": CrossEntropy()} | ({"trouble": Trouble(kind, rank)} if kind in ("stop", "fail") else {})
     model = nn.Sequential(nn.Linear(FEATURES, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)) if kind == "norm" else Refusing()
-    trainer = Trainer(model, terms=terms, optimizer=partial(torch.optim.SGD, lr=0.1), timeout=timeout)
+    trainer = Trainer(model, terms=terms, optimizer=partial(torch.optim.SGD, lr=0.1), compute=Compute(timeout=timeout))
     x, y = tensors()
     try:
         trainer.fit(TensorData(x[:samples], y[:samples], batch_size=5), epochs=2)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from regularized.training import CheckpointError, CrossEntropy, TensorData, Trainer, checkpoint, cosine
+from regularized.training import CheckpointError, Checkpoints, CrossEntropy, TensorData, Trainer, checkpoint, cosine
 from regularized.training.checkpoint import (
     checkpoints,
     flatten,
@@ -316,11 +316,12 @@ def test_another_model_or_data_is_refused_and_nothing_is_changed(scenarios, tmp_
         assert torch.equal(tensor, before[name])
 
 
-def _build(folder, **options):
+def _build(folder, *, every=None, **options):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     settings = {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9), **options}
-    return model, Trainer(model, terms={"task": CrossEntropy()}, checkpoint_dir=folder, **settings)
+    checkpoints = folder and Checkpoints(folder, every=every)
+    return model, Trainer(model, terms={"task": CrossEntropy()}, checkpoints=checkpoints, **settings)
 
 
 def _data(samples=24, *, batch_size=4, more=0.0, **options):
@@ -368,7 +369,10 @@ def test_a_model_of_another_type_is_refused(tmp_path):
     trainer.fit(_data(), epochs=1)
     model, _ = _build(None)
     trainer = Trainer(
-        model.double(), terms={"task": CrossEntropy()}, optimizer=trainer.optimizer.__class__, checkpoint_dir=tmp_path
+        model.double(),
+        terms={"task": CrossEntropy()},
+        optimizer=trainer.optimizer.__class__,
+        checkpoints=Checkpoints(tmp_path),
     )
     with pytest.raises(CheckpointError, match=r"0\.weight is torch.float32 there and torch.float64 here"):
         trainer.fit(_data(), epochs=2, resume=True)
@@ -424,7 +428,7 @@ def test_a_start_without_a_step_does_not_stand_in_the_way(tmp_path):
 
     for resume in (False, True):
         model, _ = _build(None)
-        broken = Trainer(model, terms={"a": Breaks()}, optimizer=torch.optim.SGD, checkpoint_dir=tmp_path)
+        broken = Trainer(model, terms={"a": Breaks()}, optimizer=torch.optim.SGD, checkpoints=Checkpoints(tmp_path))
         with pytest.raises(ZeroDivisionError):
             broken.fit(_data(), epochs=1, resume=resume)
         assert [p.name for p in checkpoints(tmp_path)] == ["step-00000000"]
@@ -435,7 +439,7 @@ def test_a_start_without_a_step_does_not_stand_in_the_way(tmp_path):
 
 def test_a_disk_that_is_full_names_the_checkpoint_and_leaves_nothing(tmp_path, monkeypatch):
     """Fails if the error has no path, a part of a checkpoint stays behind, or the run cannot go on."""
-    _, trainer = _build(tmp_path, checkpoint_every=1)
+    _, trainer = _build(tmp_path, every=1)
     write = checkpoint.write_part
 
     def full(folder, name, tree):
@@ -522,7 +526,7 @@ def test_trainer_keeps_the_last_ones(keep, scenarios, tmp_path):
 
 
 def test_no_steps_between_means_ends_of_epochs(scenarios, tmp_path):
-    """Fails if without checkpoint_every nothing, or every step, is written."""
+    """Fails if without Checkpoints.every nothing, or every step, is written."""
     _, trainer, data = scenarios.resumable("tensors", tmp_path, every=None, keep=9)
     trainer.fit(data, epochs=2)
     assert [p.name for p in checkpoints(tmp_path)] == ["step-00000004", "step-00000008"]

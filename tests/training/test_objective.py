@@ -3,7 +3,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from regularized.training import Batch, CrossEntropy, Loss, Objective, Progress, Ridge, Step, Term, Trainer, linear
+from regularized.training import (
+    Batch,
+    Compute,
+    CrossEntropy,
+    Loss,
+    Objective,
+    Progress,
+    Ridge,
+    Step,
+    Term,
+    Trainer,
+    linear,
+)
 from regularized.training.objective import coefficients, reweigh, term_means
 
 NOW = Progress(0, 10)
@@ -220,7 +232,8 @@ def test_reweighed_terms_train_with_the_new_coefficients():
     counts = objective.counts([step.batch])
     expected = F.cross_entropy(model(x), y) + 1.5 * sum(p.square().sum() for p in model.parameters())
     torch.testing.assert_close(objective.loss(step, counts), expected)
-    trainer = Trainer(model, terms=terms, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1), device="cpu")
+    sgd = lambda groups: torch.optim.SGD(groups, lr=0.1)  # noqa: E731
+    trainer = Trainer(model, terms=terms, optimizer=sgd, compute=Compute(device="cpu"))
     assert coefficients(trainer.objective)["ridge"] == 3.0
     with pytest.raises(ValueError, match=r"no term \['rigde'\]"):
         reweigh(objective, {"rigde": 1.0})

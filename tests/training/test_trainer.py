@@ -12,8 +12,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from regularized.training import (
+    Checkpoints,
+    Compute,
     CrossEntropy,
     EarlyStopping,
+    Evaluation,
+    Logging,
     Loss,
     NonFiniteLoss,
     Progress,
@@ -269,7 +273,7 @@ def test_bf16_forward_in_low_precision_terms_in_float32():
 
     other, look = mlp(), Look()
     exact = fit()
-    trainer = fit({"task": CrossEntropy(), "look": look}, precision="bf16")
+    trainer = fit({"task": CrossEntropy(), "look": look}, compute=Compute(precision="bf16"))
     assert set(types[0::4]) == {torch.bfloat16}
     assert {*types[1::4], *types[2::4], *types[3::4]} == {torch.float32}
     assert look.rounded
@@ -353,7 +357,7 @@ def test_history_and_evaluation_leave_no_trace():
     with_model, without_model = copy.deepcopy(start), copy.deepcopy(start)
     with_model[1].eval()
     without_model[1].eval()
-    trainer = fit(model=with_model, evaluate=evaluate, evaluate_every=2, epochs=5)
+    trainer = fit(model=with_model, evaluate=Evaluation(evaluate, every=2), epochs=5)
     plain = fit(model=without_model, epochs=5)
     assert torch.equal(weights(trainer), weights(plain))
     assert [(row["epoch"], row["step"]) for row in trainer.history] == [(2, 6), (4, 12), (5, 15)]
@@ -371,7 +375,9 @@ def test_early_stopping_restores_the_best():
         kept.append(weights(model))
         return {"accuracy": next(numbers)}
 
-    trainer = fit(evaluate=evaluate, early_stopping=EarlyStopping("accuracy", "higher", patience=2), epochs=10)
+    trainer = fit(
+        evaluate=Evaluation(evaluate, early_stopping=EarlyStopping("accuracy", "higher", patience=2)), epochs=10
+    )
     assert len(trainer.history) == 4
     assert torch.equal(weights(trainer), kept[1])
     assert not torch.equal(kept[1], kept[3])
@@ -507,7 +513,7 @@ def test_weights_that_overflow_in_the_optimizer_are_not_written(tmp_path):
     huge = lambda progress: 3e38 if progress.step == 4 else 0.1  # noqa: E731
     trainer = Trainer(
         mlp(), terms={"task": Loss(lambda z, y: z.square().sum(-1) * 1e3)}, optimizer=partial(torch.optim.SGD, lr=1.0),
-        schedule=huge, checkpoint_dir=tmp_path, checkpoint_every=1, keep_checkpoints=1,
+        schedule=huge, checkpoints=Checkpoints(tmp_path, every=1, keep=1),
     )  # fmt: skip
     with pytest.raises(NonFiniteLoss, match=r"after 5 optimizer steps: parameter '2.*no checkpoint"):
         trainer.fit(TensorData(X, Y, batch_size=8), epochs=2, max_steps=5)
@@ -522,7 +528,7 @@ def test_trackers_are_closed_and_taps_off_after_an_error(tmp_path):
     class Bad(Explodes):
         taps = ("1",)
 
-    trainer = Trainer(mlp(), terms={"bad": Bad(1)}, optimizer=SGD, trackers=["jsonl"], log_dir=tmp_path)
+    trainer = Trainer(mlp(), terms={"bad": Bad(1)}, optimizer=SGD, logging=Logging(trackers=["jsonl"], folder=tmp_path))
     with pytest.raises(NonFiniteLoss):
         trainer.fit(TensorData(X, Y, batch_size=8), epochs=1)
     assert trainer.accelerator.trackers == []
@@ -532,7 +538,7 @@ def test_trackers_are_closed_and_taps_off_after_an_error(tmp_path):
 def test_no_checkpoint_of_spoilt_weights_where_the_flag_comes_late(tmp_path):
     """Fails if, on a device where the flag is read one step later, a checkpoint is written before it was read."""
     terms = {"task": CrossEntropy(), "bad": Explodes(3)}
-    trainer = Trainer(mlp(), terms=terms, optimizer=SGD, checkpoint_dir=tmp_path, checkpoint_every=1)
+    trainer = Trainer(mlp(), terms=terms, optimizer=SGD, checkpoints=Checkpoints(tmp_path, every=1))
     trainer._finite = FiniteCheck(trainer.objective, trainer.model, deferred=True)
     with pytest.raises(NonFiniteLoss, match="step 3: term 'bad'"):
         trainer.fit(TensorData(X, Y, batch_size=8), epochs=2)
@@ -601,17 +607,9 @@ def test_optimizer_without_a_terms_parameters_is_refused():
     [
         ({"accumulate": 0}, "accumulate"),
         ({"clip_norm": 0.0}, "clip_norm"),
-        ({"precision": "fp8"}, "precision"),
-        ({"device": "tpu"}, "device"),
-        ({"evaluate_every": 0}, "evaluate_every"),
-        ({"checkpoint_every": 0, "checkpoint_dir": "x"}, "checkpoint_every"),
-        ({"checkpoint_every": 5}, "checkpoint_dir"),
-        ({"keep_checkpoints": 0}, "keep_checkpoints"),
-        ({"early_stopping": EarlyStopping("loss", "lower")}, "evaluate"),
-        ({"trackers": ["jsonl"]}, "log_dir"),
-        ({"trackers": ["tensorbord"], "log_dir": "x"}, "unknown tracker"),
+        ({"logging": Logging(trackers=["jsonl"])}, "folder"),
+        ({"logging": Logging(trackers=["tensorbord"], folder="x")}, "unknown tracker"),
         ({"terms": {}}, "at least one term"),
-        ({"log_every": -1}, "log_every"),
     ],
 )
 def test_bad_arguments(options, says):
@@ -620,13 +618,39 @@ def test_bad_arguments(options, says):
         Trainer(mlp(), **{"terms": {"task": CrossEntropy()}, "optimizer": SGD, **options})
 
 
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Compute(precision="fp8"), "precision"),
+        (lambda: Compute(device="tpu"), "device"),
+        (lambda: Compute(timeout=0), "timeout"),
+        (lambda: Evaluation(len, every=0), "Evaluation.every"),
+        (lambda: Checkpoints("x", every=0), "Checkpoints.every"),
+        (lambda: Checkpoints("x", keep=0), "Checkpoints.keep"),
+        (lambda: Logging(every=-1), "Logging.every"),
+    ],
+)
+def test_bad_options(make, says):
+    """Fails if a wrong option is taken silently."""
+    with pytest.raises(ValueError, match=says):
+        make()
+
+
+@pytest.mark.parametrize("options", [{"checkpoints": "runs/a"}, {"logging": 50}, {"compute": "cpu"}])
+def test_options_of_another_kind_are_refused_by_name(options):
+    """Fails if a bare path or number ends in an AttributeError somewhere below."""
+    (name,) = options
+    with pytest.raises(TypeError, match=rf"{name} must be {name.capitalize()}\(...\)"):
+        fit(**options)
+
+
 def test_bad_calls_of_fit():
     """Fails if a wrong argument of fit is taken silently."""
     trainer = fit()
     data = TensorData(X, Y, batch_size=8)
     for options, says in (
         ({"epochs": 0}, "epochs"),
-        ({"epochs": 1, "resume": True}, "checkpoint_dir"),
+        ({"epochs": 1, "resume": True}, "checkpoints=Checkpoints"),
         ({"epochs": 1, "max_steps": 0}, "max_steps"),
         ({"epochs": 1, "batches_per_epoch": 0}, "batches_per_epoch"),
     ):
@@ -644,7 +668,7 @@ def test_missing_index_and_metric_are_named():
     with pytest.raises(ValueError, match="IndexedDataset"):
         fit({"n": NeedsIndex()}, data=[(X, Y)])
     with pytest.raises(KeyError, match=r"'acc'.*'accuracy'"):
-        fit(evaluate=lambda m: {"accuracy": 1.0}, early_stopping=EarlyStopping("acc", "higher"))
+        fit(evaluate=Evaluation(lambda m: {"accuracy": 1.0}, early_stopping=EarlyStopping("acc", "higher")))
 
 
 # -- what a person sees ---------------------------------------------------------------------------
@@ -662,9 +686,7 @@ def test_jsonl_records_means_between_log_steps(tmp_path):
     trainer = fit(
         {"task": CrossEntropy(), "record": Record(weight=0.01)},
         epochs=2,
-        trackers=["jsonl"],
-        log_dir=tmp_path,
-        log_every=2,
+        logging=Logging(every=2, trackers=["jsonl"], folder=tmp_path),
         schedule=linear(1.0, 0.0),
         evaluate=lambda m: {"accuracy": 0.5, "broken": float("nan")},
     )
@@ -685,10 +707,10 @@ def test_jsonl_records_means_between_log_steps(tmp_path):
 def test_logging_and_progress_bar(caplog, capsys):
     """Fails if the records do not reach logging, or the bar does not show the terms; it is off by default here."""
     with caplog.at_level(logging.INFO, logger="regularized"):
-        fit(log_every=3)
+        fit(logging=Logging(every=3))
     assert "step 3/6: task" in caplog.text
     assert capsys.readouterr().err == ""
-    fit(log_every=3, progress_bar=True, evaluate=lambda m: {"accuracy": 0.25})
+    fit(logging=Logging(every=3, progress_bar=True), evaluate=lambda m: {"accuracy": 0.25})
     shown = capsys.readouterr().err
     assert "after step 6: accuracy 0.25" in shown
     assert "6/6" in shown
@@ -696,15 +718,15 @@ def test_logging_and_progress_bar(caplog, capsys):
 
 
 def test_nothing_is_recorded_when_nothing_is_asked_for(tmp_path):
-    """Fails if log_every=0 still records."""
-    fit(log_every=0, trackers=["jsonl"], log_dir=tmp_path)
+    """Fails if Logging(every=0) still records."""
+    fit(logging=Logging(every=0, trackers=["jsonl"], folder=tmp_path))
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1  # the configuration
 
 
 def test_tensorboard(tmp_path):
     """Fails if Accelerate's own trackers are not started, or get no records."""
     pytest.importorskip("tensorboard")
-    fit(trackers=["tensorboard"], log_dir=tmp_path, log_every=2)
+    fit(logging=Logging(every=2, trackers=["tensorboard"], folder=tmp_path))
     assert list(tmp_path.rglob("events.out*"))
 
 
@@ -712,7 +734,7 @@ def test_missing_tensorboard_names_the_extra(tmp_path, monkeypatch):
     """Fails if a missing package is ignored, as Accelerate does."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"regularized\[tensorboard\]"):
-        Trainer(mlp(), terms={"t": CrossEntropy()}, optimizer=SGD, trackers=["tensorboard"], log_dir=tmp_path)
+        fit(logging=Logging(trackers=["tensorboard"], folder=tmp_path))
 
 
 def test_schedules_and_terms_need_torch_alone():

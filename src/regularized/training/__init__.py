@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from regularized.training.data import IndexedDataset, TensorData
     from regularized.training.finite import NonFiniteLoss
     from regularized.training.objective import Objective
+    from regularized.training.options import Checkpoints, Compute, Evaluation, Logging
+    from regularized.training.peers import PeerError
     from regularized.training.progress import Progress, cosine, gaussian_ramp, linear, piecewise, warmup
     from regularized.training.step import Batch, Step
     from regularized.training.stopping import EarlyStopping
@@ -19,12 +21,17 @@ if TYPE_CHECKING:
 _LAZY = {
     "Batch": "step",
     "CheckpointError": "checkpoint",
+    "Checkpoints": "options",
+    "Compute": "options",
     "CrossEntropy": "terms",
     "EarlyStopping": "stopping",
+    "Evaluation": "options",
     "IndexedDataset": "data",
+    "Logging": "options",
     "Loss": "terms",
     "NonFiniteLoss": "finite",
     "Objective": "objective",
+    "PeerError": "peers",
     "Progress": "progress",
     "Ridge": "terms",
     "Step": "step",
@@ -41,12 +48,17 @@ _LAZY = {
 __all__ = [
     "Batch",
     "CheckpointError",
+    "Checkpoints",
+    "Compute",
     "CrossEntropy",
     "EarlyStopping",
+    "Evaluation",
     "IndexedDataset",
+    "Logging",
     "Loss",
     "NonFiniteLoss",
     "Objective",
+    "PeerError",
     "Progress",
     "Ridge",
     "Step",

@@ -17,6 +17,7 @@ from regularized.training import checkpoint
 from regularized.training.checkpoint import CheckpointError
 from regularized.training.folder_lock import locked
 from regularized.training.identity import changed_settings, differences, optimizer_settings
+from regularized.training.options import Checkpoints
 from regularized.training.randomness import generators, rng_state, set_rng_state
 from regularized.training.run import Run
 from regularized.training.stopping import EarlyStopping
@@ -30,8 +31,7 @@ class CheckpointFolder:
     """Writes everything that a run needs to go on, and reads it back.
 
     Args:
-        folder: where; None writes nothing.
-        keep: how many are kept.
+        options: where, and how many; None writes nothing.
         model: the user's model.
         terms: the terms.
         optimizer: the optimizer, before its first step.
@@ -45,8 +45,8 @@ class CheckpointFolder:
         >>> from regularized.training.data import TensorData
         >>> model = nn.Linear(2, 2)
         >>> written = CheckpointFolder(
-        ...     Path(tempfile.mkdtemp()), keep=3, model=model, terms=nn.Module(), stopping=None, rank=0, world=1,
-        ...     optimizer=torch.optim.SGD(model.parameters(), lr=0.1), settings={},
+        ...     Checkpoints(tempfile.mkdtemp()), model=model, terms=nn.Module(), settings={}, stopping=None,
+        ...     optimizer=torch.optim.SGD(model.parameters(), lr=0.1), rank=0, world=1,
         ... )
         >>> run = Run(TensorData(torch.zeros(4, 2), batch_size=2), epochs=1, batches=2, accumulate=1, seed=0)
         >>> with written.held(run):
@@ -59,9 +59,8 @@ class CheckpointFolder:
 
     def __init__(
         self,
-        folder: Path | None,
+        options: Checkpoints | None,
         *,
-        keep: int,
         model: nn.Module,
         terms: nn.Module,
         optimizer: torch.optim.Optimizer,
@@ -70,8 +69,8 @@ class CheckpointFolder:
         rank: int,
         world: int,
     ) -> None:
-        self.folder = folder
-        self._keep = keep
+        self.folder = None if options is None else Path(options.folder)
+        self._keep = 0 if options is None else options.keep
         self._modules = {"model": model, "terms": terms}
         self._optimizer = optimizer
         # Training changes the rate, and what some optimizers count in their groups.
@@ -269,7 +268,7 @@ class CheckpointFolder:
 
     def _newest(self) -> Path | None:
         if self.folder is None:
-            raise ValueError("resume=True needs a folder of checkpoints: Trainer(checkpoint_dir=...)")
+            raise ValueError("resume=True needs a folder: Trainer(..., checkpoints=Checkpoints(folder))")
         found: list[str | None] = [None]
         with self._together("looking for a checkpoint"):
             if self._rank == 0 and (path := checkpoint.latest(self.folder)) is not None:

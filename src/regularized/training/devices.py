@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
+from regularized.training.options import Compute, Logging
 from regularized.training.trackers import resolve_trackers
 
 __all__ = ["average_gradients", "make_accelerator", "synchronise"]
@@ -17,31 +17,30 @@ __all__ = ["average_gradients", "make_accelerator", "synchronise"]
 PART = 2**26  # bytes that are sent at once
 
 
-def make_accelerator(
-    device: str, trackers: Sequence[str | GeneralTracker], log_dir: Path | None, *, find_unused_parameters: bool
-) -> Accelerator:
+def make_accelerator(compute: Compute, logging: Logging) -> Accelerator:
     """An ``Accelerator`` for the device, the process group and the trackers.
 
     Raises:
-        ValueError: unknown device; or a process group that Accelerate does not see.
+        ValueError: a process group that Accelerate does not see.
 
     Examples:
-        >>> make_accelerator("cpu", [], None, find_unused_parameters=False).device
+        >>> make_accelerator(Compute(device="cpu"), Logging()).device
         device(type='cpu')
     """
-    if device not in ("auto", "cpu"):
-        raise ValueError(f'device must be "auto" or "cpu", got {device!r}')
+    folder = None if logging.folder is None else Path(logging.folder)
     # Without its `cpu` flag Accelerate takes several processes on a machine without accelerator for one.
-    cpu = device == "cpu" or not torch.accelerator.is_available()
+    cpu = compute.device == "cpu" or not torch.accelerator.is_available()
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision="no",  # autocast stands around the forward passes of a Step, also those of further networks
-        log_with=resolve_trackers(trackers, log_dir) or None,
-        project_dir=log_dir,
+        log_with=resolve_trackers(logging.trackers, folder) or None,
+        project_dir=folder,
         # Copying buffers at each forward would forbid a second forward before the backward pass; they are
         # synchronised where they are read instead.
         kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=find_unused_parameters)
+            DistributedDataParallelKwargs(
+                broadcast_buffers=False, find_unused_parameters=compute.find_unused_parameters
+            )
         ],
     )
     group = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -56,7 +56,9 @@ class Monitor:
                 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
                 from rich.progress import Progress as Bar
             except ImportError as error:
-                raise ImportError("the progress bar needs rich: pip install rich, or progress_bar=False") from error
+                raise ImportError(
+                    "the progress bar needs rich: pip install rich, or Logging(progress_bar=False)"
+                ) from error
             self._bar = Bar(
                 TextColumn("epoch {task.fields[epoch]}"),
                 BarColumn(),

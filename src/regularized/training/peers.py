@@ -31,9 +31,6 @@ class Peers:
         timeout: seconds that a process waits for the others, in every exchange; None is what the process group was
             started with, half an hour where nobody said otherwise.
 
-    Raises:
-        ValueError: the time is not positive.
-
     Examples:
         >>> with Peers(0, 1, None).together():
         ...     pass
@@ -42,8 +39,6 @@ class Peers:
     _numbers = itertools.count()
 
     def __init__(self, rank: int, world: int, timeout: float | None) -> None:
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"timeout must be a positive number of seconds, or None for torch's own; got {timeout}")
         self._rank, self._world, self._timeout = rank, world, timeout
         self._number = next(self._numbers)  # the same in every process, as trainers are built in the same order
         self._runs = itertools.count()

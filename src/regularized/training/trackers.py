@@ -109,16 +109,16 @@ def _step(line: bytes) -> float | None:
     return step if isinstance(step, int | float) else None
 
 
-def resolve_trackers(trackers: Sequence[str | GeneralTracker], log_dir: Path | None) -> list[str | GeneralTracker]:
+def resolve_trackers(trackers: Sequence[str | GeneralTracker], folder: Path | None) -> list[str | GeneralTracker]:
     """Check trackers before the run starts, and build our own.
 
     Args:
-        trackers: ``"jsonl"`` (``log_dir/log.jsonl``), a name that Accelerate knows such as ``"tensorboard"``, or a
+        trackers: ``"jsonl"`` (``folder/log.jsonl``), a name that Accelerate knows such as ``"tensorboard"``, or a
             ``GeneralTracker``.
-        log_dir: folder of those that write files.
+        folder: folder of those that write files.
 
     Raises:
-        ValueError: a tracker needs ``log_dir``, or its name is unknown to Accelerate.
+        ValueError: a tracker needs ``folder``, or its name is unknown to Accelerate.
         ImportError: the package of a tracker is missing.
 
     Examples:
@@ -127,11 +127,11 @@ def resolve_trackers(trackers: Sequence[str | GeneralTracker], log_dir: Path | N
     """
     resolved: list[str | GeneralTracker] = []
     for tracker in trackers:
-        if isinstance(tracker, str) and tracker in ("jsonl", "tensorboard") and log_dir is None:
-            raise ValueError(f"tracker {tracker!r} writes files; give log_dir=...")
+        if isinstance(tracker, str) and tracker in ("jsonl", "tensorboard") and folder is None:
+            raise ValueError(f"tracker {tracker!r} writes files; give Logging(..., folder=...)")
         if tracker == "jsonl":
-            assert log_dir is not None
-            resolved.append(JSONLTracker(log_dir / "log.jsonl"))
+            assert folder is not None
+            resolved.append(JSONLTracker(folder / "log.jsonl"))
             continue
         if isinstance(tracker, str) and tracker not in set(LoggerType.list()) - {"all"}:
             raise ValueError(

@@ -1,15 +1,12 @@
 """The loop: batches in, one shared forward pass, a sum of named terms, an optimizer step. Accelerate owns devices."""
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
-from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
-from accelerate.tracking import GeneralTracker
 from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 
@@ -23,20 +20,20 @@ from regularized.training.finite import FiniteCheck, term_of_gradient
 from regularized.training.identity import schedule_name
 from regularized.training.monitor import Monitor
 from regularized.training.objective import Objective
+from regularized.training.options import Checkpoints, Compute, Evaluation, Logging, at_least_one
 from regularized.training.peers import Peers
 from regularized.training.progress import Coefficient, Progress, as_schedule
 from regularized.training.randomness import preserved, seed_all
 from regularized.training.run import Run
 from regularized.training.step import Batch, Step, call_model
-from regularized.training.stopping import EarlyStopping
 from regularized.training.trackers import JSONLTracker
 
 __all__ = ["Trainer"]
 
-logger = logging.getLogger(__name__)
-
 OptimizerFactory: TypeAlias = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 Metrics: TypeAlias = dict[str, float]
+
+LOGGING, COMPUTE = Logging(), Compute()
 
 
 class Trainer:
@@ -57,28 +54,13 @@ class Trainer:
             :class:`~regularized.training.progress.Progress`; default 1.
         accumulate: micro-batches in an optimizer step; default 1. The batch size of the data is that of a micro-batch.
         clip_norm: largest norm of the whole gradient, the terms' parameters included; default no clipping.
-        precision: ``"no"``, or ``"bf16"`` for forward passes in bfloat16 autocast whose outputs are float32 again
-            (terms compute in float32; tapped hidden states stay bfloat16). Default ``"no"``.
-        device: ``"auto"``, what Accelerate finds; or ``"cpu"``.
         seed: of the data order and, at the start of each :meth:`fit`, of the global random generators (in a distributed
             run plus the number of the process); default 0.
-        evaluate: called as ``evaluate(model)`` in eval mode without gradients; returns numbers by name. What it draws
-            at random leaves no trace in the training. In a distributed run every process calls it on its copy of the
-            model, and the first one's numbers count.
-        evaluate_every: epochs between two evaluations; default 1. The last epoch is always evaluated.
-        early_stopping: when to stop; needs ``evaluate``.
-        checkpoint_dir: where checkpoints are written; default none are. In a distributed run all processes must see it.
-        checkpoint_every: optimizer steps between two checkpoints, beside those at the end of each epoch and of the run;
-            default None, none between.
-        keep_checkpoints: how many are kept; default 3.
-        trackers: ``"jsonl"``, ``"tensorboard"``, another name that Accelerate knows, or a ``GeneralTracker``.
-        log_dir: folder of the trackers that write files.
-        log_every: optimizer steps between two records; terms are averaged over them, and read from the device only
-            then. Default 50; 0 records nothing.
-        progress_bar: default None shows one where standard error is a terminal.
-        find_unused_parameters: DDP's option for models of which a forward pass may leave out parameters; default False.
-        timeout: seconds that a process waits for the others before it stops and names the one that is missing; default
-            None, torch's own half hour.
+        evaluate: what is measured after each epoch: a function of the model that returns numbers by name; or an
+            :class:`~regularized.training.options.Evaluation`, which also says how often, and when to stop early.
+        checkpoints: where the run is written down; default nowhere.
+        logging: what is recorded, and shown.
+        compute: device, precision, and what concerns several processes.
 
     Attributes:
         model: the model, unwrapped.
@@ -87,6 +69,7 @@ class Trainer:
         history: results of the evaluations so far, each with its ``epoch`` (from 1) and ``step``.
 
     Raises:
+        TypeError: an argument is not of the kind that is asked for.
         ValueError: an argument is outside its range; the optimizer was built before the surgery.
 
     Examples:
@@ -115,44 +98,23 @@ class Trainer:
         schedule: Coefficient = 1.0,
         accumulate: int = 1,
         clip_norm: float | None = None,
-        precision: Literal["no", "bf16"] = "no",
-        device: Literal["auto", "cpu"] = "auto",
         seed: int = 0,
-        evaluate: Callable[[nn.Module], Metrics] | None = None,
-        evaluate_every: int = 1,
-        early_stopping: EarlyStopping | None = None,
-        checkpoint_dir: Path | str | None = None,
-        checkpoint_every: int | None = None,
-        keep_checkpoints: int = 3,
-        trackers: Sequence[str | GeneralTracker] = (),
-        log_dir: Path | str | None = None,
-        log_every: int = 50,
-        progress_bar: bool | None = None,
-        find_unused_parameters: bool = False,
-        timeout: float | None = None,
+        evaluate: Callable[[nn.Module], Metrics] | Evaluation | None = None,
+        checkpoints: Checkpoints | None = None,
+        logging: Logging = LOGGING,
+        compute: Compute = COMPUTE,
     ) -> None:
-        _at_least_one(
-            accumulate=accumulate,
-            evaluate_every=evaluate_every,
-            checkpoint_every=checkpoint_every,
-            keep_checkpoints=keep_checkpoints,
-        )
-        if log_every < 0:
-            raise ValueError(f"log_every must not be negative (0 records nothing), got {log_every}")
+        at_least_one(accumulate=accumulate)
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm must be positive, or None for no clipping; got {clip_norm}")
-        if precision not in ("no", "bf16"):
-            raise ValueError(f'precision must be "no" or "bf16", got {precision!r}')
-        if early_stopping is not None and evaluate is None:
-            raise ValueError("early_stopping needs evaluate=..., a function of the model that returns the metric")
-        if checkpoint_every is not None and checkpoint_dir is None:
-            raise ValueError("checkpoint_every needs checkpoint_dir=...")
-        folder = None if log_dir is None else Path(log_dir)
-        self.accelerator = make_accelerator(device, trackers, folder, find_unused_parameters=find_unused_parameters)
+        if callable(evaluate):
+            evaluate = Evaluation(evaluate)
+        _check_kinds(checkpoints=(checkpoints, Checkpoints), logging=(logging, Logging), compute=(compute, Compute))
+        self.accelerator = make_accelerator(compute, logging)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
-        self._peers = Peers(self.rank, self.world, timeout)
+        self._peers = Peers(self.rank, self.world, compute.timeout)
         self.device = self.accelerator.device
-        self.precision = precision
+        self.precision = compute.precision
 
         self.model = model.to(self.device)
         self.objective = Objective(terms).to(self.device)
@@ -173,25 +135,23 @@ class Trainer:
         self.accumulate = accumulate
         self.clip_norm = clip_norm
         self.seed = seed
-        self.evaluate = evaluate
-        self.evaluate_every = evaluate_every
-        self.early_stopping = early_stopping
-        self.checkpoint_every = checkpoint_every
-        self._checkpoints = CheckpointFolder(
-            None if checkpoint_dir is None else Path(checkpoint_dir),
-            keep=keep_checkpoints,
+        self.evaluation = evaluate
+        self.checkpoints = checkpoints
+        self._stopping = None if evaluate is None else evaluate.early_stopping
+        self._written = CheckpointFolder(
+            checkpoints,
             model=self.model,
             terms=self.objective.terms,
             optimizer=self.optimizer,
-            settings={"schedule": schedule_name(self.schedule), "clip_norm": clip_norm, "precision": precision},
-            stopping=early_stopping,
+            settings={"schedule": schedule_name(self.schedule), "clip_norm": clip_norm, "precision": compute.precision},
+            stopping=self._stopping,
             rank=self.rank,
             world=self.world,
         )
         self.history: list[Metrics] = []
-        self._monitor = Monitor(every=log_every, bar=progress_bar, main=self.rank == 0)
+        self._monitor = Monitor(every=logging.every, bar=logging.progress_bar, main=self.rank == 0)
         self._finite = FiniteCheck(self.objective, self.model, deferred=self.device.type != "cpu")
-        self._call = call_model if self._wrapped is model and precision == "no" else self._call_wrapped
+        self._call = call_model if self._wrapped is model and self.precision == "no" else self._call_wrapped
         self._transforms, self._before, self._after, self._epoch_start = (
             self.objective.moments(name) for name in ("transform", "before_step", "after_step", "epoch_start")
         )
@@ -216,7 +176,7 @@ class Trainer:
             data: a :class:`~regularized.training.data.TensorData`, a ``DataLoader``, or any iterable of batches; see
                 :func:`~regularized.training.data.as_source`.
             epochs: epochs of the whole run.
-            resume: go on from the newest intact checkpoint in ``checkpoint_dir``, exactly; begin where there is none.
+            resume: go on from the newest intact checkpoint in the folder, exactly; begin where there is none.
             max_steps: end this call when the run has made so many optimizer steps; schedules still see the whole run.
             batches_per_epoch: (micro-)batches in an epoch; default all. Needed for data without a length.
             task: given to the terms' ``task_start`` and ``task_end`` (continual learning); default None calls neither.
@@ -230,13 +190,13 @@ class Trainer:
             CheckpointError: a checkpoint is damaged or of another run; or there are some and ``resume`` is False.
             PeerError: another process failed, or does not answer.
         """
-        _at_least_one(epochs=epochs, max_steps=max_steps, batches_per_epoch=batches_per_epoch)
+        at_least_one(epochs=epochs, max_steps=max_steps, batches_per_epoch=batches_per_epoch)
         source = as_source(data, seed=self.seed, length=batches_per_epoch)
         batches = min(len(source), batches_per_epoch or len(source))
         run = Run(source, epochs, batches, self.accumulate, self.seed)
         last = run.total_steps if max_steps is None else min(max_steps, run.total_steps)
         try:
-            with self._peers.together(), self._checkpoints.held(run):
+            with self._peers.together(), self._written.held(run):
                 self._begin(run, resume=resume)
                 self._train(run, last, task)
         finally:
@@ -261,8 +221,8 @@ class Trainer:
                 self._epoch(run, last)
             self._save(run)
             synchronise(self.model, self.device)
-            if run.over and self.early_stopping is not None:
-                self.early_stopping.restore(self.model)
+            if run.over and self._stopping is not None:
+                self._stopping.restore(self.model)
             if run.over and task is not None:
                 for moment in self.objective.moments("task_end"):
                     moment(task)
@@ -287,8 +247,8 @@ class Trainer:
             record = self._monitor.step(progress, self.objective.values(), rate)
             if record is not None:
                 self.accelerator.log(record, step=run.step)
-            due = self.checkpoint_every is not None and run.step % self.checkpoint_every == 0
-            if due and run.micro < run.batches:
+            every = None if self.checkpoints is None else self.checkpoints.every
+            if every is not None and run.step % every == 0 and run.micro < run.batches:
                 self._save(run)
         if run.micro == run.batches:
             run.epoch, run.micro = run.epoch + 1, 0
@@ -388,19 +348,20 @@ class Trainer:
         return term_of_gradient(self.objective, self.model, steps(), parameters.values())
 
     def _end_of_epoch(self, run: Run) -> None:
-        if self.evaluate is not None and (run.epoch % self.evaluate_every == 0 or run.epoch == run.epochs):
-            metrics = self._evaluate(self.evaluate)
+        evaluation = self.evaluation
+        if evaluation is not None and (run.epoch % evaluation.every == 0 or run.epoch == run.epochs):
+            metrics = self._evaluate(evaluation.function)
             self.history.append({"epoch": float(run.epoch), "step": float(run.step), **metrics})
             self.accelerator.log(metrics, step=run.step)
             self._monitor.evaluated(run.step, metrics)
-            if self.early_stopping is not None:
-                run.stopped = self.early_stopping.update(metrics, self.model)
+            if self._stopping is not None:
+                run.stopped = self._stopping.update(metrics, self.model)
         if run.step < run.total_steps and not run.stopped:  # the end of the run is saved by fit
             self._save(run)
 
     def _save(self, run: Run) -> None:
         self._finite.saved(self._parameters, run.step)
-        self._checkpoints.save(run)
+        self._written.save(run)
 
     def _evaluate(self, evaluate: Callable[[nn.Module], Metrics]) -> Metrics:
         synchronise(self.model, self.device)
@@ -452,12 +413,12 @@ class Trainer:
         self._finite.forget()
         for moment in self.objective.moments("reset"):
             moment()
-        if not (resume and self._checkpoints.load(run)):
-            if self.early_stopping is not None:
-                self.early_stopping.reset()
+        if not (resume and self._written.load(run)):
+            if self._stopping is not None:
+                self._stopping.reset()
             seed_all(self.seed + self.rank)
             self._finite.saved(self._parameters, run.step)
-            self._checkpoints.start(run)
+            self._written.start(run)
         self.history = run.history
         for tracker in self.accelerator.log_with:
             if isinstance(tracker, JSONLTracker):
@@ -467,7 +428,9 @@ class Trainer:
         self.accelerator.init_trackers("regularized", config=config)
 
 
-def _at_least_one(**numbers: int | None) -> None:
-    for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
+def _check_kinds(**options: tuple[object, type]) -> None:
+    for name, (given, kind) in options.items():
+        if given is not None and not isinstance(given, kind):
+            raise TypeError(
+                f"{name} must be {kind.__name__}(...) of regularized.training, got {type(given).__name__} {given!r:.60}"
+            )

@@ -25,7 +25,7 @@ from regularized.evidence.conformance import Case, UnknownCase
 from regularized.fine_tuning.glad.optimizer import GLAD, steer
 from regularized.mechanisms.distributed import leave_process_group
 from regularized.papers.glad import conformance
-from regularized.training import CrossEntropy, TensorData, Trainer
+from regularized.training import Compute, CrossEntropy, Logging, TensorData, Trainer
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 ADAMW = partial(torch.optim.AdamW, lr=0.01)
@@ -449,8 +449,8 @@ def _trainer():
         terms={"task": CrossEntropy()},
         optimizer=lambda groups: GLAD(SGD(groups), rho=0.4),
         accumulate=2,
-        device="cpu",
-        log_every=0,
+        compute=Compute(device="cpu"),
+        logging=Logging(every=0),
     )
     trainer.fit(TensorData(x, y, batch_size=6, seed=4), epochs=3)
     return weights(trainer.model)

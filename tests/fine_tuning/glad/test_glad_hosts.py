@@ -14,7 +14,7 @@ from regularized.fine_tuning.glad.huggingface import SteeredTraining
 from regularized.fine_tuning.glad.loss import clip_logits
 from regularized.fine_tuning.glad.optimizer import GLAD
 from regularized.fine_tuning.glad.peft import add_lora
-from regularized.training import CrossEntropy, TensorData, Term, Trainer
+from regularized.training import Checkpoints, Compute, CrossEntropy, Logging, TensorData, Term, Trainer
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 TOWER = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
@@ -159,8 +159,8 @@ def fit(batch=6, *, accumulate=1, epochs=3, data=None, terms=None, model=None, b
         terms=terms or {"task": CrossEntropy()},
         optimizer=lambda groups: build(SGD(groups), **given),
         accumulate=accumulate,
-        device="cpu",
-        **{"log_every": 0, **settings},
+        logging=Logging(every=0),
+        **{"compute": Compute(device="cpu"), **settings},
     )
     return trainer, partial(trainer.fit, data, epochs=epochs)
 
@@ -210,7 +210,7 @@ def test_trainer_resumes_exactly(tmp_path):
     build = partial(GLAD, rho=0.3, every=2, combine="steer")
     whole, go = fit(4, drop=True, build=build)
     go()
-    settings = {"checkpoint_dir": tmp_path, "checkpoint_every": 1, "drop": True}
+    settings = {"checkpoints": Checkpoints(tmp_path, every=1), "drop": True}
     _, go = fit(4, build=build, **settings)
     go(max_steps=4)
     resumed, go = fit(4, build=partial(GLAD, rho=0.3, every=2), **settings)
@@ -222,7 +222,7 @@ def test_trainer_in_bf16():
     """Fails when the second pass leaves the autocast, or a list operation does not take its types."""
     exact, go = fit(rho=0.1)
     go()
-    low, go = fit(rho=0.1, precision="bf16")
+    low, go = fit(rho=0.1, compute=Compute(device="cpu", precision="bf16"))
     go()
     difference = vector(trained(low.model)) - vector(trained(exact.model))
     assert bool(difference.isfinite().all())

@@ -16,7 +16,7 @@ from regularized.scientific.inexact_bilevel.learn_strengths import NotStronglyCo
 from regularized.scientific.inexact_bilevel.lower_solvers import solve_lower
 from regularized.scientific.inexact_bilevel.maid import MAID
 from regularized.scientific.inexact_bilevel.strength_problem import StrengthProblem
-from regularized.training import Batch, Objective, Progress, Step, TensorData, linear
+from regularized.training import Batch, Compute, Logging, Objective, Progress, Step, TensorData, linear
 from regularized.training.objective import coefficients
 from regularized.training.randomness import rng_state
 
@@ -169,8 +169,8 @@ def early(train, *, weight=1.0, epochs=4):
         model,
         terms={"task": CrossEntropy(), "elr": term},
         optimizer=lambda groups: torch.optim.SGD(groups, lr=0.2),
-        device="cpu",
-        progress_bar=False,
+        compute=Compute(device="cpu"),
+        logging=Logging(progress_bar=False),
     )
     trainer.fit(TensorData(*train, batch_size=20), epochs=epochs)
     return model, term
@@ -333,7 +333,11 @@ def test_applied_strengths_are_what_is_trained_with_afterwards():
     # Trained further with these strengths, the model stays where it is: it is at the minimum of just that objective.
     before = model.weight.detach().clone()
     trainer = Trainer(
-        model, terms=terms, optimizer=lambda g: torch.optim.SGD(g, lr=0.1), device="cpu", progress_bar=False
+        model,
+        terms=terms,
+        optimizer=lambda g: torch.optim.SGD(g, lr=0.1),
+        compute=Compute(device="cpu"),
+        logging=Logging(progress_bar=False),
     )
     assert coefficients(trainer.objective)["ridge"] == strength
     trainer.fit(TensorData(*train, batch_size=len(train[0])), epochs=20)

@@ -15,7 +15,7 @@ from regularized.self_supervised.random_teacher.layer import BottleneckHead, Enc
 from regularized.self_supervised.random_teacher.loss import distillation_losses
 from regularized.self_supervised.random_teacher.student_init import draw_weights, interpolate_init
 from regularized.self_supervised.random_teacher.teacher import MatchRandomTeacher, RandomTeacher
-from regularized.training import TensorData, Trainer
+from regularized.training import Checkpoints, TensorData, Trainer
 
 adamw = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0)
 
@@ -252,7 +252,7 @@ def test_the_term_resumes_with_what_was_remembered(tmp_path):
         term.remember(x)
         student = network(1)
         data = TensorData(x, batch_size=10, seed=5)
-        settings = {"checkpoint_dir": folder, "checkpoint_every": 1} if folder else {}
+        settings = {"checkpoints": Checkpoints(folder, every=1)} if folder else {}
         return student, Trainer(student, terms={"match": term}, optimizer=adamw, **settings), data
 
     whole, trainer, data = build(None)

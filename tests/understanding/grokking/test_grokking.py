@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from regularized.evidence.experiment import Unavailable, resolve, run_arm
 from regularized.mechanisms.pruning import pruned
 from regularized.papers.grokking import experiment
-from regularized.training import Loss, TensorData, Trainer
+from regularized.training import Evaluation, Loss, TensorData, Trainer
 from regularized.training.data import IndexedDataset
 from regularized.understanding.grokking.modular_arithmetic import (
     ModularArithmetic,
@@ -311,8 +311,7 @@ def test_probe_in_the_trainer_equals_the_probe_in_a_loop():
         theirs,
         terms={"task": Loss(lambda logits, labels: one_hot_mse(logits, labels, reduction="none"))},
         optimizer=lambda parameters: modular_optimizer(parameters, weight_decay=5.0),
-        evaluate=probe,
-        evaluate_every=2,
+        evaluate=Evaluation(probe, every=2),
     )
     trainer.fit(TensorData(x, y, batch_size=len(x), shuffle=False), epochs=6)
     for record, expected in zip(trainer.history, log, strict=True):

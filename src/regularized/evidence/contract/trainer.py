@@ -10,6 +10,7 @@ from torch import nn
 from regularized.evidence.contract.loop import BATCH, EPOCHS, SAMPLES, distance
 from regularized.evidence.contract.subjects import Subject
 from regularized.training.data import TensorData
+from regularized.training.options import Checkpoints
 from regularized.training.trainer import Trainer
 
 __all__ = ["TRAINER_CHECKS"]
@@ -23,8 +24,7 @@ def _build(subject: Subject, folder: Path | None) -> tuple[nn.Module, Trainer, T
         model,
         terms=subject.terms(),
         optimizer=subject.optimizer,
-        checkpoint_dir=folder,
-        checkpoint_every=1 if folder else None,
+        checkpoints=None if folder is None else Checkpoints(folder, every=1),
     )
     return model, trainer, TensorData(tensors["inputs"], tensors["targets"], batch_size=BATCH, seed=3)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from regularized.evidence.contract.loop import BATCH, EPOCHS, SAMPLES
 from regularized.evidence.contract.subjects import Subject, Terms
 from regularized.training.data import TensorData
+from regularized.training.options import Checkpoints
 from regularized.training.terms import Term
 from regularized.training.trainer import Trainer
 
@@ -113,5 +114,6 @@ def _build(
     torch.manual_seed(0)
     model: nn.Module = subject.model()
     tensors = subject.data(samples, 0)
-    trainer = Trainer(model, terms=terms, optimizer=subject.optimizer, checkpoint_dir=folder)
+    checkpoints = None if folder is None else Checkpoints(folder)
+    trainer = Trainer(model, terms=terms, optimizer=subject.optimizer, checkpoints=checkpoints)
     return trainer, TensorData(tensors["inputs"], tensors["targets"], batch_size=batch_size, seed=3)

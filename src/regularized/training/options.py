@@ -1,0 +1,146 @@
+"""Options of a training that belong together: what is evaluated, written down, told, and where it is computed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from torch import nn
+
+from regularized.training.stopping import EarlyStopping
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
+
+__all__ = ["Checkpoints", "Compute", "Evaluation", "Logging", "at_least_one"]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What is measured at the ends of epochs, and what follows from it.
+
+    Args:
+        function: called as ``function(model)`` in eval mode without gradients; returns numbers by name. What it draws
+            at random leaves no trace in the training. In a distributed run every process calls it on its copy of the
+            model, and the first one's numbers count.
+        every: epochs between two evaluations; default 1. The last epoch is always evaluated.
+        early_stopping: when to stop; default None, at the end.
+
+    Raises:
+        ValueError: ``every`` < 1.
+
+    Examples:
+        >>> Evaluation(lambda model: {"accuracy": 0.5}, every=5).every
+        5
+    """
+
+    function: Callable[[nn.Module], dict[str, float]]
+    every: int = 1
+    early_stopping: EarlyStopping | None = None
+
+    def __post_init__(self) -> None:
+        at_least_one(**{"Evaluation.every": self.every})
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """Where a run is written down, so that it can go on after an interruption.
+
+    One is written before the first step, which is deleted with the next, at the end of each epoch, and of the run.
+
+    Args:
+        folder: for one run at a time. In a distributed run all processes must see it.
+        every: optimizer steps between two more; default None, none between.
+        keep: how many are kept, at least 1; default 3.
+
+    Raises:
+        ValueError: a number < 1.
+
+    Examples:
+        >>> Checkpoints("runs/a", every=100)
+        Checkpoints(folder='runs/a', every=100, keep=3)
+    """
+
+    folder: Path | str
+    every: int | None = None
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        at_least_one(**{"Checkpoints.every": self.every, "Checkpoints.keep": self.keep})
+
+
+@dataclass(frozen=True, slots=True)
+class Logging:
+    """What a person sees of a run.
+
+    Args:
+        every: optimizer steps between two records; terms are averaged over them, and read from the device only then.
+            Default 50; 0 records nothing.
+        trackers: ``"jsonl"``, ``"tensorboard"``, another name that Accelerate knows, or a ``GeneralTracker``.
+        folder: of the trackers that write files.
+        progress_bar: default None shows one where standard error is a terminal.
+
+    Raises:
+        ValueError: ``every`` < 0.
+
+    Examples:
+        >>> Logging(every=10, trackers=["jsonl"], folder="runs/a").every
+        10
+    """
+
+    every: int = 50
+    trackers: "Sequence[str | GeneralTracker]" = ()
+    folder: Path | str | None = None
+    progress_bar: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ValueError(f"Logging.every must not be negative (0 records nothing), got {self.every}")
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Where a training is computed, in which precision, and how its processes deal with each other.
+
+    Args:
+        device: ``"auto"``, what Accelerate finds; or ``"cpu"``.
+        precision: ``"no"``, or ``"bf16"`` for forward passes in bfloat16 autocast whose outputs are float32 again
+            (terms compute in float32; tapped hidden states stay bfloat16). Default ``"no"``.
+        find_unused_parameters: DDP's option for models of which a forward pass may leave out parameters; default False.
+        timeout: seconds that a process waits for the others before it stops and names the one that is missing; default
+            None, torch's own half hour.
+
+    Raises:
+        ValueError: an unknown device or precision, or a time that is not positive.
+
+    Examples:
+        >>> Compute(device="cpu").precision
+        'no'
+    """
+
+    device: Literal["auto", "cpu"] = "auto"
+    precision: Literal["no", "bf16"] = "no"
+    find_unused_parameters: bool = False
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.device not in ("auto", "cpu"):
+            raise ValueError(f'device must be "auto" or "cpu", got {self.device!r}')
+        if self.precision not in ("no", "bf16"):
+            raise ValueError(f'precision must be "no" or "bf16", got {self.precision!r}')
+        if self.timeout is not None and not self.timeout > 0:
+            raise ValueError(f"timeout must be a positive number of seconds, or None; got {self.timeout}")
+
+
+def at_least_one(**numbers: int | None) -> None:
+    """Refuse numbers below 1, by name.
+
+    Raises:
+        ValueError: there is one.
+
+    Examples:
+        >>> at_least_one(epochs=3, max_steps=None)
+    """
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
