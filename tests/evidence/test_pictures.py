@@ -30,28 +30,32 @@ def test_encode_refuses(name, shape):
         pictures.encode({name: np.zeros(shape)})
 
 
-def test_reproduce_saves_them(tmp_path, monkeypatch):
+def test_reproduce_saves_them(tmp_path, monkeypatch, warm_workers):
     """Fails when pictures get lost between worker, runner and report, or with runs that were made before."""
     monkeypatch.setenv("REGULARIZED_HOME", str(tmp_path / "home"))
     module = tmp_path / "illustrated_experiment.py"
     module.write_text(
         "import numpy as np\n"
-        "from regularized.evidence.experiment import Illustrated\n"
+        "from regularized.evidence.experiment import About, Illustrated\n"
+        "DEFAULTS = {'brighter': 0}\n"
         "SCALES = {'smoke': {}}\n"
-        "ARMS = {'plain': {}, 'better': {}}\n"
-        "def run(arm, seed, scale):\n"
-        "    image = np.full((2, 3), (seed + (arm == 'better')) / 4)\n"
+        "ARMS = {'plain': {}, 'better': {'brighter': 1}}\n"
+        "def about(settings):\n"
+        "    return About('no data', 1, 'no model', 1)\n"
+        "def run(settings, seed):\n"
+        "    image = np.full((2, 3), (1 + seed + settings['brighter']) / 4)\n"
         "    return Illustrated(metrics={'m': float(seed)}, images={'square': image})\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    claim = Claim(id="c", statement="s", metric="m", direction="higher", baseline="plain", method="better")
+    arms = {"baseline": "plain", "method": "better", "differs": ("brighter",)}
+    claim = Claim(id="c", statement="s", metric="m", direction="higher", **arms)
     for _ in range(2):  # the second time from the store
-        result = reproduce("some", "illustrated_experiment", [claim], scale="smoke", seeds=[1, 2], progress=False)
+        result = reproduce("some", "illustrated_experiment", [claim], scale="smoke", seeds=2, progress=False)
         shown = pictures.of(result)
         assert [(picture.arm, picture.name) for picture in shown] == [("plain", "square"), ("better", "square")]
         page = report.write(result, tmp_path / "report").read_text()
         assert page.count("data:image/png;base64,") == 2
-        assert "better: square, seed 1" in page
+        assert "better: square, seed 0" in page
         saved = tmp_path / "report" / "images" / "better_square.png"
         assert np.asarray(Image.open(saved)).tolist() == [[128] * 3] * 2
         saved.unlink()

@@ -6,6 +6,8 @@ from regularized.evidence.provenance import CheckoutState
 from regularized.evidence.recording import record
 from regularized.evidence.store import Store
 
+pytestmark = pytest.mark.usefixtures("warm_workers")
+
 
 def test_nothing_is_recorded_of_failed_runs_or_uncommitted_code(fake, claim, monkeypatch):
     """Fails when a ledger is written in which the seeds of a failing arm are fewer, or runs are made in vain."""

@@ -18,6 +18,8 @@ from regularized.evidence.store import Store
 
 HERE = Path(__file__).parent
 
+pytestmark = pytest.mark.usefixtures("warm_workers")
+
 
 @pytest.fixture
 def run(fake, claim):
@@ -29,7 +31,7 @@ def run(fake, claim):
     return call
 
 
-def test_runs_all_arms_and_seeds_and_a_second_call_reuses_them(run, capfd):
+def test_runs_all_arms_and_seeds_and_a_second_call_reuses_them(run, cold_workers, capfd):
     """Fails when a verdict is computed from wrong pairs, or finished runs are made twice, or output soils stdout."""
     first = run(seeds=5, workers=2, progress=True)
     assert first.outcomes[0].verdict is Verdict.OPEN, "five of ten declared seeds are a look"
