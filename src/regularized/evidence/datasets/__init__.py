@@ -13,7 +13,7 @@ from regularized.evidence.datasets.folder import data_folder
 from regularized.evidence.datasets.idx import fashion_mnist, mnist
 from regularized.evidence.datasets.images import Split, cifar, digits, kodak, photographs
 from regularized.evidence.datasets.noise import flip_labels
-from regularized.evidence.datasets.samples import Sample, disjoint_rows, draw, with_wrong_labels
+from regularized.evidence.datasets.samples import Sample, disjoint_rows, draw, eight_by_eight, with_wrong_labels
 
 __all__ = [
     "Sample",
@@ -23,6 +23,7 @@ __all__ = [
     "digits",
     "disjoint_rows",
     "draw",
+    "eight_by_eight",
     "fashion_mnist",
     "flip_labels",
     "kodak",

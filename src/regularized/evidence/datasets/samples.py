@@ -21,13 +21,23 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from regularized.evidence.datasets.idx import FASHION_MNIST, MNIST, labelled_images
 from regularized.evidence.datasets.images import cifar
 from regularized.evidence.datasets.noise import flip_labels
 from regularized.evidence.experiment import data_fingerprint
 
-__all__ = ["TUNING_SEEDS_FROM", "Sample", "disjoint_rows", "display_name", "draw", "sampling", "with_wrong_labels"]
+__all__ = [
+    "TUNING_SEEDS_FROM",
+    "Sample",
+    "disjoint_rows",
+    "display_name",
+    "draw",
+    "eight_by_eight",
+    "sampling",
+    "with_wrong_labels",
+]
 
 TUNING_SEEDS_FROM = 1000
 _IDX = {"fashion_mnist": FASHION_MNIST, "mnist": MNIST}
@@ -126,6 +136,40 @@ def draw(name: str, seed: int, *, train: int, validation: int, test: int, seeds:
     x = [(pixels[rows].float() - mean) / deviation for rows in parts]
     y = [labels[rows] for rows in parts]
     return Sample(x[0], y[0], x[1], y[1], x[2], y[2])
+
+
+def eight_by_eight(name: str, seed: int, count: int) -> tuple[Tensor, Tensor]:
+    """A seed's images as 8 x 8 pixels, for experiments that were made for scikit-learn's digits.
+
+    Args:
+        name: ``"fashion_mnist"`` or ``"mnist"``: rows of the seed's own, averaged over 4 x 4 pixels; or ``"digits"``:
+            scikit-learn's, in an order of the seed's own.
+        seed: of the experiment.
+        count: number of images.
+
+    Returns:
+        (count, 64) float64 in [0, 1], and (count,) int64 labels.
+
+    Raises:
+        Unavailable: the set is not here.
+        ValueError: there is no such set, or it has too few images.
+
+    Examples:
+        >>> pixels, labels = eight_by_eight("digits", 0, 100)
+        >>> pixels.shape, float(pixels.max())
+        (torch.Size([100, 64]), 1.0)
+    """
+    if sampling(name) == "fresh":
+        images, labels = labelled_images(_IDX[name])
+        (rows,) = disjoint_rows(len(labels), seed, (count,))
+        # 28 x 28 with a frame of 2: 32 x 32, of which 4 x 4 become one.
+        framed = F.pad(images[rows].double() / 255.0, (2, 2, 2, 2))
+        return F.avg_pool2d(framed[:, None], 4).flatten(1), labels[rows]
+    if name != "digits":
+        raise ValueError(f"there are 8 x 8 pixels of 'fashion_mnist', 'mnist' and 'digits', got {name!r}")
+    pixels, labels = _digits()
+    (rows,) = _dealt(name, _shuffled(len(labels), seed), (count,))
+    return pixels[rows].flatten(1).double() / 16.0, labels[rows]
 
 
 def with_wrong_labels(sample: Sample, share: float, *, seed: int, num_classes: int = 10) -> tuple[Sample, Tensor]:
