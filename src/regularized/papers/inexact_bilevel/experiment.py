@@ -7,10 +7,10 @@ gradients of the lower objective and products with second derivatives; what ends
 point that a method has seen is its result, judged by an accurate solve.
 
 Claims: ``initial_accuracy``, ``initial_accuracy_wide``, ``first_step`` (robust to its own settings);
-``against_fixed_accuracy``, ``against_fixed_small_step``, ``against_schedules``, ``denoising``, ``denoising_tv`` (better
-than one accuracy, or HOAG's); and what a user asks: ``many_weights`` (do 640 weights help on test data, beside the best
-single one of a grid?) and ``learned_filters`` (beside the best total variation of a grid). A claim is refuted by an
-interval below the smallest effect of the card.
+``against_fixed_accuracy``, ``against_schedules``, ``denoising``, ``denoising_tv`` (better than one accuracy, or
+HOAG's); and what a user asks: ``many_weights`` (do 640 weights help on test data, beside the best single one of a
+grid?) and ``learned_filters`` (beside the best total variation of a grid). A claim is refuted by an interval below the
+smallest effect of the card.
 
 Each method that has a first step, a schedule or a grid gets as many trials for it. Two minutes for five seeds on two
 cores, and five for the trials. *Paper* scale: MNIST of 12 x 12 and the Kodak photographs of 96 x 96.
@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from regularized.evidence.datasets import kodak, photographs
 from regularized.evidence.datasets import mnist as published_mnist
-from regularized.evidence.experiment import About, Illustrated, Measurements, Tuning, data_fingerprint
+from regularized.evidence.experiment import About, Illustrated, Measurements, Seeds, Tuning, data_fingerprint
 from regularized.scientific.inexact_bilevel.baselines import HOAG, FixedAccuracy
 from regularized.scientific.inexact_bilevel.bound import BilevelConstants
 from regularized.scientific.inexact_bilevel.denoising import (
@@ -50,6 +50,12 @@ DEFAULTS: Mapping[str, Any] = {
     "schedule": None,
     "points": None,
 }
+
+SEEDS = Seeds(
+    first=100,
+    why="After results had been seen HOAG was given as many first steps as the adaptive method, and a claim against a "
+    "baseline that stopped after 65 of 16,000 iterations was dropped.",
+)
 
 SCALES: Mapping[str, Mapping[str, Any]] = {
     "smoke": {
@@ -77,12 +83,11 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "scalar_ridge": {**_RIDGE, "method": "grid", "points": 31},
     "fixed_loose": {**_RIDGE, "method": "fixed", "eps": 1e-1, "step": 3000.0},
     "fixed_tight": {**_RIDGE, "method": "fixed", "eps": 1e-2, "step": 300.0},
-    "fixed_small_step": {**_RIDGE, "method": "fixed", "eps": 1e-1, "step": 1.0},
     "hoag": {**_RIDGE, "method": "hoag", "eps": 1e-1, "schedule": "geometric", "step": 300.0},
     "adaptive_loose_start": {**_RIDGE, "method": "maid", "eps": 1e-1, "step": 500.0},
     "adaptive_tight_start": {**_RIDGE, "method": "maid", "eps": 1e-2, "step": 500.0},
     "adaptive_very_tight": {**_RIDGE, "method": "maid", "eps": 1e-4, "step": 500.0},
-    # Not tuned, like fixed_small_step: the first step of the pilot.
+    # Not tuned: the first step of the pilot.
     "adaptive_small_step": {**_RIDGE, "method": "maid", "eps": 1e-1, "step": 1.0},
     "tv_grid": {**_TV, "method": "grid", "points": 10},
     "tv_hoag": {**_TV, "method": "hoag", "eps": 1e-1, "schedule": "geometric", "step": 0.1},
@@ -96,12 +101,6 @@ _RIDGE_STEPS = [{"step": step} for step in (1.0, 10.0, 30.0, 100.0, 200.0, 300.0
 _FIXED_STEPS = [{"step": step} for step in (1.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10_000.0)]
 _STEPS = [{"step": step} for step in (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)]
 
-
-def _schedules(*steps: float | None) -> Sequence[Mapping[str, Any]]:
-    tried = [{"schedule": schedule, "step": step} for schedule in ("geometric", "quadratic", "cubic") for step in steps]
-    return tried[:-1]  # eight, as for the others: the steepest schedule with two steps
-
-
 TUNING = Tuning(
     metric="validation_loss",
     direction="lower",
@@ -109,14 +108,16 @@ TUNING = Tuning(
         "scalar_ridge": [{"points": points} for points in (4, 7, 10, 13, 19, 25, 31, 37)],
         "fixed_loose": _FIXED_STEPS,
         "fixed_tight": _FIXED_STEPS,
-        "hoag": _schedules(300.0, 100.0, None),  # None: the method's own
+        # The geometric schedule was the best of three, each with three steps, in a first edition: now as many steps as
+        # the adaptive method has.
+        "hoag": _RIDGE_STEPS,
         "adaptive_loose_start": _RIDGE_STEPS,
         "adaptive_tight_start": _RIDGE_STEPS,
         "adaptive_very_tight": _RIDGE_STEPS,
         "tv_grid": [{"points": points} for points in (3, 4, 5, 6, 7, 8, 9, 10)],
-        "tv_hoag": _schedules(0.1, 0.03, 0.3),
+        "tv_hoag": _STEPS,
         "tv_adaptive": _STEPS,
-        "foe_hoag": _schedules(0.03, 0.01, 0.1),
+        "foe_hoag": _STEPS,
         "foe_adaptive": _STEPS,
     },
     seeds=(1000, 1001),
