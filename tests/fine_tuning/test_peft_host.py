@@ -3,6 +3,7 @@
 import copy
 import json
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -16,14 +17,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from regularized.evidence.pretrained import tiny_llama
 from regularized.fine_tuning import peft_host
-from regularized.fine_tuning.peft_host import (
-    FactorConfig,
-    FactorLayer,
-    Factors,
-    base_state_dict,
-    export_lora,
-    factor_layers,
-)
+from regularized.fine_tuning.peft_host import base_state_dict, export_lora, factor_layers
+from regularized.fine_tuning.peft_layer import FREE_SETTINGS, FactorConfig, FactorLayer, Factors
 from regularized.fine_tuning.sorsa import inject_sorsa
 from regularized.fine_tuning.sorsa.peft import SorsaConfig, inject, load
 from regularized.fine_tuning.svfit import peft as svfit_peft
@@ -67,7 +62,7 @@ def seal(folder, **settings):
     """Make an edited adapter a whole one again: what is tested is another check than that of the checksum."""
     file = folder / "adapter_config.json"
     saved = {**json.loads(file.read_text()), **settings}
-    write_settings(file, saved, folder / "adapter_model.safetensors", free=peft_host._FREE)
+    write_settings(file, saved, folder / "adapter_model.safetensors", free=FREE_SETTINGS)
 
 
 def close(a, b, tolerance=1e-5):
@@ -262,7 +257,7 @@ class ShiftLayer(FactorLayer):
         return Factors(self.shift_left[adapter], self.shift_delta[adapter], self.shift_right[adapter])
 
 
-@peft_host.dataclass
+@dataclass
 class ShiftConfig(FactorConfig):
     technique: str = "shift"
     share: float = 0.9
@@ -538,7 +533,7 @@ def test_no_damaged_byte_is_believed(technique, tmp_path):
             damaged[place] ^= 1 << place % 7
             file.write_bytes(damaged)
             try:
-                same = {**json.loads(damaged), **{k: saved[k] for k in peft_host._FREE}} == saved if saved else False
+                same = {**json.loads(damaged), **{k: saved[k] for k in FREE_SETTINGS}} == saved if saved else False
             except ValueError:
                 same = False
             if not same:

@@ -13,8 +13,9 @@ from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
-from regularized.fine_tuning.peft_host import _FREE, export_lora, factor_layers
+from regularized.fine_tuning.peft_host import export_lora, factor_layers
 from regularized.fine_tuning.peft_host import inject as host_inject
+from regularized.fine_tuning.peft_layer import FREE_SETTINGS
 from regularized.fine_tuning.svfit import peft as svfit_peft
 from regularized.fine_tuning.svfit.model import inject_svfit, svfit_layers, svfit_param_groups
 from regularized.fine_tuning.svfit.peft import SVFitConfig
@@ -115,7 +116,7 @@ def test_another_base_model_is_refused(tmp_path):
     saved = json.loads(config.read_text())
 
     def rewrite():
-        write_settings(config, saved, tmp_path / "adapter_model.safetensors", free=_FREE)
+        write_settings(config, saved, tmp_path / "adapter_model.safetensors", free=FREE_SETTINGS)
 
     saved["directions"]["one"]["gap"] = 1e-9
     rewrite()

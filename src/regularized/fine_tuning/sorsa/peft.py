@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from regularized.fine_tuning import peft_host
-from regularized.fine_tuning.peft_host import FactorConfig, FactorLayer, Factors
+from regularized.fine_tuning.peft_layer import FactorConfig, FactorLayer, Factors
 from regularized.fine_tuning.sorsa.layer import SingularFactors
 from regularized.mechanisms.svd import SVD
 
@@ -62,7 +62,7 @@ class SorsaLayer(FactorLayer, SingularFactors):
 
 @dataclass
 class SorsaConfig(FactorConfig):
-    """PEFT's settings for SORSA, see :class:`~regularized.fine_tuning.peft_host.FactorConfig`.
+    """PEFT's settings for SORSA, see :class:`~regularized.fine_tuning.peft_layer.FactorConfig`.
 
     Examples:
         >>> SorsaConfig(r=16, target_modules=["q_proj"]).technique

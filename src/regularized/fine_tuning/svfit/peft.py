@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from regularized.fine_tuning import peft_host
-from regularized.fine_tuning.peft_host import FactorConfig, FactorLayer, Factors
+from regularized.fine_tuning.peft_layer import FactorConfig, FactorLayer, Factors
 from regularized.fine_tuning.svfit.identity import (
     basis_witness,
     check_basis,
@@ -146,7 +146,7 @@ class HostedSVFit(FactorLayer, SingularValues):
 
 @dataclass
 class SVFitConfig(FactorConfig):
-    """PEFT's settings for SVFit, see :class:`~regularized.fine_tuning.peft_host.FactorConfig`.
+    """PEFT's settings for SVFit, see :class:`~regularized.fine_tuning.peft_layer.FactorConfig`.
 
     Args:
         r: number of directions, or ``"full"``, the default.
