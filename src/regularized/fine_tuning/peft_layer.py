@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regularized.mechanisms.ranges import count, positive
 from regularized.mechanisms.sealed_files import check_seal, read_settings, write_settings
 from regularized.mechanisms.svd import SVD, thin_svd, weight_like, weight_matrix
 
@@ -76,10 +77,8 @@ class FactorConfig(LoraConfig):
     layer_class: ClassVar[type["FactorLayer"]]
 
     def __post_init__(self) -> None:
-        if self.r < 1:
-            raise ValueError(f"r must be at least 1, got {self.r}")
-        if self.alpha is not None and self.alpha <= 0:
-            raise ValueError(f"alpha must be positive, or None for a scale of 1; got {self.alpha}")
+        count(1)("r", self.r)
+        positive().or_none("a scale of 1")("alpha", self.alpha)
         refused = [
             name
             for name in ("use_dora", "use_rslora", "lora_bias", "use_qalora", "megatron_config", "target_parameters")

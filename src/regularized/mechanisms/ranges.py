@@ -24,6 +24,7 @@ __all__ = [
     "allowed",
     "at_least",
     "between",
+    "check_fields",
     "count",
     "finite",
     "positive",
@@ -274,6 +275,20 @@ def allowed(**ranges: Range) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return checked
 
     return decorate
+
+
+def check_fields(owner: object, **ranges: Range) -> None:
+    """Check fields of a dataclass, in its ``__post_init__``; messages name the class, too.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> check_fields(SimpleNamespace(every=0), every=count(1))
+        Traceback (most recent call last):
+        ...
+        ValueError: SimpleNamespace.every must be at least 1, got 0
+    """
+    for name, range_ in ranges.items():
+        range_(f"{type(owner).__name__}.{name}", getattr(owner, name))
 
 
 def ranges_of(function: Callable[..., Any]) -> Mapping[str, Range]:

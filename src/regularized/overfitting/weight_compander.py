@@ -215,7 +215,7 @@ def compand_weights(
         warnings.warn(
             f"no layer of {type(model).__name__} is one of {[kind.__name__ for kind in include]}: nothing is companded",
             NoEffectWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     tied = tied_parameters(model)
     plans = []

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from regularized.mechanisms.distributed import rank, world_size
+from regularized.mechanisms.ranges import allowed, count, positive
 from regularized.mechanisms.taps import Taps
 from regularized.training.evaluation import evaluation_loss
 from regularized.training.finite import FiniteCheck
@@ -114,6 +115,7 @@ class TermsModule(pl.LightningModule):
         (6, ['loss', 'terms/early_learning', 'terms/task'])
     """
 
+    @allowed(accumulate=count(1), clip_norm=positive().or_none("no clipping"))
     def __init__(
         self,
         model: nn.Module,
@@ -130,10 +132,6 @@ class TermsModule(pl.LightningModule):
                 "optimizer must be a factory, so that it is built after the terms have changed the model: "
                 f"partial(torch.optim.{type(optimizer).__name__}, lr=...); got a built one"
             )
-        if accumulate < 1:
-            raise ValueError(f"accumulate must be at least 1, got {accumulate}")
-        if clip_norm is not None and not clip_norm > 0:
-            raise ValueError(f"clip_norm must be positive, or None for no clipping; got {clip_norm}")
         self.automatic_optimization = False
         self.model = model
         self.objective = Objective(terms)

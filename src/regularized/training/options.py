@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
+from regularized.mechanisms.ranges import Choice, check_fields, count, positive
 from regularized.training.stopping import EarlyStopping
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
-__all__ = ["Checkpoints", "Compute", "Evaluation", "Logging", "at_least_one"]
+__all__ = ["Checkpoints", "Compute", "Evaluation", "Logging"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Evaluation:
     early_stopping: EarlyStopping | None = None
 
     def __post_init__(self) -> None:
-        at_least_one(**{"Evaluation.every": self.every})
+        check_fields(self, every=count(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Checkpoints:
     keep: int = 3
 
     def __post_init__(self) -> None:
-        at_least_one(**{"Checkpoints.every": self.every, "Checkpoints.keep": self.keep})
+        check_fields(self, every=count(1).or_none("none between"), keep=count(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +95,7 @@ class Logging:
     progress_bar: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.every < 0:
-            raise ValueError(f"Logging.every must not be negative (0 records nothing), got {self.every}")
+        check_fields(self, every=count(0, remedy="0 records nothing"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,23 +124,9 @@ class Compute:
     timeout: float | None = None
 
     def __post_init__(self) -> None:
-        if self.device not in ("auto", "cpu"):
-            raise ValueError(f'device must be "auto" or "cpu", got {self.device!r}')
-        if self.precision not in ("no", "bf16"):
-            raise ValueError(f'precision must be "no" or "bf16", got {self.precision!r}')
-        if self.timeout is not None and not self.timeout > 0:
-            raise ValueError(f"timeout must be a positive number of seconds, or None; got {self.timeout}")
-
-
-def at_least_one(**numbers: int | None) -> None:
-    """Refuse numbers below 1, by name.
-
-    Raises:
-        ValueError: there is one.
-
-    Examples:
-        >>> at_least_one(epochs=3, max_steps=None)
-    """
-    for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
+        check_fields(
+            self,
+            device=Choice("auto", "cpu"),
+            precision=Choice("no", "bf16"),
+            timeout=positive("a number of seconds").or_none("torch's own"),
+        )

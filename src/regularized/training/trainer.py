@@ -11,6 +11,7 @@ from accelerate.utils import convert_to_fp32
 from torch import Tensor, nn
 
 from regularized.mechanisms.distributed import all_or_none
+from regularized.mechanisms.ranges import allowed, count, positive
 from regularized.mechanisms.surgery import check_optimizer_is_current
 from regularized.mechanisms.taps import Taps
 from regularized.training.checkpoint_folder import CheckpointFolder
@@ -20,7 +21,7 @@ from regularized.training.finite import FiniteCheck, term_of_gradient
 from regularized.training.identity import schedule_name
 from regularized.training.monitor import Monitor
 from regularized.training.objective import Objective
-from regularized.training.options import Checkpoints, Compute, Evaluation, Logging, at_least_one
+from regularized.training.options import Checkpoints, Compute, Evaluation, Logging
 from regularized.training.peers import Peers
 from regularized.training.progress import Coefficient, Progress, as_schedule
 from regularized.training.randomness import preserved, seed_all
@@ -89,6 +90,7 @@ class Trainer:
         True
     """
 
+    @allowed(accumulate=count(1), clip_norm=positive().or_none("no clipping"))
     def __init__(
         self,
         model: nn.Module,
@@ -104,9 +106,6 @@ class Trainer:
         logging: Logging = LOGGING,
         compute: Compute = COMPUTE,
     ) -> None:
-        at_least_one(accumulate=accumulate)
-        if clip_norm is not None and not clip_norm > 0:
-            raise ValueError(f"clip_norm must be positive, or None for no clipping; got {clip_norm}")
         if callable(evaluate):
             evaluate = Evaluation(evaluate)
         _check_kinds(checkpoints=(checkpoints, Checkpoints), logging=(logging, Logging), compute=(compute, Compute))
@@ -158,6 +157,7 @@ class Trainer:
 
     # -- the run ----------------------------------------------------------------------------------
 
+    @allowed(epochs=count(1), max_steps=count(1).or_none(), batches_per_epoch=count(1).or_none())
     def fit(
         self,
         data: Any,
@@ -190,7 +190,6 @@ class Trainer:
             CheckpointError: a checkpoint is damaged or of another run; or there are some and ``resume`` is False.
             PeerError: another process failed, or does not answer.
         """
-        at_least_one(epochs=epochs, max_steps=max_steps, batches_per_epoch=batches_per_epoch)
         source = as_source(data, seed=self.seed, length=batches_per_epoch)
         batches = min(len(source), batches_per_epoch or len(source))
         run = Run(source, epochs, batches, self.accumulate, self.seed)

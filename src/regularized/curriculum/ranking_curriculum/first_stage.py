@@ -288,7 +288,7 @@ def read_run(
             f"{os.fspath(path)}: ranks and scores contradict each other, first for query {odd!r}; the ranks are taken "
             'from their column. ranks="scores" counts them from the scores, as trec_eval does',
             UserWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     return run
 

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from regularized.mechanisms.ascent import ascent_direction, frozen_statistics, moved
+from regularized.mechanisms.ranges import allowed, at_least, count
 from regularized.training.randomness import rng_state, set_rng_state
 
 __all__ = ["GLAD", "steer"]
@@ -168,6 +169,7 @@ class GLAD(torch.optim.Optimizer):
 
     base: torch.optim.Optimizer
 
+    @allowed(rho=at_least(0.0, remedy="0 is plain training"), every=count(1, remedy="1 is every step"))
     def __init__(
         self,
         base: torch.optim.Optimizer,
@@ -185,11 +187,7 @@ class GLAD(torch.optim.Optimizer):
                 f"base must be a torch optimizer over the trained parameters, got {type(base).__name__}; for example "
                 "GLAD(torch.optim.AdamW(parameters, lr=2e-4))"
             )
-        if not rho >= 0:
-            raise ValueError(f"rho must be >= 0 (0 is plain training), got {rho}")
         _check(combine, lam)
-        if every < 1:
-            raise ValueError(f"every must be at least 1 (every step), got {every}")
         if not any(p.requires_grad for group in base.param_groups for p in group["params"]):
             raise ValueError(
                 "none of the optimizer's parameters requires a gradient: the adapters were not injected, or were "

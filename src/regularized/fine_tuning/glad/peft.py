@@ -6,6 +6,8 @@ Needs the extra: ``pip install "regularized[peft]"``.
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
+from regularized.mechanisms.ranges import Choice, allowed
+
 __all__ = ["add_lora"]
 
 Towers: TypeAlias = Literal["both", "vision", "text"]
@@ -13,6 +15,7 @@ Towers: TypeAlias = Literal["both", "vision", "text"]
 _TOWERS = {"both": r"(?:vision_model|text_model)", "vision": "vision_model", "text": "text_model"}
 
 
+@allowed(towers=Choice(*_TOWERS))
 def add_lora(
     model: Any,
     *,
@@ -51,8 +54,6 @@ def add_lora(
         >>> sum(p.requires_grad for p in tuned.parameters())
         12
     """
-    if towers not in _TOWERS:
-        raise ValueError(f"towers must be 'both', 'vision' or 'text', got {towers!r}")
     try:
         import peft
     except ImportError as error:

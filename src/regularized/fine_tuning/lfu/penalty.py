@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from regularized.mechanisms.ranges import Choice
+
 __all__ = ["hidden_state_consistency", "logit_consistency"]
 
 # Shapes: B samples, T positions, d width of the hidden states, C classes or tokens.
 
 Reduction: TypeAlias = Literal["mean", "sum"]
+REDUCTION = Choice("mean", "sum", meaning="over the width d")
 
 
 def difference(clean: Tensor, moved: Tensor, mask: Tensor | None) -> Tensor:
@@ -53,7 +56,7 @@ def hidden_state_consistency(
         tensor(1.)
     """
     before, after = ([states] if isinstance(states, Tensor) else list(states) for states in (clean, moved))
-    check_reduction(reduction)
+    REDUCTION("reduction", reduction)
     if len(before) != len(after) or not before:
         raise ValueError(f"need the same layers before and after the step, got {len(before)} and {len(after)}")
     total: Tensor | float = 0.0
@@ -92,11 +95,6 @@ def logit_consistency(clean: Tensor, moved: Tensor, mask: Tensor | None = None) 
         divergence = torch.where(mask, divergence, 0.0)
     mean: Tensor = divergence.sum() / at_least_one(positions(clean, mask))
     return mean
-
-
-def check_reduction(reduction: str) -> None:
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction must be 'mean' or 'sum' (over the width d), got {reduction!r}")
 
 
 def check_states(clean: Tensor, moved: Tensor, mask: Tensor | None) -> None:

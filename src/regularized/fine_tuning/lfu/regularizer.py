@@ -38,9 +38,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from regularized.fine_tuning.lfu.penalty import (
+    REDUCTION,
     Reduction,
     at_least_one,
-    check_reduction,
     check_states,
     difference,
     positions,
@@ -48,6 +48,7 @@ from regularized.fine_tuning.lfu.penalty import (
 from regularized.fine_tuning.lfu.steps import Aux, OwnStep, Steering, auxiliary, published_strength
 from regularized.mechanisms.ascent import ascent_direction, global_norm
 from regularized.mechanisms.distributed import sum_over_processes, world_size
+from regularized.mechanisms.ranges import allowed, at_least, positive
 from regularized.mechanisms.replay import HIDDEN_STATES, ForwardRecorder, RecordedForward, find_layers
 
 __all__ = ["LfU"]
@@ -57,6 +58,9 @@ __all__ = ["LfU"]
 Layers: TypeAlias = Sequence[int | str] | str
 
 IGNORED = -100
+
+ALPHA = positive("the length of the step", "to switch off, set the weight 0")
+CLIP_NORM = positive().or_none("no clipping")
 
 
 class LfU:
@@ -115,6 +119,7 @@ class LfU:
         >>> optimizer.step(); optimizer.zero_grad()
     """
 
+    @allowed(alpha=ALPHA, strength=at_least(0.0).or_none("the published one"), reduction=REDUCTION, clip_norm=CLIP_NORM)
     def __init__(
         self,
         model: nn.Module,
@@ -126,13 +131,11 @@ class LfU:
         reduction: Reduction = "mean",
         clip_norm: float | None = None,
     ) -> None:
-        check_settings(alpha, reduction, clip_norm)
+        warn_of_long_step(alpha)
         self.model: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
         self.aux = auxiliary(aux)
         self.alpha = alpha
         self.strength = published_strength(self.aux) if strength is None else strength
-        if not (math.isfinite(self.strength) and self.strength >= 0):
-            raise ValueError(f"strength must be >= 0, got {self.strength}")
         self.reduction: Reduction = reduction
         self.clip_norm = clip_norm
         self.norm: Tensor | None = None
@@ -405,16 +408,9 @@ class LfU:
 # -- helpers -------------------------------------------------------------------------------------------
 
 
-def check_settings(alpha: float, reduction: str, clip_norm: float | None) -> None:
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise ValueError(
-            f"alpha must be positive, the length of the step; got {alpha}. To switch off, set the weight 0"
-        )
+def warn_of_long_step(alpha: float) -> None:
     if alpha > 1:
-        warnings.warn(f"alpha={alpha} is a long step: already 0.5 broke the paper's models. Try 0.1", stacklevel=3)
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"clip_norm must be positive, or None for no clipping; got {clip_norm}")
-    check_reduction(reduction)
+        warnings.warn(f"alpha={alpha} is a long step: already 0.5 broke the paper's models. Try 0.1", stacklevel=4)
 
 
 def labels_mask(labels: Any, hidden: Tensor) -> Tensor | None:

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regularized.mechanisms.ranges import Choice, allowed, count
+
 __all__ = ["AuxiliaryLoRA", "OwnStep", "Steering", "steer"]
 
 Kind: TypeAlias = Literal["plain", "normalised"]
@@ -149,12 +151,11 @@ class AuxiliaryLoRA(nn.Module):
         {'A.0': (2, 3), 'A.1': (2, 4)}
     """
 
+    @allowed(rank=count(1))
     def __init__(
         self, *, rank: int = 8, scale: float = 2.0, targets: Iterable[str] | None = None, seed: int = 0
     ) -> None:
         super().__init__()
-        if rank < 1:
-            raise ValueError(f"rank must be at least 1, got {rank}")
         self.rank = rank
         self.scale = scale
         self.seed = seed
@@ -291,10 +292,9 @@ class Steering(nn.Module):
 
     starts_at_zero = True
 
+    @allowed(kind=Choice("plain", "normalised"))
     def __init__(self, *, kind: Kind = "plain") -> None:
         super().__init__()
-        if kind not in ("plain", "normalised"):
-            raise ValueError(f"kind must be 'plain' or 'normalised', got {kind!r}")
         self.kind: Kind = kind
         self.alpha = 1.0
         self._layers: tuple[str, ...] = ()

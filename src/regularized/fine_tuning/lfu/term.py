@@ -5,9 +5,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regularized.fine_tuning.lfu.penalty import Reduction
-from regularized.fine_tuning.lfu.regularizer import IGNORED, Layers, LfU, check_settings, labels_mask
+from regularized.fine_tuning.lfu.penalty import REDUCTION, Reduction
+from regularized.fine_tuning.lfu.regularizer import (
+    ALPHA,
+    CLIP_NORM,
+    IGNORED,
+    Layers,
+    LfU,
+    labels_mask,
+    warn_of_long_step,
+)
 from regularized.fine_tuning.lfu.steps import Aux, auxiliary, published_strength
+from regularized.mechanisms.ranges import allowed, at_least
 from regularized.training.progress import Coefficient, as_schedule
 from regularized.training.step import Batch, Step
 from regularized.training.terms import Term
@@ -55,6 +64,12 @@ class LfUTerm(Term):
 
     consistency: Tensor
 
+    @allowed(
+        alpha=ALPHA,
+        weight=at_least(0.0).or_schedule().or_none("the published one"),
+        reduction=REDUCTION,
+        clip_norm=CLIP_NORM,
+    )
     def __init__(
         self,
         *,
@@ -65,12 +80,10 @@ class LfUTerm(Term):
         reduction: Reduction = "mean",
         clip_norm: float | None = None,
     ) -> None:
-        check_settings(alpha, reduction, clip_norm)
+        warn_of_long_step(alpha)
         own = auxiliary(aux)
         weight = published_strength(own) if weight is None else weight
         super().__init__(weight=weight)
-        if isinstance(weight, int | float) and not weight >= 0:
-            raise ValueError(f"weight must be >= 0, got {weight}")
         self.aux = own
         self.alpha = alpha
         self._settings: dict[str, Any] = {"layers": layers, "reduction": reduction, "clip_norm": clip_norm}

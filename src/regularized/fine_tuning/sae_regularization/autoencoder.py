@@ -26,6 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regularized.mechanisms.ranges import allowed, between, count
+
 __all__ = ["SparseCodes", "TopKSAE", "normalized_error", "usable_rows"]
 
 # Shapes: B rows of a batch, d width of an embedding, C features, k features of a row.
@@ -199,10 +201,9 @@ class TopKSAE(nn.Module):
     fired: Tensor
     threshold: Tensor | None
 
+    @allowed(num_inputs=count(1), num_features=count(1))
     def __init__(self, num_inputs: int, num_features: int, *, k: int | None = 20, tied: bool = True) -> None:
         super().__init__()
-        if num_inputs < 1 or num_features < 1:
-            raise ValueError(f"num_inputs and num_features must be at least 1, got {num_inputs} and {num_features}")
         check_k(k, num_features)
         self.k = k
         # Kaiming-normal for relu over the d inputs of a feature: the official fan_out of a (d, C) matrix.
@@ -513,5 +514,5 @@ class TopKSAE(nn.Module):
 
 def check_k(k: int | None, features: int) -> None:
     """Refuse a k outside [1, C]."""
-    if k is not None and not 1 <= k <= features:
-        raise ValueError(f"k must be in [1, {features}], the number of features; got {k}")
+    if k is not None:
+        between(1, features, "[]", "the number of features", whole=True)("k", k)

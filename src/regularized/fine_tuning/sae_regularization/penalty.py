@@ -27,7 +27,6 @@ belong to it; ``"dot"`` is |w . W_j|, clean and recommended; ``"cosine"`` does n
 subtracts b_d from every embedding (its decoder adds it); we subtract A W_S^T alone, ``compat=True`` gives the code's.
 """
 
-import math
 from typing import Literal, TypeAlias
 
 import torch
@@ -36,6 +35,7 @@ from torch.nn import functional as F
 
 from regularized.fine_tuning.sae_regularization.autoencoder import TopKSAE
 from regularized.fine_tuning.sae_regularization.judging import FeatureMask, binary_mask, fingerprint, warn_if_empty
+from regularized.mechanisms.ranges import Choice, allowed, at_least
 
 __all__ = ["FeatureRemoval", "SelfReg", "Similarity", "feature_penalty"]
 
@@ -213,6 +213,7 @@ class SelfReg(nn.Module):
     directions: Tensor
     offset: Tensor | None
 
+    @allowed(strength=at_least(0.0), similarity=Choice("preactivation", "dot", "cosine"))
     def __init__(
         self,
         sae: TopKSAE,
@@ -223,10 +224,6 @@ class SelfReg(nn.Module):
         compat: bool = False,
     ) -> None:
         super().__init__()
-        if not (strength >= 0.0 and math.isfinite(strength)):
-            raise ValueError(f"strength (beta) must be a number >= 0, got {strength}")
-        if similarity not in ("preactivation", "dot", "cosine"):
-            raise ValueError(f"similarity must be 'preactivation', 'dot' or 'cosine', got {similarity!r}")
         self.removal = FeatureRemoval(sae, unintended, compat=compat)
         self.strength = strength
         self.similarity: Similarity = similarity

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from regularized.fine_tuning.sae_regularization.autoencoder import TopKSAE, check_k, usable_rows
+from regularized.mechanisms.ranges import allowed, at_least, count
 from regularized.training.data import TensorData, as_source
 from regularized.training.step import Batch
 
@@ -87,6 +88,9 @@ class SAETraining:
         ['dead', 'k', 'loss']
     """
 
+    @allowed(
+        dead_weight=at_least(0.0, remedy="the authors use 0.1"), k_steps=count(0).or_none("half of the first epoch")
+    )
     def __init__(
         self,
         sae: TopKSAE,
@@ -99,10 +103,6 @@ class SAETraining:
     ) -> None:
         if sae.k is None:
             raise ValueError("SAETraining needs a top-k autoencoder, this one has k=None; it can be used as it is")
-        if not (dead_weight >= 0.0 and math.isfinite(dead_weight)):
-            raise ValueError(f"dead_weight must be a number >= 0 (official: 0.1), got {dead_weight}")
-        if k_steps is not None and k_steps < 0:
-            raise ValueError(f"k_steps must be at least 0, got {k_steps}")
         if k_start is not None:
             check_k(k_start, sae.num_features)
             if dead_weight:

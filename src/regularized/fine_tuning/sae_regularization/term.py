@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from regularized.fine_tuning.sae_regularization.autoencoder import TopKSAE
 from regularized.fine_tuning.sae_regularization.judging import FeatureMask
 from regularized.fine_tuning.sae_regularization.penalty import SelfReg, Similarity
+from regularized.mechanisms.ranges import allowed, at_least
 from regularized.training.progress import Coefficient
 from regularized.training.step import Step
 from regularized.training.terms import Term
@@ -41,6 +42,7 @@ class SelfRegularization(Term):
 
     per_step = True
 
+    @allowed(weight=at_least(0.0).or_schedule())
     def __init__(
         self,
         sae: TopKSAE,
@@ -51,8 +53,6 @@ class SelfRegularization(Term):
         weight: Coefficient = 1.0,
     ) -> None:
         super().__init__(weight=weight)
-        if not callable(weight) and weight < 0:
-            raise ValueError(f"weight (beta) must be >= 0, got {weight}")
         self.reg = SelfReg(sae, unintended, similarity=similarity)
         self.layer = layer
 

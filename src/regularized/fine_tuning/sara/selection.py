@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from regularized.fine_tuning.sara.entries import master_dtype
+from regularized.mechanisms.ranges import allowed, between
 
 __all__ = ["below", "check_selection", "magnitude_threshold", "trainable_parameters"]
 
@@ -22,6 +23,10 @@ def below(values: Tensor, threshold: float) -> Tensor:
     return values.detach().to(master_dtype(values.dtype)).abs() < threshold
 
 
+FRACTION = between(0.0, 1.0, "()", "the share of weights to train")
+
+
+@allowed(fraction=FRACTION)
 @torch.no_grad()
 def magnitude_threshold(tensors: Iterable[Tensor], fraction: float) -> float:
     """The threshold below which a fraction of all entries lies in absolute value; exact for float32.
@@ -42,8 +47,6 @@ def magnitude_threshold(tensors: Iterable[Tensor], fraction: float) -> float:
         >>> magnitude_threshold([torch.tensor([-1.0, 3.0]), torch.tensor([0.5, -2.0])], 0.5)
         2.0
     """
-    if not 0.0 < fraction < 1.0:
-        raise ValueError(f"fraction must be in (0, 1), the share of weights to train; got {fraction}")
     every = [tensor.detach() for tensor in tensors]
     total = sum(tensor.numel() for tensor in every)
     if total == 0:

@@ -41,12 +41,14 @@ from regularized.fine_tuning.sara.adapter import SparseAdapter
 from regularized.fine_tuning.sara.entries import Segment, SparseEntries, master_dtype
 from regularized.fine_tuning.sara.penalty import Polar, nuclear_norm, polar_factor
 from regularized.fine_tuning.sara.selection import (
+    FRACTION,
     below,
     check_selection,
     magnitude_threshold,
     trainable_parameters,
 )
 from regularized.mechanisms.distributed import world_size
+from regularized.mechanisms.ranges import Choice, allowed, at_least, between, count, positive
 from regularized.training.progress import Coefficient, Progress, as_schedule
 from regularized.training.randomness import mix
 from regularized.training.step import Step
@@ -60,6 +62,7 @@ Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
 _SMALLEST_SIDE = 64  # matrices must be larger on both sides to be penalised (official code)
 
 
+@allowed(threshold=positive())
 def suggested_learning_rate(threshold: float) -> float:
     """The authors' rule ``1e-3 exp(-350 threshold)``: the larger the weights, the smaller the steps.
 
@@ -78,14 +81,12 @@ def suggested_learning_rate(threshold: float) -> float:
         >>> round(suggested_learning_rate(2e-3), 6)
         0.000497
     """
-    if not threshold > 0:
-        raise ValueError(f"threshold must be positive, got {threshold}")
     rate = 1e-3 * math.exp(-350 * threshold)
     if rate < 1e-6:
         warnings.warn(
             f"the rule gives a learning rate of {rate:.2g} for a threshold of {threshold:g}, with which nothing will "
             "move; it was fitted on thresholds from 2e-4 to 1e-2 of Stable Diffusion. Tune the rate instead",
-            stacklevel=2,
+            stacklevel=3,
         )
     return rate
 
@@ -152,6 +153,15 @@ class SaRA(Term):
 
     contributes = False
 
+    @allowed(
+        threshold=positive(remedy="no weight is below it").or_none(),
+        fraction=FRACTION.or_none(),
+        total_steps=count(1).or_none(),
+        reselect_at=between(0.0, 1.0, "[)", "a share of total_steps", "0 is never"),
+        lambda_rank=at_least(0.0).or_schedule(),
+        rank_of=Choice("values", "delta"),
+        polar=Choice("svd", "newton_schulz"),
+    )
     def __init__(
         self,
         model: nn.Module | None = None,
@@ -170,21 +180,7 @@ class SaRA(Term):
         super().__init__()
         if (threshold is None) == (fraction is None):
             raise ValueError("give either threshold=... or fraction=..., for example fraction=0.1")
-        if threshold is not None and not threshold > 0:
-            raise ValueError(f"threshold must be positive, got {threshold}: no weight is below it")
-        if fraction is not None and not 0.0 < fraction < 1.0:
-            raise ValueError(f"fraction must be in (0, 1), the share of weights to train; got {fraction}")
-        if not 0.0 <= reselect_at < 1.0:
-            raise ValueError(f"reselect_at must be in [0, 1), a share of total_steps (0: never); got {reselect_at}")
-        if total_steps is not None and total_steps < 1:
-            raise ValueError(f"total_steps must be at least 1, got {total_steps}")
         self._lambda = as_schedule(lambda_rank, name="lambda_rank")
-        if not callable(lambda_rank) and lambda_rank < 0:
-            raise ValueError(f"lambda_rank must not be negative, got {lambda_rank}")
-        if rank_of not in ("values", "delta"):
-            raise ValueError(f"rank_of must be 'values' or 'delta', got {rank_of!r}")
-        if polar not in ("svd", "newton_schulz"):
-            raise ValueError(f"polar must be 'svd' or 'newton_schulz', got {polar!r}")
         self.threshold = math.nan if threshold is None else float(threshold)
         self.fraction = fraction
         self.total_steps = total_steps

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from regularized.fine_tuning.sorsa.penalty import OrthonormalPenalty
+from regularized.fine_tuning.sorsa.penalty import GAMMA, OrthonormalPenalty
+from regularized.mechanisms.ranges import allowed
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -40,9 +41,8 @@ class SorsaCallback(TrainerCallback):
         0.0004
     """
 
+    @allowed(gamma=GAMMA)
     def __init__(self, gamma: float = 4e-4) -> None:
-        if not gamma >= 0.0:
-            raise ValueError(f"gamma must be >= 0, got {gamma}")
         self.gamma = gamma
         self._penalty: OrthonormalPenalty | None = None
 

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regularized.mechanisms.ranges import allowed, between, positive
 from regularized.mechanisms.surgery import check_called, match_modules, tied_parameters
 from regularized.mechanisms.svd import thin_svd, weight_matrix
 
@@ -86,6 +87,7 @@ class SorsaLinear(nn.Linear, SingularFactors):
     right: nn.Parameter
 
     @classmethod
+    @allowed(alpha=positive().or_none("a scale of 1"), dropout=between(0.0, 1.0, "[)"))
     def of(
         cls,
         linear: nn.Linear,
@@ -115,10 +117,6 @@ class SorsaLinear(nn.Linear, SingularFactors):
             >>> torch.allclose(SorsaLinear.of(layer, r=2)(x), layer(x), atol=1e-6)
             True
         """
-        if alpha is not None and not alpha > 0:
-            raise ValueError(f"alpha must be positive, or None for a scale of 1; got {alpha}")
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         original = weight_matrix(linear, name)
         svd = thin_svd(original, rank=r, niter=niter, name=f"the weight of {name}")
         with torch.device("meta"):

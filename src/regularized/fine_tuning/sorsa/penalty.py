@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from regularized.fine_tuning.sorsa.layer import SingularFactors
+from regularized.mechanisms.ranges import Choice, allowed, at_least
 from regularized.mechanisms.surgery import check_optimizer_is_current
 
 __all__ = ["OrthonormalPenalty", "check_gamma", "orthonormal_gradient", "orthonormal_penalty"]
@@ -22,6 +23,9 @@ __all__ = ["OrthonormalPenalty", "check_gamma", "orthonormal_gradient", "orthono
 # Shapes: a factor is (o, r) or (r, i), and r is its shorter side.
 
 Reduction: TypeAlias = Literal["mean", "sum"]
+_REDUCTION = Choice("mean", "sum")
+
+GAMMA = at_least(0.0)
 
 
 def orthonormal_penalty(factors: Sequence[Tensor], *, reduction: Reduction = "mean") -> Tensor:
@@ -42,7 +46,7 @@ def orthonormal_penalty(factors: Sequence[Tensor], *, reduction: Reduction = "me
         >>> orthonormal_penalty([eye, 2 * eye.T])  # 0 and \\|3 I\\|_F = 3 sqrt(2)
         tensor(2.1213)
     """
-    _check_reduction(reduction)
+    _REDUCTION("reduction", reduction)
     norms = torch.cat([torch.linalg.matrix_norm(defect) for _, _, defect in _defects(factors)])
     return norms.mean() if reduction == "mean" else norms.sum()
 
@@ -71,7 +75,7 @@ def orthonormal_gradient(
         tensor([[2.8284, 0.0000, 0.0000],
                 [0.0000, 2.8284, 0.0000]])
     """
-    _check_reduction(reduction)
+    _REDUCTION("reduction", reduction)
     share = 1.0 if reduction == "sum" else 1.0 / max(len(factors), 1)
     gradients: list[Tensor] = [torch.empty(0)] * len(factors)
     for members, stacked, defect in _defects(factors):
@@ -101,11 +105,6 @@ def _defects(factors: Sequence[Tensor]) -> Iterator[tuple[list[int], Tensor, Ten
 
 def _is_tall(factor: Tensor) -> bool:
     return factor.shape[0] > factor.shape[1]
-
-
-def _check_reduction(reduction: str) -> None:
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
 
 
 class OrthonormalPenalty:
@@ -146,6 +145,7 @@ class OrthonormalPenalty:
         ...     optimizer.zero_grad()
     """
 
+    @allowed(reduction=_REDUCTION)
     def __init__(
         self,
         model: nn.Module | Iterable[Tensor],
@@ -157,7 +157,6 @@ class OrthonormalPenalty:
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
         check_gamma(gamma, lr)
-        _check_reduction(reduction)
         self.gamma, self.lr, self.eps, self.reduction = gamma, lr, eps, reduction
         self._layers: list[SingularFactors] = []
         self._given: list[Tensor] = []
@@ -216,8 +215,7 @@ class OrthonormalPenalty:
 
 def check_gamma(gamma: float, lr: float) -> None:
     """Refuse a strength below 0, and a rate with which it has no meaning."""
-    if not gamma >= 0.0:
-        raise ValueError(f"gamma must be >= 0, got {gamma}")
+    GAMMA("gamma", gamma)
     if gamma > 0.0 and not lr > 0.0:
         raise ValueError(f"lr must be the peak learning rate, > 0, since the penalty enters as gamma / lr; got {lr}")
 
@@ -234,6 +232,6 @@ def _warn_of_decay(factors: Sequence[Tensor], optimizer: torch.optim.Optimizer) 
             warnings.warn(
                 f"weight_decay={group['weight_decay']} on singular vectors shrinks them, against the penalty; put the "
                 "adapter into a parameter group with weight_decay=0 (the authors use 0)",
-                stacklevel=3,
+                stacklevel=4,
             )
             return

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from regularized.fine_tuning.svfit.identity import relative_gap
 from regularized.fine_tuning.svfit.product import shifted_forward, shifted_weight
+from regularized.mechanisms.ranges import Choice, between
 from regularized.mechanisms.svd import SVD, thin_svd, weight_like, weight_matrix
 
 __all__ = [
@@ -95,6 +96,10 @@ def svfit_rank(
     return min(int((held < held[-1] * (cast(float, share) - 1e-12)).sum()) + 1, len(values))
 
 
+_INFORMATION = between(0.0, 1.0, "(]", "a share of the weight's information").or_none()
+_DECAY = Choice("shift", "sigma", meaning="what weight decay pulls to 0")
+
+
 def check_svfit_settings(
     rank: Rank | None = None, *, energy: float | None = None, nuclear: float | None = None, decay: str = "shift"
 ) -> None:
@@ -118,10 +123,8 @@ def check_svfit_settings(
     if rank is not None and rank != "full" and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
         raise ValueError(f'rank must be an int of at least 1, or "full", got {rank!r}')
     for which, share in (("energy", energy), ("nuclear", nuclear)):
-        if share is not None and not 0.0 < share <= 1.0:
-            raise ValueError(f"{which} must be in (0, 1], a share of the weight's information, got {share}")
-    if decay not in ("shift", "sigma"):
-        raise ValueError(f"decay must be 'shift' or 'sigma', what weight decay pulls to 0; got {decay!r}")
+        _INFORMATION(which, share)
+    _DECAY("decay", decay)
 
 
 class SingularValues:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regularized.mechanisms.ranges import allowed, count
+
 __all__ = ["BottleneckHead", "EncoderWithHead"]
 
 
@@ -39,6 +41,7 @@ class BottleneckHead(nn.Module):
         (torch.Size([5, 32]), [1.0, 1.0, 1.0, 1.0, 1.0])
     """
 
+    @allowed(out_features=count(2, "a softmax over one output is always 1"))
     def __init__(
         self,
         in_features: int,
@@ -55,10 +58,6 @@ class BottleneckHead(nn.Module):
             raise ValueError(
                 f"widths must be positive, got in_features={in_features}, hidden={tuple(hidden)}, "
                 f"bottleneck={bottleneck}"
-            )
-        if out_features < 2:
-            raise ValueError(
-                f"out_features must be at least 2, a softmax over one output is always 1; got {out_features}"
             )
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(widths[:-1]):

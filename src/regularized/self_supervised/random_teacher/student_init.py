@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from regularized.mechanisms.frozen import check_apart
+from regularized.mechanisms.ranges import allowed, at_least, share
 from regularized.self_supervised.random_teacher.layer import BottleneckHead
 
 __all__ = ["draw_weights", "interpolate_init", "neighbourhood_init"]
@@ -64,6 +65,7 @@ def draw_weights(model: Network, *, generator: torch.Generator) -> Network:
     return model
 
 
+@allowed(alpha=share(remedy="0 copies the teacher, 1 is independent of it"))
 def interpolate_init(teacher: nn.Module, fresh: Network, alpha: float, *, variance_preserving: bool = False) -> Network:
     """Start a student between its teacher and fresh weights, ``(1 - alpha) theta_T + alpha theta_fresh``.
 
@@ -88,12 +90,11 @@ def interpolate_init(teacher: nn.Module, fresh: Network, alpha: float, *, varian
         >>> interpolate_init(teacher, fresh, 0.25).weight.item()
         1.25
     """
-    if not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"alpha must be in [0, 1] (0 copies the teacher, 1 is independent of it), got {alpha}")
     factor = math.hypot(1.0 - alpha, alpha) if variance_preserving else 1.0
     return _combine(teacher, fresh, 1.0 - alpha, alpha, factor)
 
 
+@allowed(eps=at_least(0.0))
 def neighbourhood_init(teacher: nn.Module, fresh: Network, eps: float, *, variance_preserving: bool = False) -> Network:
     """Start a student beside its teacher, ``theta_T + eps theta_fresh``.
 
@@ -115,8 +116,6 @@ def neighbourhood_init(teacher: nn.Module, fresh: Network, eps: float, *, varian
         >>> neighbourhood_init(teacher, fresh, 0.25).weight.item()
         1.5
     """
-    if not (math.isfinite(eps) and eps >= 0.0):
-        raise ValueError(f"eps must be finite and not negative, got {eps}")
     return _combine(teacher, fresh, 1.0, eps, math.hypot(1.0, eps) if variance_preserving else 1.0)
 
 
