@@ -1,5 +1,5 @@
 # Two commands on a fresh machine; each makes .venv and installs what it needs, once.
-#   make reproduce    train, compare and judge: the main experiment on this machine
+#   make reproduce    train, compare and judge: one paper on data that is installed with scikit-learn
 #   make test         everything that CI runs
 # CI then computes once more as an old processor does: make test-old-processor
 
@@ -16,7 +16,7 @@ help:
 	@sed -n 's/^#   //p' Makefile
 
 reproduce: $(VENV)/installed
-	$(BIN)/regularized reproduce early_learning --scale laptop --report reports/early_learning
+	$(BIN)/regularized reproduce early_learning --scale digits --report reports/early_learning
 
 test: export OMP_NUM_THREADS = 1
 test: export NO_MKDOCS_2_WARNING = 1

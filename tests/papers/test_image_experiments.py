@@ -1,0 +1,78 @@
+"""Experiments on small images: what their arms share, and what their baselines do."""
+
+import importlib
+import math
+from collections import defaultdict
+
+import pytest
+
+from regularized.evidence.experiment import resolve, run_arm
+from regularized.papers.catalogue import load_catalogue
+
+SLUGS = ("early_learning", "nested_dropout", "ps_kd", "weight_compander")
+SEED = 1003
+
+
+def experiment(slug):
+    return importlib.import_module(f"regularized.papers.{slug}.experiment")
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """All arms of the four at smoke scale, 0.1 s each."""
+    return {
+        slug: {arm: run_arm(experiment(slug), arm, SEED, "smoke") for arm in experiment(slug).ARMS} for slug in SLUGS
+    }
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_arms_see_the_same_images(slug, measured):
+    """Fails when an arm draws other images than its baseline, and the comparison is no longer paired."""
+    seen = defaultdict(set)
+    for arm, run in measured[slug].items():
+        seen[resolve(experiment(slug), arm, "smoke").get("problem")].add(run.data)
+    assert all(len(fingerprints) == 1 for fingerprints in seen.values()), seen
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_claims_find_their_metrics(slug, measured):
+    """Fails when an arm does not measure what a claim compares, which would show after hours only."""
+    card = next(entry.card for entry in load_catalogue() if entry.card.slug == slug)
+    for claim in card.claims:
+        for arm in (claim.baseline, claim.method):
+            assert math.isfinite(measured[slug][arm].metrics[claim.metric]), (claim.id, arm)
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_tuning_finds_its_metric(slug, measured):
+    """Fails when a tuned arm does not measure what its trials are judged by."""
+    tuning = experiment(slug).TUNING
+    assert all(tuning.metric in measured[slug][arm].metrics for arm in tuning.grids)
+
+
+@pytest.mark.parametrize(
+    ("slug", "plain", "metric"),
+    [
+        ("early_learning", "cross_entropy", "test_accuracy"),
+        ("nested_dropout", "cross_entropy", "test_accuracy"),
+        ("ps_kd", "cross_entropy", "error"),
+        ("weight_compander", "noisy_plain", "test_accuracy"),
+    ],
+)
+def test_early_stopping_is_a_point_of_the_same_training(slug, plain, metric):
+    """Fails when the arm that stops early trains otherwise, or reports another epoch than its validation chose."""
+    module = experiment(slug)
+    longer = {"epochs": 8, "lr": 0.2}
+    to_the_end = run_arm(module, plain, SEED, "smoke", **longer)
+    stopped = run_arm(module, plain, SEED, "smoke", **longer, early_stopping=True)
+    assert stopped.curves == to_the_end.curves
+    assert stopped.metrics[metric] == dict(to_the_end.curves[metric])[stopped.metrics["stopped_at"]]
+
+
+@pytest.mark.parametrize("slug", SLUGS)
+def test_a_run_repeats(slug):
+    """Fails when a run draws from a generator that its seed does not decide."""
+    module = experiment(slug)
+    for arm in ("mixup", "elr_plus", "nested_co_teaching", "ps_kd_shuffled", "noisy_mixup", "random_subset_tuned"):
+        if arm in module.ARMS:
+            assert run_arm(module, arm, SEED, "smoke") == run_arm(module, arm, SEED, "smoke"), arm
