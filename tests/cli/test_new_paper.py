@@ -157,6 +157,7 @@ def test_filled_in_paper_is_a_technique(checkout):
     code = """
 from regularized import NewIdea
 from regularized.evidence import bench, contract, conformance
+from regularized.evidence.experiment import run_arm
 from regularized.papers.catalogue import find
 
 entry = find("new_idea")
@@ -166,7 +167,7 @@ for subject in entry.contract().subjects():
     for name in ("it_bites", "deterministic", "coefficient_zero", "accumulation", "resume"):
         contract.CHECKS[name](subject)
 for arm in entry.experiment().ARMS:
-    assert entry.experiment().run(arm, 0, "smoke").metrics["test_accuracy"] > 10
+    assert run_arm(entry.experiment(), arm, 0, "smoke").metrics["test_accuracy"] > 10
 for workload in entry.bench().workloads()[:1]:
     for step in workload.build():
         step()
