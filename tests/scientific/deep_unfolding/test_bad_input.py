@@ -6,7 +6,8 @@ from tests.bad_input import assert_refused, refused
 from torch import Tensor
 
 from regularized.papers.deep_unfolding.contract import measurements
-from regularized.scientific.deep_unfolding.layer import SparseObjective, UnfoldedIHT, UnfoldedISTA
+from regularized.scientific.deep_unfolding.layer import UnfoldedIHT, UnfoldedISTA
+from regularized.scientific.deep_unfolding.loss import SparseObjective
 from regularized.scientific.deep_unfolding.procedure import BernoulliGaussian, IncrementalTraining
 
 

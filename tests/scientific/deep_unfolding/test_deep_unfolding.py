@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regularized.scientific.deep_unfolding.layer import (
-    SparseObjective,
     Unfolded,
     UnfoldedIHT,
     UnfoldedISTA,
     hard_threshold,
     soft_threshold,
 )
+from regularized.scientific.deep_unfolding.loss import SparseObjective
 from regularized.scientific.deep_unfolding.procedure import BernoulliGaussian, IncrementalTraining
 
 M, N = 8, 14

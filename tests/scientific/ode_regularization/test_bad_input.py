@@ -7,16 +7,12 @@ import torch
 from tests.bad_input import assert_refused, refused
 from torch import Tensor, nn
 
-from regularized.scientific.ode_regularization.layer import (
-    NeuralODE,
-    NeuralSDE,
-    SolverRegularization,
-    exponential_decay,
-    solver_penalty,
-)
+from regularized.scientific.ode_regularization.layer import NeuralODE, NeuralSDE
 from regularized.scientific.ode_regularization.local import LocalNeuralODE, RandomEndTime
 from regularized.scientific.ode_regularization.ode_solver import odeint
+from regularized.scientific.ode_regularization.penalty import solver_penalty
 from regularized.scientific.ode_regularization.sde_solver import sdeint, sdeint_on_grid
+from regularized.scientific.ode_regularization.term import SolverRegularization, exponential_decay
 from regularized.training.progress import Progress
 from regularized.training.step import Batch, Step
 

@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 from regularized.evidence.models import seeded
-from regularized.scientific.ode_regularization.layer import NeuralODE, NeuralSDE, SolverRegularization, solver_penalty
+from regularized.scientific.ode_regularization.layer import NeuralODE, NeuralSDE
 from regularized.scientific.ode_regularization.local import LocalNeuralODE, RandomEndTime
 from regularized.scientific.ode_regularization.ode_solver import odeint, odeint_on_grid
+from regularized.scientific.ode_regularization.penalty import solver_penalty
+from regularized.scientific.ode_regularization.term import SolverRegularization
 from regularized.training import Batch, Progress, Step
 
 DOUBLE = torch.float64

@@ -14,19 +14,15 @@ from scipy.integrate import solve_ivp
 from torch import nn
 
 from regularized.scientific.ode_regularization import solver_statistics
-from regularized.scientific.ode_regularization.layer import (
-    NeuralODE,
-    NeuralSDE,
-    SolverRegularization,
-    exponential_decay,
-    solver_penalty,
-)
+from regularized.scientific.ode_regularization.layer import NeuralODE, NeuralSDE
 from regularized.scientific.ode_regularization.local import LocalNeuralODE
 from regularized.scientific.ode_regularization.ode_solver import odeint, odeint_on_grid
 from regularized.scientific.ode_regularization.ode_tableaus import PAIRS
+from regularized.scientific.ode_regularization.penalty import solver_penalty
 from regularized.scientific.ode_regularization.sde_solver import BrownianPath, Increment, sdeint, sdeint_on_grid
 from regularized.scientific.ode_regularization.sde_tableaus import STOCHASTIC
 from regularized.scientific.ode_regularization.step_control import IntegralController, StepController
+from regularized.scientific.ode_regularization.term import SolverRegularization, exponential_decay
 from regularized.training import Batch, Objective, Progress, Step, Term
 
 METHODS = ("tsit5", "dopri5", "bosh3")

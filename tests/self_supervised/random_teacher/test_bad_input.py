@@ -18,7 +18,8 @@ from regularized.papers.random_teacher.contract import CLASSES, FEATURES, TASK, 
 from regularized.self_supervised.random_teacher.layer import BottleneckHead, EncoderWithHead
 from regularized.self_supervised.random_teacher.loss import distillation_losses
 from regularized.self_supervised.random_teacher.student_init import draw_weights, interpolate_init, neighbourhood_init
-from regularized.self_supervised.random_teacher.teacher import MatchRandomTeacher, RandomTeacher
+from regularized.self_supervised.random_teacher.teacher import RandomTeacher
+from regularized.self_supervised.random_teacher.term import MatchRandomTeacher
 from regularized.training.finite import NonFiniteLoss
 
 

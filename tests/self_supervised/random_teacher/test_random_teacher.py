@@ -14,7 +14,8 @@ from regularized.mechanisms.surgery import NoEffectWarning
 from regularized.self_supervised.random_teacher.layer import BottleneckHead, EncoderWithHead
 from regularized.self_supervised.random_teacher.loss import distillation_losses
 from regularized.self_supervised.random_teacher.student_init import draw_weights, interpolate_init
-from regularized.self_supervised.random_teacher.teacher import MatchRandomTeacher, RandomTeacher
+from regularized.self_supervised.random_teacher.teacher import RandomTeacher
+from regularized.self_supervised.random_teacher.term import MatchRandomTeacher
 from regularized.training import Checkpoints, TensorData, Trainer
 
 adamw = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0)

@@ -17,14 +17,9 @@ from regularized.understanding.grokking.modular_arithmetic import (
 from regularized.understanding.grokking.phase_diagram import phase_diagram
 from regularized.understanding.grokking.phases import Phase, detect_phases, phase_of
 from regularized.understanding.grokking.plot import plot_grokking
-from regularized.understanding.grokking.scores import (
-    MemorizationProbe,
-    inverse_participation_ratio,
-    neuron_ipr,
-    neuron_masks,
-    prune_by_score_,
-    subset_accuracies,
-)
+from regularized.understanding.grokking.pruning import neuron_masks, prune_by_score_
+from regularized.understanding.grokking.report import MemorizationProbe, subset_accuracies
+from regularized.understanding.grokking.scores import inverse_participation_ratio, neuron_ipr
 
 
 def bad_inputs():

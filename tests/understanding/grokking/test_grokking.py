@@ -28,17 +28,9 @@ from regularized.understanding.grokking.modular_arithmetic import (
     one_hot_mse,
 )
 from regularized.understanding.grokking.phase_diagram import phase_diagram
-from regularized.understanding.grokking.scores import (
-    MemorizationProbe,
-    gini,
-    inverse_participation_ratio,
-    neuron_ipr,
-    neuron_masks,
-    prune_by_score_,
-    pruning_sweep,
-    score_correlation,
-    subset_accuracies,
-)
+from regularized.understanding.grokking.pruning import neuron_masks, prune_by_score_, pruning_sweep
+from regularized.understanding.grokking.report import MemorizationProbe, subset_accuracies
+from regularized.understanding.grokking.scores import gini, inverse_participation_ratio, neuron_ipr, score_correlation
 
 # -- scores -------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from regularized.understanding.grokking.phase_diagram import (
     phase_diagram,
 )
 from regularized.understanding.grokking.phases import Phase
-from regularized.understanding.grokking.scores import MemorizationProbe
+from regularized.understanding.grokking.report import MemorizationProbe
 
 CELLS = {"fracs": [0.5, 0.8], "noises": [0.1, 0.4]}
 

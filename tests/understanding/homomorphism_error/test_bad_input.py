@@ -10,14 +10,10 @@ from regularized.papers.homomorphism_error.contract import Tagger, token_data
 from regularized.training.progress import Progress
 from regularized.training.step import Batch, Step
 from regularized.understanding.homomorphism_error.command_language import commands, encode
-from regularized.understanding.homomorphism_error.penalty import (
-    Compositionality,
-    CompositionOperators,
-    PairPool,
-    composition_loss,
-    find_pairs,
-)
+from regularized.understanding.homomorphism_error.penalty import CompositionOperators, composition_loss, find_pairs
+from regularized.understanding.homomorphism_error.pool import PairPool
 from regularized.understanding.homomorphism_error.probes import CompositionProbe, homomorphism_error
+from regularized.understanding.homomorphism_error.term import Compositionality
 
 
 def _term(**options: Any):

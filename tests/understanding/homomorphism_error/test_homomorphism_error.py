@@ -13,19 +13,15 @@ from torch.nn import functional as F
 from regularized.training.progress import Progress
 from regularized.training.step import Batch, Step
 from regularized.understanding.homomorphism_error.command_language import MODIFIERS, VOCABULARY, WORDS, commands, encode
-from regularized.understanding.homomorphism_error.penalty import (
-    Compositionality,
-    CompositionOperators,
-    PairPool,
-    composition_loss,
-    find_pairs,
-)
+from regularized.understanding.homomorphism_error.penalty import CompositionOperators, composition_loss, find_pairs
+from regularized.understanding.homomorphism_error.pool import PairPool
 from regularized.understanding.homomorphism_error.probes import (
     CompositionProbe,
     homomorphism_error,
     modifier_triples,
     segment_triples,
 )
+from regularized.understanding.homomorphism_error.term import Compositionality
 
 D = 5
 AT = (torch.tensor([0, 1, 1, 2]), torch.tensor([0, 3, 1, 2]), torch.tensor([1, 4, 2, 3]))

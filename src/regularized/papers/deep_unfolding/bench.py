@@ -6,7 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from regularized.evidence.bench import StepFunction, Workload
-from regularized.scientific.deep_unfolding.layer import SparseObjective, UnfoldedISTA
+from regularized.scientific.deep_unfolding.layer import UnfoldedISTA
+from regularized.scientific.deep_unfolding.loss import SparseObjective
 from regularized.scientific.deep_unfolding.procedure import BernoulliGaussian
 
 

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from regularized.evidence.conformance import Case, UnknownCase
-from regularized.scientific.deep_unfolding.layer import SparseObjective, UnfoldedIHT, UnfoldedISTA
+from regularized.scientific.deep_unfolding.layer import UnfoldedIHT, UnfoldedISTA
+from regularized.scientific.deep_unfolding.loss import SparseObjective
 
 TOLERANCE = 1e-10
 

@@ -8,15 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from regularized.evidence.contract import ProcedureSubject, Subject
-from regularized.scientific.deep_unfolding.layer import (
-    RecoveryObjective,
-    SparseObjective,
-    UnfoldedIHT,
-    UnfoldedISTA,
-    hard_threshold,
-    soft_threshold,
-)
+from regularized.scientific.deep_unfolding.layer import UnfoldedIHT, UnfoldedISTA, hard_threshold, soft_threshold
+from regularized.scientific.deep_unfolding.loss import SparseObjective
 from regularized.scientific.deep_unfolding.procedure import BernoulliGaussian, IncrementalTraining
+from regularized.scientific.deep_unfolding.term import RecoveryObjective
 from regularized.training.terms import Loss
 
 

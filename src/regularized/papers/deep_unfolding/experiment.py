@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from regularized.evidence.experiment import About, Measurements, Tuning, data_fingerprint
-from regularized.scientific.deep_unfolding.layer import SparseObjective, UnfoldedIHT, UnfoldedISTA
+from regularized.scientific.deep_unfolding.layer import UnfoldedIHT, UnfoldedISTA
+from regularized.scientific.deep_unfolding.loss import SparseObjective
 from regularized.scientific.deep_unfolding.procedure import BernoulliGaussian, IncrementalTraining
 
 DEFAULTS: Mapping[str, Any] = {"how": "iterate", "step": 1.0, "lr": 0.01, "norm": "l1", "penalty": 0.3}

@@ -13,7 +13,8 @@ from regularized.understanding.grokking.modular_arithmetic import (
     modular_optimizer,
     one_hot_mse,
 )
-from regularized.understanding.grokking.scores import MemorizationProbe, neuron_ipr
+from regularized.understanding.grokking.report import MemorizationProbe
+from regularized.understanding.grokking.scores import neuron_ipr
 
 
 def _step(net: QuadraticMLP, x: torch.Tensor, y: torch.Tensor) -> StepFunction:

@@ -18,13 +18,8 @@ from regularized.understanding.grokking.modular_arithmetic import (
     modular_optimizer,
     one_hot_mse,
 )
-from regularized.understanding.grokking.scores import (
-    gini,
-    inverse_participation_ratio,
-    neuron_ipr,
-    prune_by_score_,
-    spectrum,
-)
+from regularized.understanding.grokking.pruning import prune_by_score_
+from regularized.understanding.grokking.scores import gini, inverse_participation_ratio, neuron_ipr, spectrum
 
 TOLERANCE = 1e-8
 

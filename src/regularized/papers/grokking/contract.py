@@ -11,11 +11,8 @@ from regularized.understanding.grokking.modular_arithmetic import (
     ModularTransformer,
     QuadraticMLP,
 )
-from regularized.understanding.grokking.scores import (
-    MemorizationProbe,
-    pruning_sweep,
-    subset_accuracies,
-)
+from regularized.understanding.grokking.pruning import pruning_sweep
+from regularized.understanding.grokking.report import MemorizationProbe, subset_accuracies
 
 P = 7
 

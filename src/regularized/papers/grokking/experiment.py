@@ -41,12 +41,9 @@ from regularized.understanding.grokking.modular_arithmetic import (
 )
 from regularized.understanding.grokking.phase_diagram import phase_diagram
 from regularized.understanding.grokking.phases import Phase, detect_phases
-from regularized.understanding.grokking.scores import (
-    MemorizationProbe,
-    prune_by_score_,
-    pruning_sweep,
-    score_correlation,
-)
+from regularized.understanding.grokking.pruning import prune_by_score_, pruning_sweep
+from regularized.understanding.grokking.report import MemorizationProbe
+from regularized.understanding.grokking.scores import score_correlation
 
 _TINY = {"p": 11, "width": 16, "frac": 0.7, "noise": 0.3, "steps": 12}
 # Official notebook: "p = 97", "N = 500", "data_frac = 0.5", "noise_level = 0.35"; and "0.65", "0.2", "bs = 64",

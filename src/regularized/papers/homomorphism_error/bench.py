@@ -12,7 +12,9 @@ from regularized.papers.homomorphism_error.experiment import Transformer, task_l
 from regularized.training.progress import Progress
 from regularized.training.step import Batch, Step
 from regularized.understanding.homomorphism_error.command_language import MODIFIERS, VOCABULARY, WORDS, commands, encode
-from regularized.understanding.homomorphism_error.penalty import Compositionality, CompositionOperators, PairPool
+from regularized.understanding.homomorphism_error.penalty import CompositionOperators
+from regularized.understanding.homomorphism_error.pool import PairPool
+from regularized.understanding.homomorphism_error.term import Compositionality
 
 _WORDS = [VOCABULARY.index(word) for word in WORDS]
 _MODIFIERS = [VOCABULARY.index(word) for word in MODIFIERS]

@@ -9,16 +9,13 @@ from torch import Tensor, nn
 
 from regularized.evidence.contract import DiagnosticSubject, Subject
 from regularized.training.terms import CrossEntropy
-from regularized.understanding.homomorphism_error.penalty import (
-    Compositionality,
-    CompositionOperators,
-    composition_loss,
-)
+from regularized.understanding.homomorphism_error.penalty import CompositionOperators, composition_loss
 from regularized.understanding.homomorphism_error.probes import (
     homomorphism_error,
     modifier_triples,
     segment_triples,
 )
+from regularized.understanding.homomorphism_error.term import Compositionality
 
 _WORDS, _MODIFIERS = (1, 2), (3, 4)
 

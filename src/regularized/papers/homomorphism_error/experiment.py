@@ -23,12 +23,8 @@ from torch.nn import functional as F
 from regularized.evidence.experiment import About, Measurements, Tuning, data_fingerprint
 from regularized.evidence.models import seeded
 from regularized.understanding.homomorphism_error.command_language import MODIFIERS, VOCABULARY, WORDS, commands, encode
-from regularized.understanding.homomorphism_error.penalty import (
-    CompositionOperators,
-    PairPool,
-    composition_loss,
-    find_pairs,
-)
+from regularized.understanding.homomorphism_error.penalty import CompositionOperators, composition_loss, find_pairs
+from regularized.understanding.homomorphism_error.pool import PairPool
 from regularized.understanding.homomorphism_error.probes import homomorphism_error, modifier_triples, segment_triples
 
 _WORDS = [VOCABULARY.index(word) for word in WORDS]

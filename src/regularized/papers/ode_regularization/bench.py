@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from regularized.evidence.bench import StepFunction, Workload
 from regularized.evidence.models import seeded
-from regularized.scientific.ode_regularization.layer import solver_penalty
 from regularized.scientific.ode_regularization.ode_solver import odeint
+from regularized.scientific.ode_regularization.penalty import solver_penalty
 from regularized.scientific.ode_regularization.solver_statistics import SolverStatistics
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

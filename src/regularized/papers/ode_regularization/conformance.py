@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regularized.evidence.conformance import Case, UnknownCase
-from regularized.scientific.ode_regularization.layer import solver_penalty
 from regularized.scientific.ode_regularization.ode_solver import SolverStatistics, odeint_on_grid
 from regularized.scientific.ode_regularization.ode_tableaus import PAIRS
+from regularized.scientific.ode_regularization.penalty import solver_penalty
 from regularized.scientific.ode_regularization.sde_solver import Increment, sdeint_on_grid
 from regularized.scientific.ode_regularization.sde_tableaus import STOCHASTIC
 

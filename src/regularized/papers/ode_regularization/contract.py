@@ -10,11 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from regularized.evidence.contract import Classification, NotApplicable, Subject, plain
-from regularized.scientific.ode_regularization.layer import (
-    NeuralODE,
-    SolverRegularization,
-    exponential_decay,
-)
+from regularized.scientific.ode_regularization.layer import NeuralODE
+from regularized.scientific.ode_regularization.term import SolverRegularization, exponential_decay
 
 FEATURES, CLASSES = 4, 3
 TASK = Classification(FEATURES, CLASSES, random_labels=True)

@@ -29,8 +29,10 @@ from torch.nn import functional as F
 from regularized.evidence.datasets import Split, digits, mnist
 from regularized.evidence.experiment import About, Measurements, Tuning, data_fingerprint
 from regularized.evidence.models import seeded
-from regularized.scientific.ode_regularization.layer import NeuralODE, NeuralSDE, exponential_decay, solver_penalty
+from regularized.scientific.ode_regularization.layer import NeuralODE, NeuralSDE
 from regularized.scientific.ode_regularization.local import LocalNeuralODE, RandomEndTime
+from regularized.scientific.ode_regularization.penalty import solver_penalty
+from regularized.scientific.ode_regularization.term import exponential_decay
 from regularized.training.data import TensorData
 from regularized.training.progress import Progress
 

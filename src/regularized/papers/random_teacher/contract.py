@@ -7,7 +7,8 @@ from torch import nn
 
 from regularized.evidence.contract import Classification, Subject, plain
 from regularized.evidence.models import seeded
-from regularized.self_supervised.random_teacher.teacher import MatchRandomTeacher, RandomTeacher
+from regularized.self_supervised.random_teacher.teacher import RandomTeacher
+from regularized.self_supervised.random_teacher.term import MatchRandomTeacher
 
 FEATURES, CLASSES = 5, 3
 TASK = Classification(FEATURES, CLASSES, hidden=(8,), random_labels=True)

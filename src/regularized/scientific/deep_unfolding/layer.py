@@ -21,23 +21,13 @@ The data term has the factor 1/2; without it the thresholds would differ.
 
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from regularized.training.step import Step
-from regularized.training.terms import Term
+from regularized.scientific.deep_unfolding.loss import check_problem
 
-__all__ = [
-    "RecoveryObjective",
-    "SparseObjective",
-    "Unfolded",
-    "UnfoldedIHT",
-    "UnfoldedISTA",
-    "hard_threshold",
-    "soft_threshold",
-]
+__all__ = ["Unfolded", "UnfoldedIHT", "UnfoldedISTA", "hard_threshold", "soft_threshold"]
 
 
 def soft_threshold(r: Tensor, theta: Tensor | float) -> Tensor:
@@ -70,43 +60,6 @@ def hard_threshold(r: Tensor, theta: Tensor | float) -> Tensor:
         tensor([-2.,  0.,  3.])
     """
     return torch.where(r.abs() <= theta, 0.0, r)  # asked this way round, nan stays nan
-
-
-class SparseObjective(nn.Module):
-    """What ISTA and IHT minimise: ``1/2 ||y - A x||² + penalty * ||x||``, one value a signal.
-
-    As a loss it needs no true signals. The l0 norm is part of the value, but its gradient is 0: training on it sees the
-    misfit on the present support only.
-
-    Args:
-        matrix: (M, N).
-        penalty: lambda, > 0.
-        norm: ``"l1"`` (default) or ``"l0"``.
-
-    Raises:
-        ValueError: matrix, penalty or norm is not as above.
-
-    Examples:
-        >>> objective = SparseObjective(torch.eye(2), 0.5)
-        >>> objective(torch.tensor([[2.0, 0.0]]), torch.tensor([[3.0, 0.0]]))
-        tensor([1.5000])
-    """
-
-    matrix: Tensor
-
-    def __init__(self, matrix: Tensor, penalty: float, *, norm: Literal["l1", "l0"] = "l1") -> None:
-        super().__init__()
-        _check_problem(matrix, penalty)
-        if norm not in ("l1", "l0"):
-            raise ValueError(f"norm must be 'l1' or 'l0', got {norm!r}")
-        self.register_buffer("matrix", matrix.detach().clone())
-        self.penalty, self.norm = penalty, norm
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Signals (..., N) and measurements (..., M) to values (...,)."""
-        misfit = (y - x @ self.matrix.T).square().sum(dim=-1)
-        size = x.abs().sum(dim=-1) if self.norm == "l1" else (x != 0).sum(dim=-1).to(x.dtype)
-        return 0.5 * misfit + self.penalty * size
 
 
 class Unfolded(nn.Module):
@@ -221,7 +174,7 @@ class _UnfoldedSparse(Unfolded):
     gradient: _Misfit
 
     def __init__(self, matrix: Tensor, penalty: float, *, layers: int, tie_threshold: bool = True) -> None:
-        _check_problem(matrix, penalty)
+        check_problem(matrix, penalty)
         self.penalty = penalty
         largest = float(torch.linalg.matrix_norm(matrix.double(), 2)) ** 2
         # The gradient is a module, so nn.Module's own machinery must be ready before it is set.
@@ -335,52 +288,6 @@ class UnfoldedIHT(_UnfoldedSparse):
 
     def _threshold(self, r: Tensor, theta: Tensor) -> Tensor:
         return hard_threshold(r, theta)
-
-
-class RecoveryObjective(Term):
-    """The objective as a term of the loop: the batch's inputs are measurements, the model's output signals.
-
-    Targets are not looked at. For supervised training use ``Loss`` with a squared error.
-
-    Args:
-        objective: for example :class:`SparseObjective`, called as ``objective(x, y)`` for one value a signal.
-        weight: coefficient; default 1.
-
-    Raises:
-        ValueError: the objective returned another shape than one value a signal.
-
-    Examples:
-        >>> from regularized.training.progress import Progress
-        >>> from regularized.training.step import Batch
-        >>> matrix, y = torch.eye(2), torch.tensor([[3.0, 0.0]])
-        >>> step = Step(UnfoldedISTA(matrix, 0.5, layers=1), Batch.of({"inputs": y}), Progress(0, 1))
-        >>> RecoveryObjective(SparseObjective(matrix, 0.5))(step).item()
-        1.375
-    """
-
-    def __init__(self, objective: Callable[[Tensor, Tensor], Tensor], *, weight: float = 1.0) -> None:
-        super().__init__(weight=weight)
-        self.objective = objective
-
-    def forward(self, step: Step) -> Tensor:
-        """Sum of the objective over the signals of the batch."""
-        values = self.objective(step.logits, step.batch.inputs)
-        if values.shape != (step.batch.size,):
-            raise ValueError(f"the objective must return one value a signal, got shape {tuple(values.shape)}")
-        return values.sum()
-
-
-def _check_problem(matrix: Tensor, penalty: float) -> None:
-    if matrix.ndim != 2:
-        raise ValueError(f"matrix must be (measurements, signal entries), got shape {tuple(matrix.shape)}")
-    if matrix.is_complex():
-        raise ValueError(
-            "a complex matrix is not supported; stack real and imaginary parts: [[Re, -Im], [Im, Re]], signals alike"
-        )
-    if not bool(matrix.isfinite().all()):
-        raise ValueError("matrix must be finite")
-    if not (math.isfinite(penalty) and penalty > 0.0):
-        raise ValueError(f"penalty (lambda) must be a finite number > 0, got {penalty}")
 
 
 def _check_steps(module: nn.Module, _keys: object) -> None:

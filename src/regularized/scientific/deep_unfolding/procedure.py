@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from regularized.scientific.deep_unfolding.layer import SparseObjective, Unfolded, UnfoldedIHT, UnfoldedISTA
+from regularized.scientific.deep_unfolding.layer import Unfolded, UnfoldedIHT, UnfoldedISTA
+from regularized.scientific.deep_unfolding.loss import SparseObjective
 
 __all__ = ["BernoulliGaussian", "IncrementalTraining"]
 

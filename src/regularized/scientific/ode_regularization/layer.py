@@ -1,141 +1,21 @@
-"""Regularising the solver's own heuristics: for neural differential equations that need ever more evaluations.
+"""Layers whose output is the solution of a differential equation, and which keep what the solver knows of its steps.
 
-An adaptive solver computes a local error for each step, and nearly for free an estimate of stiffness. Added to the
-loss, they teach dynamics that the solver integrates in few steps, without higher derivatives.
-
-    Pal, Ma, Shah, Rackauckas, "Opening the Blackbox: Accelerating Neural Differential Equations by Regularizing
-    Internal Solver Heuristics", ICML 2021, arXiv 2105.03918. Official code: avik-pal/RegNeuralDE.jl at bb252b5 (MIT).
-
-============  ====================  ===========================================================================
-paper         here                  meaning
-============  ====================  ===========================================================================
-E_j abs h_j   ``"error"``           scaled local error of step j times its length
-S_j           ``"stiffness"``       estimate of stiffness over the size of the stability region
-R_ES          ``"both"``            error + 0.1 stiffness
-lambda        ``weight``            coefficient, falling exponentially over the epochs
-============  ====================  ===========================================================================
-
-Paper and code differ: the paper sums over the steps, the code takes the mean (of errors), the largest (of stiffness for
-ODEs) or the sum (its spiral). ``reduction`` offers all three, by default the mean. The paper speaks of the local error;
-the code, and we, divide it by the tolerance. The code's mean may hold one more term from before the first step; ours
-does not.
+:mod:`regularized.scientific.ode_regularization.penalty` has the paper and its symbols.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from regularized.scientific.ode_regularization.ode_solver import Field, check_pair, check_times, odeint, odeint_on_grid
 from regularized.scientific.ode_regularization.sde_solver import sdeint, sdeint_on_grid
 from regularized.scientific.ode_regularization.sde_tableaus import STOCHASTIC
 from regularized.scientific.ode_regularization.solver_statistics import Norm, Solution, SolverStatistics
-from regularized.training.progress import Coefficient, Progress, Schedule
-from regularized.training.step import Step
-from regularized.training.terms import Term
 
-__all__ = ["NeuralODE", "NeuralSDE", "SolverRegularization", "exponential_decay", "solver_penalty"]
-
-Kind: TypeAlias = Literal["error", "stiffness", "both"]
-Reduction: TypeAlias = Literal["mean", "sum", "max"]
-STIFFNESS_SHARE = 0.1  # of the combined regulariser, from the official code
+__all__ = ["NeuralODE", "NeuralSDE"]
 
 
-def solver_penalty(statistics: SolverStatistics, *, kind: Kind = "error", reduction: Reduction = "mean") -> Tensor:
-    """The regulariser of one solve: R_E, R_S or R_ES.
-
-    Errors are relative to the tolerance, so an accepted step has at most 1, and the mean is at most the mean step: this
-    is why coefficients of 10 to 100 are usual.
-
-    Args:
-        statistics: of a solve with gradients.
-        kind: ``"error"`` (default), ``"stiffness"`` or ``"both"``.
-        reduction: over the steps: ``"mean"`` (default), ``"sum"`` or ``"max"``.
-
-    Returns:
-        Scalar; the mean over rows where the solve had ``norm="sample"``.
-
-    Raises:
-        ValueError: unknown kind or reduction, or stiffness of a method that has no estimate.
-        RuntimeError: the statistics have no graph, or were already back-propagated.
-
-    Examples:
-        >>> rate = torch.tensor(-2.0, requires_grad=True)
-        >>> solution = odeint(lambda t, u: rate * u, torch.ones(3, 1), [0.0, 1.0])
-        >>> penalty = solver_penalty(solution.statistics, kind="stiffness")
-        >>> round(float(penalty) * 3.5068, 3)
-        2.0
-    """
-    check_kind(kind, reduction)
-    if not statistics.recorded:
-        raise RuntimeError(
-            "these solver statistics carry no graph: they come from eval() mode or from a solve without gradients. "
-            "Call the layer in train() mode, with gradients switched on, before the penalty"
-        )
-    if statistics.spent:
-        raise RuntimeError(
-            "these solver statistics were back-propagated already; call the layer on the new batch before its penalty"
-        )
-    values = torch.zeros(())
-    if kind in ("error", "both"):
-        values = statistics.errors_times_steps
-    if kind in ("stiffness", "both"):
-        stiffness = statistics.stiffness / cast(float, statistics.stability_size)
-        values = stiffness if kind == "stiffness" else values + STIFFNESS_SHARE * stiffness
-    if reduction == "max":
-        penalty = values.amax(dim=0).mean()
-    else:
-        penalty = (values.mean(dim=0) if reduction == "mean" else values.sum(dim=0)).mean()
-    if penalty.requires_grad:
-        penalty.register_hook(lambda _gradient: setattr(statistics, "spent", True))
-    return penalty
-
-
-def check_kind(kind: str, reduction: str) -> None:
-    """Refuse unknown names.
-
-    Raises:
-        ValueError: with what is allowed.
-    """
-    if kind not in ("error", "stiffness", "both"):
-        raise ValueError(f'kind must be "error", "stiffness" or "both", got {kind!r}')
-    if reduction not in ("mean", "sum", "max"):
-        raise ValueError(f'reduction must be "mean", "sum" or "max", got {reduction!r}')
-
-
-@dataclass(frozen=True, slots=True)
-class _ExponentialDecay:
-    start: float
-    end: float
-
-    def __call__(self, progress: Progress) -> float:
-        share = progress.epoch / progress.total_epochs if progress.total_epochs else 0.0
-        value: float = self.start * (self.end / self.start) ** min(share, 1.0)
-        return value
-
-
-def exponential_decay(start: float, end: float) -> Schedule:
-    """The paper's annealing: ``start exp(-k epoch)``, which would be ``end`` after the last epoch.
-
-    Args:
-        start: coefficient in the first epoch, > 0; the paper's MNIST has 100.
-        end: > 0; there 10.
-
-    Raises:
-        ValueError: a value is not positive.
-
-    Examples:
-        >>> decay = exponential_decay(100.0, 10.0)
-        >>> [round(decay(Progress(0, 1, epoch=e, total_epochs=4)), 2) for e in (0, 2, 4)]
-        [100.0, 31.62, 10.0]
-    """
-    if not (start > 0.0 and end > 0.0):
-        raise ValueError(f"start and end of an exponential decay must be > 0, got {start} and {end}")
-    return _ExponentialDecay(start, end)
-
-
-class _Layer(nn.Module):
+class SolverLayer(nn.Module):
     """What both layers share: time span, tolerances, statistics of the last call."""
 
     def __init__(
@@ -194,7 +74,7 @@ class _Layer(nn.Module):
         )
 
 
-class NeuralODE(_Layer):
+class NeuralODE(SolverLayer):
     """A layer whose output is the solution of ``u' = f(t, u)`` at the end of a time span.
 
     Gradients go through the accepted steps. In ``eval()`` mode the same solver runs without a graph for its errors.
@@ -222,6 +102,8 @@ class NeuralODE(_Layer):
         ValueError: a setting is outside its range.
 
     Examples:
+        >>> import torch
+        >>> from regularized.scientific.ode_regularization.penalty import solver_penalty
         >>> class Field(nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
@@ -288,7 +170,7 @@ class NeuralODE(_Layer):
         return self._finish(solution)
 
 
-class NeuralSDE(_Layer):
+class NeuralSDE(SolverLayer):
     """A layer whose output is one path of ``du = drift dt + diffusion dW`` at the end of a time span.
 
     Args:
@@ -310,6 +192,7 @@ class NeuralSDE(_Layer):
         ValueError: a setting is outside its range.
 
     Examples:
+        >>> import torch
         >>> layer = NeuralSDE(lambda t, u: -u, lambda t, u: 0.1 * u)
         >>> layer(torch.ones(4, 2)).shape
         torch.Size([4, 2])
@@ -361,52 +244,3 @@ class NeuralSDE(_Layer):
                 record=self.training,
             )
         return self._finish(solution)
-
-
-class SolverRegularization(Term):
-    """The penalty of all :class:`NeuralODE` and :class:`NeuralSDE` layers of a model, as a term of the loss.
-
-    The errors are there anyway; their gradient costs some arithmetic on the state in each step, little beside a field
-    that is not small. Not for loose tolerances or models where a solve takes a few steps only; and a coefficient ten
-    times too large costs accuracy and can make training unsteady: watch both.
-
-    Args:
-        kind: ``"error"`` (default), ``"stiffness"`` or ``"both"``.
-        reduction: over the steps of a layer: ``"mean"`` (default, official code), ``"sum"`` or ``"max"`` (official code
-            for stiffness of ODEs).
-        weight: coefficient, a number or a schedule. Default ``exponential_decay(100, 10)``, the paper's for errors on
-            MNIST; it has 0.1 for stiffness and 10 for both.
-
-    Raises:
-        ValueError: unknown kind or reduction; the model has no such layer.
-        RuntimeError: a layer is in ``eval()`` mode while the term is not.
-
-    Examples:
-        >>> from regularized.training.step import Batch
-        >>> model = NeuralODE(lambda t, u: u.tanh(), rtol=1e-5, atol=1e-5)
-        >>> step = Step(model, Batch.of(torch.randn(4, 2).requires_grad_()), Progress(0, 1))
-        >>> bool(SolverRegularization()(step) > 0)
-        True
-    """
-
-    def __init__(
-        self, *, kind: Kind = "error", reduction: Reduction = "mean", weight: Coefficient | None = None
-    ) -> None:
-        super().__init__(weight=exponential_decay(100.0, 10.0) if weight is None else weight)
-        check_kind(kind, reduction)
-        self.kind: Kind = kind
-        self.reduction: Reduction = reduction
-
-    def forward(self, step: Step) -> Tensor:
-        """Batch size times the sum of the layers' penalties; 0 in ``eval()`` mode."""
-        output = step.output  # the solves
-        layers = [module for module in step.model.modules() if isinstance(module, _Layer)]
-        if not layers:
-            raise ValueError(
-                f"SolverRegularization found no NeuralODE or NeuralSDE in {type(step.model).__name__}; it needs one"
-            )
-        if not self.training:
-            first = output if isinstance(output, Tensor) else layers[0].statistics.errors
-            return first.new_zeros(())
-        total = [solver_penalty(layer.statistics, kind=self.kind, reduction=self.reduction) for layer in layers]
-        return torch.stack(total).sum() * step.batch.size

@@ -45,7 +45,7 @@ class LocalNeuralODE(NeuralODE):
         ValueError: unknown sampling, steps that are fixed, or a biased step from a constant state.
 
     Examples:
-        >>> from regularized.scientific.ode_regularization.layer import solver_penalty
+        >>> from regularized.scientific.ode_regularization.penalty import solver_penalty
         >>> layer = LocalNeuralODE(lambda t, u: u.tanh())
         >>> out = layer(torch.randn(4, 2, requires_grad=True))
         >>> len(layer.statistics.step_sizes)

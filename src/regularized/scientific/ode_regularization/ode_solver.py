@@ -24,7 +24,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from torch.utils.checkpoint import checkpoint
 
 from regularized.scientific.ode_regularization.ode_tableaus import PAIRS, EmbeddedPair
 from regularized.scientific.ode_regularization.solver_statistics import (
+    LastStages,
     Norm,
     Solution,
     SolverStatistics,
@@ -62,6 +63,22 @@ def combine(u: Tensor, weights: Sequence[float], h: float, stages: Sequence[Tens
     return u if total is None else total
 
 
+class _Attempt(NamedTuple):
+    """What one attempt of a step finds.
+
+    Args:
+        error: scaled error, of which at most 1 is accepted.
+        state: at the end of the step.
+        before: state of the last stage but one.
+        stages: k_2, ..., k_s, of which the last is the derivative at the end.
+    """
+
+    error: Tensor
+    state: Tensor
+    before: Tensor
+    stages: tuple[Tensor, ...]
+
+
 class _Pair:
     """One attempt of a step: stages, next state, scaled error."""
 
@@ -89,19 +106,17 @@ class _Pair:
         self.statistics.evaluations += 1
         return evaluate(self.f, t, u)
 
-    def attempt(self, t: float, h: float, u: Tensor, k: Tensor) -> list[Tensor]:
-        """``[error, next state, g of the last stage but one, k_2, ..., k_s]``."""
+    def attempt(self, t: float, h: float, u: Tensor, k: Tensor) -> _Attempt:
+        """One step of length h from u, whose derivative is k."""
         self.statistics.evaluations += self.pair.evaluations
         if not torch.is_grad_enabled():
             return self._in_buffer(t, h, u, k)
         if self.recompute:
-            out = checkpoint(self._stages, t, h, u, k, use_reentrant=False, preserve_rng_state=False)
-        else:
-            out = self._stages(t, h, u, k)
-        stages: list[Tensor] = list(out)
-        return stages
+            out: _Attempt = checkpoint(self._stages, t, h, u, k, use_reentrant=False, preserve_rng_state=False)
+            return out
+        return self._stages(t, h, u, k)
 
-    def _stages(self, t: float, h: float, u: Tensor, k: Tensor) -> list[Tensor]:
+    def _stages(self, t: float, h: float, u: Tensor, k: Tensor) -> _Attempt:
         ks, g, before = [k], u, u
         for row, time in zip(self.pair.a, self._times(t, h), strict=True):
             before, g = g, combine(u, row, h, ks)
@@ -111,9 +126,9 @@ class _Pair:
             used = [(h * weight, k) for weight, k in zip(self.pair.error, ks, strict=True) if weight]
             weights, stages = zip(*used, strict=True)
             error = scaled_error_of_stages(weights, stages, u, new, rtol=self.rtol, atol=self.atol, norm=self.norm)
-        return [error, new, before, *ks[1:]]
+        return _Attempt(error, new, before, tuple(ks[1:]))
 
-    def _in_buffer(self, t: float, h: float, u: Tensor, k: Tensor) -> list[Tensor]:
+    def _in_buffer(self, t: float, h: float, u: Tensor, k: Tensor) -> _Attempt:
         """The same; k_2, ... but for the last lie in the buffer, where the next attempt overwrites them."""
         if self.buffer is None:
             self.buffer = _Buffer(self.pair, self.weights, u)
@@ -129,19 +144,19 @@ class _Pair:
         new = g if self.pair.solution is None else torch.addmv(flat, sums[-1], weights[-1]).view(shape)
         local = torch.mv(sums[-1], weights[len(self.pair.a)]).view(shape)
         error = scaled_error(local, u, new, rtol=self.rtol, atol=self.atol, norm=self.norm)
-        return [error, new, before, *stages[1:-1], k]
+        return _Attempt(error, new, before, (*stages[1:-1], k))
 
     def _times(self, t: float, h: float) -> tuple[Tensor, ...]:
         return self.nodes.mul(h).add_(t).unbind()
 
-    def accept(self, h: float, out: list[Tensor]) -> None:
-        error, new, before = out[:3]
-        self.statistics.accept(abs(h), error, (out[-1], out[-2], new, before))
+    def accept(self, h: float, done: _Attempt) -> None:
+        last = LastStages(k=done.stages[-1], k_before=done.stages[-2], g=done.state, g_before=done.before)
+        self.statistics.accept(abs(h), done.error, last)
 
-    def between(self, x: float, h: float, u: Tensor, k: Tensor, out: list[Tensor]) -> Tensor:
+    def between(self, x: float, h: float, u: Tensor, k: Tensor, done: _Attempt) -> Tensor:
         """State at the share x of the step."""
         weights = [sum(p * x ** (q + 1) for q, p in enumerate(row)) for row in self.pair.dense]
-        return combine(u, weights, h, [k, *out[3:]])
+        return combine(u, weights, h, [k, *done.stages])
 
 
 def _sums(pair: EmbeddedPair) -> list[tuple[float, ...]]:
@@ -254,20 +269,20 @@ def odeint(
         last = (end - now - h) * direction <= 1e-10 * abs(h)
         if last:
             h = end - now
-        out = solver.attempt(now, h, u, k)
-        error = read_error(out[0], time=now, h=h, state=u)
+        done = solver.attempt(now, h, u, k)
+        error = read_error(done.error, time=now, h=h, state=u)
         if error > 1.0:
             statistics.rejected += 1
             h = control.rejected(h, error)
             check_progress(attempts, max_steps, time=now, h=h, error=error)
             continue
-        solver.accept(h, out)
+        solver.accept(h, done)
         reached = end if last else now + h
         while wanted < len(t) and (t[wanted] - reached) * direction <= 0.0:
             x = (t[wanted] - now) / h
-            states.append(out[1] if t[wanted] == reached else solver.between(x, h, u, k, out))
+            states.append(done.state if t[wanted] == reached else solver.between(x, h, u, k, done))
             wanted += 1
-        now, u, k = reached, out[1], out[-1]
+        now, u, k = reached, done.state, done.stages[-1]
         h = control.accepted(h, error)
         if wanted < len(t):
             check_progress(attempts, max_steps, time=now, h=h, error=error)
@@ -318,9 +333,9 @@ def odeint_on_grid(
     u, k = u0, solver.derivative(t[0], u0)
     states = [u0]
     for now, reached in pairwise(t):
-        out = solver.attempt(now, reached - now, u, k)
-        solver.accept(reached - now, out)
-        u, k = out[1], out[-1]
+        done = solver.attempt(now, reached - now, u, k)
+        solver.accept(reached - now, done)
+        u, k = done.state, done.stages[-1]
         states.append(u)
     return Solution(torch.stack(states), statistics)
 

@@ -31,6 +31,7 @@ from regularized.scientific.ode_regularization.ode_solver import (
 )
 from regularized.scientific.ode_regularization.sde_tableaus import STOCHASTIC, StochasticTableau
 from regularized.scientific.ode_regularization.solver_statistics import (
+    LastStages,
     Norm,
     Solution,
     SolverStatistics,
@@ -142,6 +143,14 @@ class BrownianPath:
         return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=self._generator)
 
 
+class _Attempt(NamedTuple):
+    """What one attempt of a step finds: the state at its end, the scaled error, and its last two stages."""
+
+    state: Tensor
+    error: Tensor
+    last: LastStages
+
+
 class _Method:
     """One attempt of a step."""
 
@@ -168,10 +177,8 @@ class _Method:
         except ValueError as error:
             raise ValueError(f"diffusion must return the shape of u (diagonal noise): {error}") from None
 
-    def attempt(
-        self, t: float, u: Tensor, piece: Increment
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Next state, scaled error, and what the stiffness estimate needs."""
+    def attempt(self, t: float, u: Tensor, piece: Increment) -> _Attempt:
+        """One step from u along a piece of the path."""
         self.statistics.evaluations += 4
         table, h = self.table, piece.length
         root = h**0.5
@@ -198,7 +205,7 @@ class _Method:
             error = scaled_error_of_stages(
                 (1.0, h, h, h, h), (e2, *k), u, new, rtol=self.rtol, atol=self.atol, norm=self.norm
             )
-        return new, error, (k[3], k[2], h0[3], h0[2])
+        return _Attempt(new, error, LastStages(k=k[3], k_before=k[2], g=h0[3], g_before=h0[2]))
 
 
 def weighted(weights: Sequence[float], stages: Sequence[Tensor]) -> Tensor:
@@ -294,15 +301,15 @@ def sdeint(
             last = end - now - h <= 1e-10 * h
             length = end - now if last else h
             piece = path.ahead(length)
-            new, scaled, stages = solver.attempt(now, u, piece)
-            error = read_error(scaled, time=now, h=length, state=u)
+            done = solver.attempt(now, u, piece)
+            error = read_error(done.error, time=now, h=length, state=u)
             if error > 1.0:
                 solver.statistics.rejected += 1
                 h = control.rejected(length, error)
             else:
-                solver.statistics.accept(length, scaled, stages)
+                solver.statistics.accept(length, done.error, done.last)
                 path.advance(length)
-                now, u = end if last else now + length, new
+                now, u = end if last else now + length, done.state
                 # A step that was shortened to end at a time says nothing against the longer one.
                 h = max(control.accepted(length, error), h if last else 0.0)
             if now < t[-1]:
@@ -366,8 +373,9 @@ def sdeint_on_grid(
             path.advance(reached - now)
         else:
             piece = increments[number]._replace(length=reached - now)
-        u, error, stages = solver.attempt(now, u, piece)
-        solver.statistics.accept(reached - now, error, stages)
+        done = solver.attempt(now, u, piece)
+        solver.statistics.accept(reached - now, done.error, done.last)
+        u = done.state
         states.append(u)
     return Solution(torch.stack(states), solver.statistics)
 

@@ -5,7 +5,7 @@ The estimate of stiffness: Hairer & Wanner, "Solving Ordinary Differential Equat
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,6 +14,22 @@ __all__ = ["Solution", "SolverStatistics"]
 
 Norm: TypeAlias = Literal["batch", "sample"]
 # Shapes: B samples, N accepted steps, T times that were asked for; the state is (B, ...) or anything else.
+
+
+class LastStages(NamedTuple):
+    """The last two stages of a step, both at its end: what an estimate of stiffness is made of.
+
+    Args:
+        k: derivative in the last stage.
+        k_before: in the one before.
+        g: state at which k was taken.
+        g_before: likewise.
+    """
+
+    k: Tensor
+    k_before: Tensor
+    g: Tensor
+    g_before: Tensor
 
 
 class SolverStatistics:
@@ -46,15 +62,15 @@ class SolverStatistics:
         self._method = method
         self._norm: Norm = norm
         self._errors: list[Tensor] = []
-        self._last_stages: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._last_stages: list[LastStages] = []
         self._stiffness: Tensor | None = None
 
-    def accept(self, size: float, error: Tensor, last_stages: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-        """Note an accepted step; ``last_stages`` are k and k before it, g and g before it, of the last two stages."""
+    def accept(self, size: float, error: Tensor, last: LastStages) -> None:
+        """Note an accepted step."""
         self.step_sizes.append(size)
         self._errors.append(error)
         if self.recorded:
-            self._last_stages.append(last_stages)
+            self._last_stages.append(last)
 
     def only(self, number: int) -> "SolverStatistics":
         """One of the steps, with its graph and no evaluations."""
@@ -90,9 +106,7 @@ class SolverStatistics:
         if not self.recorded:
             raise ValueError("stiffness needs the stages of a solve with record=True and gradients switched on")
         if self._stiffness is None:
-            self._stiffness = torch.stack(
-                [largest_eigenvalue(*stages, norm=self._norm) for stages in self._last_stages]
-            )
+            self._stiffness = torch.stack([largest_eigenvalue(last, norm=self._norm) for last in self._last_stages])
         return self._stiffness
 
 
@@ -119,11 +133,11 @@ def rms(x: Tensor, norm: Norm) -> Tensor:
     return each
 
 
-def largest_eigenvalue(k_last: Tensor, k_before: Tensor, g_last: Tensor, g_before: Tensor, *, norm: Norm) -> Tensor:
+def largest_eigenvalue(last: LastStages, *, norm: Norm) -> Tensor:
     """Estimate of its magnitude from two stages at the same time; 0 where they coincide."""
-    difference = rms(g_last - g_before, norm)
+    difference = rms(last.g - last.g_before, norm)
     # Where the states coincide so do their derivatives: 0 / 1, with gradient 0, and never 0 / 0.
-    return rms(k_last - k_before, norm) / torch.where(difference > 0, difference, 1.0)
+    return rms(last.k - last.k_before, norm) / torch.where(difference > 0, difference, 1.0)
 
 
 def scaled_error(error: Tensor, u: Tensor, new: Tensor, *, rtol: float, atol: Tensor, norm: Norm) -> Tensor:

@@ -43,16 +43,14 @@ from regularized.self_supervised.random_teacher.loss import (
     distillation_losses,
 )
 from regularized.training.finite import NonFiniteLoss
-from regularized.training.progress import Coefficient, as_schedule
-from regularized.training.step import Step, call_model
-from regularized.training.terms import Term
+from regularized.training.step import call_model
 
-__all__ = ["MatchRandomTeacher", "RandomTeacher"]
+__all__ = ["RandomTeacher"]
 
 # Shapes: B samples of a batch, N of the training set, C outputs, K features of a bottleneck.
 
 
-class _FrozenTeacher(nn.Module):
+class FrozenTeacher(nn.Module):
     """What the wrapper and the term share: the frozen teacher, the loss, and what is remembered of the teacher."""
 
     remembered: Tensor | None
@@ -161,7 +159,7 @@ class _FrozenTeacher(nn.Module):
         )
 
 
-class RandomTeacher(_FrozenTeacher):
+class RandomTeacher(FrozenTeacher):
     """Student and random teacher as one loss, for a loop of your own: ``RandomTeacher(...)(x).backward()``.
 
     The teacher is frozen, set to evaluation mode and stays so, whatever mode this module or one around it is put into.
@@ -306,79 +304,6 @@ class RandomTeacher(_FrozenTeacher):
     def set_extra_state(self, state: Tensor) -> None:
         """Number of steps, from the ``state_dict``."""
         self.steps = int(state)
-
-
-class MatchRandomTeacher(_FrozenTeacher):
-    """The same as a term of the loop, whose model is the student: alone, or as a control beside another loss.
-
-    Args:
-        teacher: network to outputs of the student's shape, never trained; kept and frozen in place.
-        loss: see :class:`RandomTeacher`; default ``"kl"``.
-        student_temperature: default 1 (official).
-        teacher_temperature: default 1 (official).
-        statistics: what the teacher's batch normalisation uses; default ``"running"`` (official).
-        weight: coefficient, a number or a schedule; default 1.
-
-    Attributes:
-        teacher: the frozen teacher; ``teacher.module`` is the network. It is part of the ``state_dict``.
-
-    Raises:
-        ValueError: student and teacher are the same or share memory; a setting is not allowed; at a step, outputs of
-            different shapes or of one class, or no index after :meth:`remember`.
-        RuntimeError: at a step, somebody made the teacher trainable or changed its mode.
-
-    Warns:
-        NoEffectWarning: the student is a copy of the teacher and nothing tells them apart.
-
-    Examples:
-        >>> from functools import partial
-        >>> from regularized.training import TensorData, Trainer
-        >>> def network():
-        ...     return nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 16))
-        >>> x, match = torch.randn(400, 64), MatchRandomTeacher(network())
-        >>> match.remember(x)
-        >>> adamw = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0)
-        >>> trainer = Trainer(network(), terms={"match": match}, optimizer=adamw)
-        >>> _ = trainer.fit(TensorData(x, batch_size=100), epochs=1)
-    """
-
-    per_step = False
-    taps: tuple[str, ...] = ()
-    count = Term.count
-
-    def __init__(
-        self,
-        teacher: nn.Module,
-        *,
-        loss: Loss = "kl",
-        student_temperature: float = 1.0,
-        teacher_temperature: float = 1.0,
-        statistics: Statistics = "running",
-        weight: Coefficient = 1.0,
-    ) -> None:
-        super().__init__(
-            teacher,
-            loss=loss,
-            student_temperature=student_temperature,
-            teacher_temperature=teacher_temperature,
-            statistics=statistics,
-        )
-        as_schedule(weight, name="weight")
-        self.weight = weight
-
-    def attach(self, model: nn.Module) -> None:
-        """Look at the student before the training begins: apart from the teacher, and not at the fixed point."""
-        self._check_student(model)
-
-    def forward(self, step: Step) -> Tensor:
-        """Sum of the losses over the batch."""
-        logits = step.logits
-        recalled = self._recall(step.batch.index, len(logits))
-        if recalled is None:
-            targets = step.forward(step.inputs, model=self.teacher, grad=False)
-        else:
-            targets = self._outputs(recalled)
-        return self._losses(logits, targets).sum()
 
 
 def _is_fixed_point(student: nn.Module, teacher: Frozen) -> bool:

@@ -11,17 +11,14 @@ from regularized.understanding.grokking.modular_arithmetic import (
 from regularized.understanding.grokking.phase_diagram import PhaseDiagram, phase_diagram
 from regularized.understanding.grokking.phases import Phase, TrainingPhases, detect_phases, phase_of
 from regularized.understanding.grokking.plot import plot_grokking
+from regularized.understanding.grokking.pruning import neuron_masks, prune_by_score_, pruning_sweep
+from regularized.understanding.grokking.report import MemorizationProbe, subset_accuracies
 from regularized.understanding.grokking.scores import (
-    MemorizationProbe,
     gini,
     inverse_participation_ratio,
     neuron_ipr,
-    neuron_masks,
-    prune_by_score_,
-    pruning_sweep,
     score_correlation,
     spectrum,
-    subset_accuracies,
 )
 
 __all__ = [
