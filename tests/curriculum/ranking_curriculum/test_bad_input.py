@@ -23,7 +23,6 @@ from regularized.curriculum.ranking_curriculum.first_stage import (
     reciprocal_rank,
 )
 from regularized.curriculum.ranking_curriculum.loss import (
-    DifficultyWeighted,
     DifficultyWeightedLoss,
     RankingCurriculum,
     pairwise_difficulty,
@@ -35,6 +34,7 @@ from regularized.curriculum.ranking_curriculum.reranker_losses import (
     pointwise_cross_entropy_loss,
     two_output_pairwise_loss,
 )
+from regularized.curriculum.ranking_curriculum.term import DifficultyWeighted
 from regularized.papers.ranking_curriculum.contract import SAMPLES, difficulties, point_data, point_loss, scorer
 from regularized.training.data import TensorData
 from regularized.training.trainer import Trainer

@@ -17,7 +17,6 @@ from torch import nn
 
 from regularized.curriculum.ranking_curriculum.first_stage import FirstStageDifficulty, FirstStageRun
 from regularized.curriculum.ranking_curriculum.loss import (
-    DifficultyWeighted,
     DifficultyWeightedLoss,
     RankingCurriculum,
     curriculum_weights,
@@ -25,6 +24,7 @@ from regularized.curriculum.ranking_curriculum.loss import (
     pointwise_difficulty,
 )
 from regularized.curriculum.ranking_curriculum.reranker_losses import pairwise_softmax_loss
+from regularized.curriculum.ranking_curriculum.term import DifficultyWeighted
 from regularized.evidence.conformance import Case, UnknownCase
 from regularized.evidence.experiment import Unavailable, run_arm
 from regularized.evidence.models import mlp, seeded

@@ -11,7 +11,6 @@ from regularized.curriculum.ranking_curriculum.first_stage import (
     reciprocal_rank,
 )
 from regularized.curriculum.ranking_curriculum.loss import (
-    DifficultyWeighted,
     DifficultyWeightedLoss,
     RankingCurriculum,
     curriculum_weights,
@@ -25,6 +24,7 @@ from regularized.curriculum.ranking_curriculum.reranker_losses import (
     pointwise_cross_entropy_loss,
     two_output_pairwise_loss,
 )
+from regularized.curriculum.ranking_curriculum.term import DifficultyWeighted
 
 __all__ = [
     "DifficultyWeighted",

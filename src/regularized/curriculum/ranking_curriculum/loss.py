@@ -31,20 +31,9 @@ import torch
 from torch import Tensor, nn
 
 from regularized.mechanisms.ranges import allowed, at_least, between
-from regularized.mechanisms.sample_history import check_index
-from regularized.mechanisms.sample_weights import (
-    Aggregate,
-    WeightedLoss,
-    check_shapes,
-    check_unit_interval,
-    check_unreduced,
-)
-from regularized.training.progress import Coefficient
-from regularized.training.step import Step
-from regularized.training.terms import Term
+from regularized.mechanisms.sample_weights import Aggregate, WeightedLoss, check_unit_interval
 
 __all__ = [
-    "DifficultyWeighted",
     "DifficultyWeightedLoss",
     "RankingCurriculum",
     "curriculum_weights",
@@ -55,7 +44,7 @@ __all__ = [
 # Shapes: B samples of a batch, N samples of the training set, K documents that are not relevant.
 
 UNJUDGED = -999  # label of the official code
-_END = between(0.0, math.inf, remedy="0 is no curriculum, math.inf one without end")
+END_EPOCH = between(0.0, math.inf, remedy="0 is no curriculum, math.inf one without end")
 _CLIP = "clamp values beyond, which a score outside the list may have, with clip=True"
 
 
@@ -172,7 +161,7 @@ class RankingCurriculum(nn.Module):
         tensor([1., 1.])
     """
 
-    @allowed(end_epoch=_END, smoothing=at_least(0.0))
+    @allowed(end_epoch=END_EPOCH, smoothing=at_least(0.0))
     def __init__(
         self, end_epoch: float = 20, *, anti: bool = False, clip: bool = False, smoothing: float = 0.0
     ) -> None:
@@ -205,7 +194,7 @@ class RankingCurriculum(nn.Module):
                 "RankingCurriculum was never told the epoch: call set_epoch(epoch) at the start of each epoch; "
                 "otherwise the weights would stay those of the start"
             )
-        return _share_done(self._epoch, self.end_epoch)
+        return share_done(self._epoch, self.end_epoch)
 
     def pointwise(self, easiness: Tensor, labels: Tensor) -> Tensor:
         """Weights of single documents now; arguments as of :func:`pointwise_difficulty`. Returns (B,)."""
@@ -305,77 +294,6 @@ class DifficultyWeightedLoss(WeightedLoss):
         return super().forward(outputs, targets, self.curriculum(difficulty) if self.training else difficulty)
 
 
-class DifficultyWeighted(Term):
-    """The same loss as a term of the loop, in the place of the task's; difficulty values are kept for each sample.
-
-    The batch form of the official code is not offered here: a product of two means is no sum over samples, so that it
-    would change with accumulation and with the number of processes.
-
-    Args:
-        loss: called with the model's output and the batch's targets (None where it has none); returns one loss a
-            sample, shape (B,).
-        difficulty: (N,) value of each training sample, in [0, 1], from :func:`pointwise_difficulty` or
-            :func:`pairwise_difficulty`, in the order of the index. Data, not state: not saved in checkpoints.
-        end_epoch: m, the first epoch of the loop in which all weights are 1; default 20 (official code, of 512 pairs).
-            0 switches the curriculum off.
-        weight: coefficient of the term; default 1.
-
-    Raises:
-        ValueError: ``difficulty`` is not (N,) or outside [0, 1], ``end_epoch`` is negative; in the loop: the batch has
-            no index, or the loss returned another shape, for example a mean.
-        TypeError: ``loss`` cannot be called.
-        IndexError: an index outside [0, N) (checked while the index is on the CPU).
-
-    Examples:
-        >>> from regularized.training.progress import Progress
-        >>> from regularized.training.step import Batch
-        >>> term = DifficultyWeighted(nn.MSELoss(reduction="none"), torch.tensor([1.0, 0.5, 0.0]), end_epoch=10)
-        >>> batch = Batch.of((torch.ones(2), torch.zeros(2), torch.tensor([1, 2])))
-        >>> [term(Step(nn.Identity(), batch, Progress(0, 1, epoch=e))).item() for e in (0, 5, 10)]
-        [0.5, 1.25, 2.0]
-    """
-
-    difficulty: Tensor
-
-    @allowed(end_epoch=_END)
-    def __init__(
-        self,
-        loss: Callable[[Any, Any], Tensor],
-        difficulty: Tensor,
-        *,
-        end_epoch: float = 20,
-        weight: Coefficient = 1.0,
-    ) -> None:
-        super().__init__(weight=weight)
-        check_unreduced(loss, owner="DifficultyWeighted")
-        check_unit_interval(difficulty, name="difficulty")
-        if difficulty.ndim != 1 or len(difficulty) == 0:
-            raise ValueError(
-                f"difficulty must have one value for each training sample, (N,), got {tuple(difficulty.shape)}"
-            )
-        self.loss = loss
-        self.end_epoch = end_epoch
-        self.register_buffer("difficulty", difficulty.detach().clone(), persistent=False)
-
-    def forward(self, step: Step) -> Tensor:
-        """Sum of the weighted losses over the batch; of the plain ones in ``eval()`` mode."""
-        losses = self.loss(step.logits, step.batch.targets)
-        if not self.training:
-            return losses.sum()
-        progress = _share_done(step.progress.epoch, self.end_epoch)
-        check_index(step.index, len(self.difficulty), owner="DifficultyWeighted", batch_size=step.batch.size)
-        difficulty = self.difficulty.index_select(0, step.index.to(self.difficulty.device))
-        check_shapes(losses, difficulty, name="difficulty values")
-        if progress == 1.0:
-            return losses.sum()
-        # A loss in half precision is promoted here: rounded weights would not reach 1 in small steps.
-        return (losses * curriculum_weights(difficulty, progress)).sum()
-
-    def extra_repr(self) -> str:
-        """Settings, for ``repr``."""
-        return f"num_samples={len(self.difficulty)}, end_epoch={self.end_epoch}"
-
-
-def _share_done(epoch: float, end_epoch: float) -> float:
+def share_done(epoch: float, end_epoch: float) -> float:
     """Share of the curriculum that is done in an epoch, in [0, 1]; 1 is its end."""
     return epoch / end_epoch if epoch < end_epoch else 1.0

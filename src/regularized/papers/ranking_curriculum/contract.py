@@ -6,14 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regularized.curriculum.ranking_curriculum.loss import (
-    DifficultyWeighted,
-    DifficultyWeightedLoss,
-    RankingCurriculum,
-)
+from regularized.curriculum.ranking_curriculum.loss import DifficultyWeightedLoss, RankingCurriculum
 from regularized.curriculum.ranking_curriculum.reranker_losses import (
     pairwise_softmax_loss,
 )
+from regularized.curriculum.ranking_curriculum.term import DifficultyWeighted
 from regularized.evidence.contract import NotApplicable, Subject
 from regularized.evidence.models import mlp
 from regularized.training.terms import Loss
