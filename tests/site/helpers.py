@@ -101,6 +101,6 @@ def something_new(site, clock: Clock, slug: str) -> None:
         other.added_at = int(clock.now)
         session.add(
             VerdictChange(
-                paper_id=other.id, claim="x", statement="It <helps>.", old="undecided", new="holds", at=int(clock.now)
+                paper_id=other.id, claim="x", statement="It <helps>.", old="open", new="holds", at=int(clock.now)
             )
         )

@@ -9,7 +9,7 @@ from urllib.parse import urljoin, urlsplit
 import pytest
 from sqlalchemy import event
 
-from regularized.evidence.claims import Verdict
+from regularized.evidence.claims import Verdict, count_verdicts
 from regularized.papers.card import FAMILIES
 from regularized.papers.catalogue import load_catalogue
 from regularized.site import queries
@@ -158,10 +158,10 @@ def test_the_first_page_starts_with_what_is_proven(client):
     shown = [slug in measured for slug in re.findall(r'<h2><a href="/papers/([^"]+)"', text)]
     assert shown == sorted(shown, reverse=True)
     assert sum(shown) == min(len(measured), queries.PER_PAGE)
-    failed = sum(
-        o.verdict in (Verdict.SMALLER, Verdict.NO_EFFECT, Verdict.OPPOSITE) for entry in ENTRIES for o in entry.outcomes
-    )
-    assert f'<b class="bad">{failed}</b> do not' in text
+    counted = [count_verdicts(entry.outcomes) for entry in ENTRIES]
+    failed = sum(count[Verdict.NO_EFFECT] + count[Verdict.OPPOSITE] for count in counted)
+    assert f'<b class="bad">{failed}</b> show no effect or the opposite' in text
+    assert f"<b>{sum(count[Verdict.OPEN] for count in counted)}</b> are open" in text
     assert all(f"/families/{family}" in text for family in FAMILIES if any(family in e.card.families for e in ENTRIES))
 
 

@@ -1,13 +1,14 @@
 """Cards and ledgers in tables: complete, once, and nothing that people did is lost."""
 
 import datetime
+from dataclasses import replace
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import func, select, text
 
-from regularized.evidence.claims import Outcome, Verdict
+from regularized.evidence.claims import Verdict, count_verdicts
 from regularized.papers.catalogue import load_catalogue
 from regularized.site import queries, trending
 from regularized.site.database import migrate, open_database
@@ -62,7 +63,9 @@ def test_every_paper_and_claim_is_there_once(site):
             assert (paper.title, paper.date, paper.runs) == (entry.card.title, entry.card.date, entry.implemented)
             rows = [(claim.name, claim.verdict, claim.effect) for claim in paper.claims]
             assert rows == [(o.claim.id, o.verdict.value, o.effect) for o in entry.outcomes]
-            assert paper.held == sum(o.verdict is Verdict.HOLDS for o in entry.outcomes)
+            counted = count_verdicts(entry.outcomes)
+            assert paper.held == counted[Verdict.HOLDS]
+            assert paper.verdicts == {verdict.value: count for verdict, count in counted.items()}
         assert session.scalar(select(func.count()).select_from(Paper)) == len(ENTRIES)
 
 
@@ -106,7 +109,7 @@ def test_a_changed_verdict_is_written_down(site):
     entry = MEASURED[0]
     first, *rest = entry.outcomes
     other = Verdict.HOLDS if first.verdict is Verdict.OPEN else Verdict.OPEN
-    turned = Outcome(first.claim, other, first.effect, first.interval, first.effects, first.seeds)
+    turned = replace(first, verdict=other)
     changed = [Renamed(entry, outcomes=(turned, *rest)) if e is entry else e for e in ENTRIES]
     with site.write.begin() as session:
         changes = sync_catalogue(session, changed, now=NOW)
@@ -114,7 +117,7 @@ def test_a_changed_verdict_is_written_down(site):
     assert (changes.updated, changes.verdicts) == (1, 1)
     assert (row.claim, row.old, row.new, row.at) == (first.claim.id, first.verdict.value, other.value, NOW)
     with site.read() as session:
-        assert queries.by_slug(session, entry.slug).held == sum(o.verdict is Verdict.HOLDS for o in (turned, *rest))
+        assert queries.by_slug(session, entry.slug).held == count_verdicts((turned, *rest))[Verdict.HOLDS]
 
 
 def test_a_card_that_is_gone_keeps_its_row_and_its_votes(site):

@@ -46,7 +46,8 @@ start; } .figures { display: grid; grid-template-columns: repeat(auto-fill, minm
 svg { display: block; width: 100%; height: auto; }
 figure { margin: 0 0 1rem; } figure img { display: block; width: 100%; image-rendering: pixelated; }
 .badge { display: inline-block; border-radius: 1rem; padding: .1rem .7rem; font-size: .85rem; font-weight: 600;
-white-space: nowrap; } .holds { color: var(--good); background: var(--good-bg); } .fails { color: var(--bad);
+white-space: nowrap; } .holds { color: var(--good); background: var(--good-bg); } .smaller { color: var(--ink);
+background: var(--open-bg); } .fails { color: var(--bad);
 background: var(--bad-bg); } .open { color: var(--open); background: var(--open-bg); } .none { color: var(--soft);
 border: 1px solid var(--line); } .effect { font-size: 1.45rem; font-weight: 650; font-variant-numeric: tabular-nums;
 margin: .5rem 0 0; } .arm { white-space: nowrap; }

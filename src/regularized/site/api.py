@@ -2,12 +2,12 @@
 
 import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from regularized.evidence.claims import Verdict
+from regularized.evidence.claims import Kind, Verdict
 from regularized.papers.card import FAMILIES
 from regularized.site import queries, search
 from regularized.site.feeds import code_state
@@ -59,8 +59,10 @@ class Verdicts(BaseModel):
     """How many claims have each verdict."""
 
     holds: int
-    does_not_hold: int
-    undecided: int
+    smaller_than_promised: int
+    no_effect_shown: int
+    opposite: int
+    open: int
     not_run: int
 
 
@@ -106,13 +108,21 @@ class ClaimItem(BaseModel):
     metric: str
     unit: str
     direction: Literal["higher", "lower"]
-    kind: Literal["difference", "relative"]
+    kind: Kind = Field(description="sanity: true by construction, not counted.")
+    relative: bool = Field(description="Whether the effect is a share of the baseline.")
+    differs: list[str] = Field(description="Settings in which the two arms may differ.")
     baseline: str
     method: str
     smallest_effect: float | None
     effect: float | None = Field(description="Mean improvement over seeds; positive is better.")
     interval: list[float | None] = Field(description="95 % interval of the effect; two numbers or nulls.")
+    p_value: float | None = Field(description="Corrected for the number of claims of the paper.")
+    worst_seed: dict[str, float] | None = Field(description="The seed with the smallest effect, and that effect.")
     seeds: int
+    data: str
+    model: str
+    sampling: str = Field(description="fresh: each seed has data of its own; resplit: one small pool, split again.")
+    toy: bool = Field(description="Data or model are small where the paper's are not.")
     scale: str
     problem: str
     note: str
@@ -163,8 +173,8 @@ class ChangeItem(BaseModel):
     title: str
     claim: str
     statement: str
-    old: Verdict
-    new: Verdict
+    old: str = Field(description="As it was called then: the words of the rule have changed once.")
+    new: str
     at: datetime.datetime
 
 
@@ -262,8 +272,8 @@ def list_changes(request: Request, session: Read, limit: Annotated[int, Query(ge
             title=change.paper.title,
             claim=change.claim,
             statement=change.statement,
-            old=Verdict(change.old),
-            new=Verdict(change.new),
+            old=change.old,
+            new=change.new,
             at=datetime.datetime.fromtimestamp(change.at, datetime.UTC),
         )
         for change in queries.verdict_changes(session, limit=limit)
@@ -293,12 +303,7 @@ def _item(site: SiteOf, paper: Paper) -> dict[str, Any]:
         "tags": paper.tags,
         "code": {"url": paper.code_url, "state": code_state(paper)},
         "implemented": paper.runs,
-        "verdicts": {
-            "holds": paper.held,
-            "does_not_hold": paper.failed,
-            "undecided": paper.undecided,
-            "not_run": paper.not_run,
-        },
+        "verdicts": {verdict.value.replace(" ", "_"): paper.verdicts.get(verdict, 0) for verdict in Verdict},
         "votes": paper.votes,
         "comments": paper.comments,
         "listed_comments": paper.listed_comments,
@@ -306,11 +311,15 @@ def _item(site: SiteOf, paper: Paper) -> dict[str, Any]:
 
 
 def _claim(claim: ClaimRow) -> ClaimItem:
-    keys = ("metric", "unit", "direction", "kind", "baseline", "method", "smallest_effect", "seeds", "scale", "problem")
+    keys = (
+        *("metric", "unit", "direction", "relative", "differs", "baseline", "method", "smallest_effect", "seeds"),
+        *("scale", "problem", "p_value", "worst_seed", "data", "model", "sampling", "toy"),
+    )
     return ClaimItem(
         id=claim.name,
         statement=claim.statement,
         verdict=Verdict(claim.verdict),
+        kind=cast(Kind, claim.kind),
         effect=claim.effect,
         interval=[claim.low, claim.high],
         note=claim.details["note"],

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
+from regularized.evidence.claims import SHORT, Verdict
 from regularized.site import queries
 from regularized.site.mail import MailError
 from regularized.site.models import Comment, Paper, PaperFamily, Subscription, VerdictChange, Vote
@@ -150,6 +151,6 @@ def _changes(session: Session, families: Sequence[str], since: int) -> list[Verd
 
 def _words(paper: Paper) -> str:
     """Evidence of a paper in words."""
-    counted = {"hold": paper.held, "do not hold": paper.failed, "undecided": paper.undecided}
-    told = ", ".join(f"{count} {words}" for words, count in counted.items() if count)
+    measured = {Verdict(name): count for name, count in paper.verdicts.items() if name != Verdict.NOT_RUN}
+    told = ", ".join(f"{count} {SHORT[verdict]}" for verdict, count in measured.items() if count)
     return f"claims: {told}" if told else "runs, not measured yet" if paper.runs else "no runnable code yet"

@@ -83,11 +83,7 @@ def _entry(site: Site, paper: Paper) -> Entry:
         authors=paper.authors or ([f"{count} author{'s' if count > 1 else ''}"] if count else []),
         tags=[*paper.families, *paper.tags],
         code={"url": paper.code_url, "state": code_state(paper)},
-        verdicts={
-            name: count
-            for name, count in zip(queries.VERDICTS, (paper.held, paper.failed, paper.undecided, paper.not_run))
-            if count
-        },
+        verdicts={name: count for name, count in paper.verdicts.items() if count},
         arxiv=f"https://arxiv.org/abs/{paper.arxiv}" if paper.arxiv else "",
     )
 

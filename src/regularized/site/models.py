@@ -86,9 +86,9 @@ class Paper(Base):
     has_card: Mapped[bool] = mapped_column(default=False)
     runs: Mapped[bool] = mapped_column(default=False)
     held: Mapped[int] = mapped_column(default=0)
-    failed: Mapped[int] = mapped_column(default=0)
-    undecided: Mapped[int] = mapped_column(default=0)
-    not_run: Mapped[int] = mapped_column(default=0)
+    verdicts: Mapped[dict[str, int]] = mapped_column(JSON, default=dict)
+    """How many claims have each verdict, without those that are true by construction."""
+
     standing: Mapped[float] = mapped_column(default=0.0)
     """2 + share of claims that hold, for measured papers; 1 for code without evidence; else 0."""
     margin: Mapped[float] = mapped_column(default=0.0)
@@ -152,7 +152,8 @@ class ClaimRow(Base):
     name: Mapped[str] = mapped_column(String(80))
     position: Mapped[int]
     statement: Mapped[str] = mapped_column(Text)
-    verdict: Mapped[str] = mapped_column(String(20), index=True)
+    verdict: Mapped[str] = mapped_column(String(40), index=True)
+    kind: Mapped[str] = mapped_column(String(20), default="claim")
     effect: Mapped[float | None]
     low: Mapped[float | None]
     high: Mapped[float | None]
@@ -173,8 +174,8 @@ class VerdictChange(Base):
     paper_id: Mapped[int] = mapped_column(ForeignKey("paper.id", ondelete="CASCADE"), index=True)
     claim: Mapped[str] = mapped_column(String(80))
     statement: Mapped[str] = mapped_column(Text)
-    old: Mapped[str] = mapped_column(String(20))
-    new: Mapped[str] = mapped_column(String(20))
+    old: Mapped[str] = mapped_column(String(40))
+    new: Mapped[str] = mapped_column(String(40))
     at: Mapped[Seconds] = mapped_column(index=True)
 
     paper: Mapped[Paper] = relationship()

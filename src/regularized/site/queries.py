@@ -48,7 +48,7 @@ Order: TypeAlias = Literal["best", "new", "trending"]
 _SHOWN = (
     Paper.slug, Paper.title, Paper.arxiv, Paper.date, Paper.listed_on, Paper.added_at, Paper.changed_at, Paper.problem,
     Paper.summary, Paper.abstract, Paper.authors, Paper.authors_count, Paper.organization, Paper.venue, Paper.families,
-    Paper.tags, Paper.code_url, Paper.has_card, Paper.runs, Paper.held, Paper.failed, Paper.undecided, Paper.not_run,
+    Paper.tags, Paper.code_url, Paper.has_card, Paper.runs, Paper.held, Paper.verdicts,
     Paper.standing, Paper.votes, Paper.comments, Paper.listed_comments, Paper.listed_votes, Paper.heat, Paper.source,
 )  # fmt: skip
 
@@ -312,7 +312,9 @@ class Counts:
 
 def counts(session: Session) -> Counts:
     """How much there is."""
-    verdicts = session.execute(select(ClaimRow.verdict, func.count()).group_by(ClaimRow.verdict))
+    verdicts = session.execute(
+        select(ClaimRow.verdict, func.count()).where(ClaimRow.kind == "claim").group_by(ClaimRow.verdict)
+    )
     return Counts(
         session.scalar(select(func.count()).select_from(Paper)) or 0,
         session.scalar(select(func.count()).select_from(Paper).where(Paper.runs)) or 0,

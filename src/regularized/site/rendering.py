@@ -24,7 +24,14 @@ __all__ = ["STATIC", "environment", "page", "with_query"]
 _FOLDER = Path(__file__).parent
 STATIC = _FOLDER / "static"
 
-_BADGES = {"holds": "holds", "does not hold": "fails", "undecided": "open", "not run": "none"}
+_BADGES = {
+    "holds": "holds",
+    "smaller than promised": "smaller",
+    "no effect shown": "fails",
+    "opposite": "fails",
+    "open": "open",
+    "not run": "none",
+}
 
 
 def environment() -> Environment:

@@ -18,8 +18,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, selectinload
 
 from regularized.evidence.bench_rows import load as load_rows
-from regularized.evidence.claims import Outcome, Verdict
+from regularized.evidence.claims import Outcome, Verdict, count_verdicts
 from regularized.evidence.numbers import effect_text, interval_text
+from regularized.evidence.statistics import failure_bound
 from regularized.papers.catalogue import Entry, margin
 from regularized.papers.search import WEIGHTS, fields, with_joined
 from regularized.site.models import (
@@ -180,9 +181,9 @@ def index_paper(session: Session, paper: Paper, texts: Mapping[str, str] | None 
 
 def _record(entry: Entry) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     card = entry.card
-    verdicts = [outcome.verdict for outcome in entry.outcomes]
-    measured = len(verdicts) - verdicts.count(Verdict.NOT_RUN)
-    held = verdicts.count(Verdict.HOLDS)
+    verdicts = count_verdicts(entry.outcomes)
+    claims, held = sum(verdicts.values()), verdicts[Verdict.HOLDS]
+    measured = claims - verdicts[Verdict.NOT_RUN]
     record = {
         "title": card.title,
         "arxiv": card.arxiv or None,
@@ -203,11 +204,9 @@ def _record(entry: Entry) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "has_card": True,
         "runs": entry.implemented,
         "held": held,
-        "failed": sum(map(verdicts.count, (Verdict.SMALLER, Verdict.NO_EFFECT, Verdict.OPPOSITE))),
-        "undecided": verdicts.count(Verdict.OPEN),
-        "not_run": verdicts.count(Verdict.NOT_RUN),
+        "verdicts": {verdict.value: count for verdict, count in verdicts.items()},
         # The order of the catalogue (see load_catalogue): evidence, then code, then the rest.
-        "standing": 2.0 + held / len(verdicts) if measured else 1.0 * entry.implemented,
+        "standing": 2.0 + held / claims if measured else 1.0 * entry.implemented,
         "margin": margin(entry.outcomes),
     }
     return record, [_claim(outcome) for outcome in entry.outcomes]
@@ -216,11 +215,24 @@ def _record(entry: Entry) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def _claim(outcome: Outcome) -> dict[str, Any]:
     claim = outcome.claim
     low, high = outcome.interval or (None, None)
-    keys = ("metric", "unit", "direction", "kind", "scale", "baseline", "method", "smallest_effect", "note")
+    keys = (
+        "metric",
+        "unit",
+        "direction",
+        "relative",
+        "pilot",
+        "scale",
+        "baseline",
+        "method",
+        "smallest_effect",
+        "note",
+    )
+    worst = outcome.worst_seed
     return {
         "name": claim.id,
         "statement": claim.statement,
         "verdict": outcome.verdict.value,
+        "kind": claim.kind,
         "effect": outcome.effect,
         "low": low,
         "high": high,
@@ -229,6 +241,20 @@ def _claim(outcome: Outcome) -> dict[str, Any]:
             "effect_text": effect_text(claim, outcome.effect),
             "interval_text": interval_text(claim, outcome),
             "counts_from": effect_text(claim, claim.smallest_effect),
+            "differs": list(claim.differs),
+            "p_value": outcome.p_value,
+            "worst_seed": None if worst is None else {"seed": worst[0], "effect": worst[1]},
+            "worst_text": "" if worst is None else effect_text(claim, worst[1]),
+            "reaching": outcome.reaching,
+            "may_fail": (
+                failure_bound(len(outcome.effects) - outcome.reaching, len(outcome.effects))
+                if outcome.verdict is Verdict.HOLDS
+                else None
+            ),
+            "data": outcome.about.get("data", ""),
+            "model": outcome.about.get("model", ""),
+            "sampling": outcome.about.get("sampling", ""),
+            "toy": outcome.toy,
             "seeds": len(outcome.seeds),
             "problem": outcome.problem,
             "reported": [asdict(reported) for reported in claim.reported],
