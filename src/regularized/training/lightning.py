@@ -115,7 +115,7 @@ class TermsModule(pl.LightningModule):
         (6, ['loss', 'terms/early_learning', 'terms/task'])
     """
 
-    @allowed(accumulate=count(1), clip_norm=positive().or_none("no clipping"))
+    @allowed(accumulate=count(1), clip_norm=positive(infinity=True).or_none("no clipping"))
     def __init__(
         self,
         model: nn.Module,

@@ -90,7 +90,7 @@ class Trainer:
         True
     """
 
-    @allowed(accumulate=count(1), clip_norm=positive().or_none("no clipping"))
+    @allowed(accumulate=count(1), clip_norm=positive(infinity=True).or_none("no clipping"))
     def __init__(
         self,
         model: nn.Module,
@@ -108,7 +108,7 @@ class Trainer:
     ) -> None:
         if callable(evaluate):
             evaluate = Evaluation(evaluate)
-        _check_kinds(checkpoints=(checkpoints, Checkpoints), logging=(logging, Logging), compute=(compute, Compute))
+        _check_kinds(evaluate, checkpoints, logging, compute)
         self.accelerator = make_accelerator(compute, logging)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self._peers = Peers(self.rank, self.world, compute.timeout)
@@ -427,9 +427,15 @@ class Trainer:
         self.accelerator.init_trackers("regularized", config=config)
 
 
-def _check_kinds(**options: tuple[object, type]) -> None:
-    for name, (given, kind) in options.items():
-        if given is not None and not isinstance(given, kind):
+def _check_kinds(evaluate: object, checkpoints: object, logging: object, compute: object) -> None:
+    """Refuse what is no group of options, such as a path alone, by the name of the argument."""
+    for name, given, kind in (
+        ("evaluate", evaluate, Evaluation),
+        ("checkpoints", checkpoints, Checkpoints),
+        ("logging", logging, Logging),
+        ("compute", compute, Compute),
+    ):
+        if not isinstance(given, kind) and (given is not None or kind in (Logging, Compute)):
             raise TypeError(
                 f"{name} must be {kind.__name__}(...) of regularized.training, got {type(given).__name__} {given!r:.60}"
             )
