@@ -1,4 +1,4 @@
-"""A read-only disk for tests; and what may be skipped.
+"""What holds for every test: the examples that are tried, a read-only disk, and what may be skipped.
 
 In CI that is only what needs a GPU or does not apply, elsewhere also what needs a missing program.
 """
@@ -10,6 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples on every machine and in every run, however slow it is.
+settings.load_profile("ci")
 
 # How the reason of a skip begins that no installation would mend.
 _ALLOWED = ("needs a GPU", "not applicable: ")

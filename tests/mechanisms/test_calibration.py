@@ -49,7 +49,7 @@ def slow_aurc(p, labels, order) -> float:
 
 
 @given(sizes, st.integers(1, 20))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_slow_loops(size, bins):
     """Fails for bins that are closed on the wrong side, weighed by their width, or risks that start at 0 coverage."""
     p, y = problem(*size)
@@ -71,7 +71,7 @@ def test_a_bound_belongs_to_the_bin_below():
 
 
 @given(sizes)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_order_does_not_matter(size):
     """Permuting the samples changes nothing, ties of the confidence included."""
     p, y = problem(*size)
@@ -90,7 +90,7 @@ def test_ties_are_the_mean_over_all_orders():
 
 
 @given(sizes)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_excess(size):
     """Never negative; 0 when every wrong prediction is less confident than every right one."""
     p, y = problem(*size)
@@ -116,7 +116,7 @@ def test_calibrated_by_construction():
 
 
 @given(sizes, st.floats(0.1, 10.0))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_temperature(size, scale):
     """A minimum of the likelihood loss, and proportional to the logits."""
     p, y = problem(*size)

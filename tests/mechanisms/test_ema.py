@@ -15,7 +15,7 @@ def model(seed=0):
 
 
 @given(st.lists(st.floats(-10, 10), min_size=1, max_size=8), st.floats(0, 1))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_equals_the_formula(values, decay):
     """Fails when decay and its complement are exchanged, or the first update is treated apart."""
     online = nn.Linear(1, 1, bias=False).double()

@@ -18,7 +18,7 @@ def predictions(rows: int, classes: int, seed: int, sharpness: float) -> torch.T
 
 
 @given(shapes, st.sampled_from(HALVES))
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_dense_error_is_bounded(shape, dtype):
     """Fails for a bound of the wrong exponent: the widest spacing in [0, 1] is that below 1."""
     p = predictions(*shape)
@@ -41,7 +41,7 @@ def test_dense_error_is_reached(dtype):
 
 
 @given(shapes, st.data(), st.sampled_from((torch.float32, *HALVES)))
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_top_k_error_is_bounded(shape, data, dtype):
     """Entries within max_error, half the L1 distance within the mass not kept, rows that sum to 1."""
     p = predictions(*shape)

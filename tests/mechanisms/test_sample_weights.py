@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -86,7 +86,6 @@ def test_sampler_draws_in_proportion():
 
 
 @given(st.lists(st.sampled_from([0.0, 1e-30, 0.1, 1.0, 1e30]), min_size=1, max_size=8).filter(any), st.integers(0, 99))
-@settings(deadline=None)
 def test_weight_zero_is_never_drawn(weights, seed):
     """Fails when a draw on a boundary, or the last bit of the total, falls to a sample of weight 0."""
     assert all(weights[i] > 0 for i in WeightedSampler(weights, num_samples=64, seed=seed))

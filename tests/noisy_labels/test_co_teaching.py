@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -61,7 +61,6 @@ def test_forget_schedule(rate, gradual, epochs):
     losses=st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, float("nan")]), min_size=1, max_size=20),
     rate=st.floats(0, 0.99),
 )
-@settings(deadline=None)
 def test_selection(losses, rate):
     """Fails for the largest losses, an unstable order, nan before numbers, or another count."""
     keep = max(1, int((1 - rate) * len(losses)))

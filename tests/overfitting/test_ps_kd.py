@@ -52,7 +52,7 @@ def slow_loss(logits, labels, past, alpha: float) -> float:
 
 
 @given(sizes, alphas)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_slow_loop(size, alpha):
     """A second derivation: fails for a wrong sign, a mean over the classes, or targets that are off."""
     logits, labels, past = problem(*size)
@@ -67,7 +67,7 @@ def test_slow_loop(size, alpha):
 
 
 @given(sizes, alphas)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_gradient_by_differences(size, alpha):
     """Fails when a gradient flows into the history, or is not that of the value."""
     logits, labels, past = problem(*size)
@@ -80,7 +80,7 @@ def test_gradient_by_differences(size, alpha):
 
 
 @given(sizes, alphas)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_gradient_identities(size, alpha):
     """dL/dz = (p - q) / B, sum 0; for the true class that of cross-entropy times 1 - alpha (1 - H_y) / (1 - p_y)."""
     logits, labels, past = problem(*size)
@@ -150,7 +150,7 @@ def test_schedule():
 
 
 @given(st.integers(0, 999), st.integers(1, 8))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_only_last_epochs_prediction(seed, batch):
     """However the samples are put into batches, each meets its prediction of the epoch before, and no other."""
     draws = torch.Generator().manual_seed(seed)
@@ -216,7 +216,7 @@ def test_eval_is_cross_entropy_and_records_nothing():
 
 
 @given(sizes, st.floats(0.0, 1.0))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_mixup_blends_labels_and_history(size, share):
     """The target of a blended input is the blend of both samples' targets: fails when only labels are blended."""
     batch, classes, seed = size

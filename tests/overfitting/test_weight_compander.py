@@ -40,7 +40,7 @@ def train(net: nn.Module, steps: int = 30, *, weight_decay: float = 0.0) -> nn.M
 
 
 @given(a=positive, b=positive, seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_odd_bounded_and_slope(a, b, seed):
     """Fails for another odd function with the same bound (tanh, say) or a slope other than a / b at zero."""
     v = torch.randn(50, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 10 * b
@@ -55,7 +55,7 @@ def test_odd_bounded_and_slope(a, b, seed):
 
 
 @given(a=positive, b=positive)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_gradients_by_differences(a, b):
     """Fails for a wrong sign in the gradient of b, a missing factor, or one that is not summed over the tensor."""
     leaves = [torch.randn(3, 2, dtype=torch.float64), torch.tensor(a).double(), torch.tensor(b).double()]
@@ -70,7 +70,7 @@ def test_second_derivative():
 
 
 @given(a=positive, b=positive, seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_inverse(a, b, seed):
     """Fails when the inverse divides where it should multiply, or cuts off inside the allowed range."""
     generator = torch.Generator().manual_seed(seed)

@@ -121,7 +121,7 @@ def test_limits_and_nothing():
 
 
 @given(st.text(max_size=60))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_text_is_a_question(text):
     """Fails when text reaches FTS5 as syntax."""
     found = search(text, load_catalogue())

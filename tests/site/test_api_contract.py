@@ -44,7 +44,7 @@ def test_answers_are_as_described(description, path, mode):
     assert bool(list(operation.iter_parameters())) == (path not in WITHOUT_PARAMETERS)
 
     @given(case=operation.as_strategy(generation_mode=mode))
-    @settings(max_examples=40, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=40, suppress_health_check=list(HealthCheck))
     def check(case):
         case.call_and_validate()
 

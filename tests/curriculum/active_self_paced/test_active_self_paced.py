@@ -34,7 +34,7 @@ def test_weights_at_their_corners():
 
 
 @given(seed=seeds, cost=st.floats(0.1, 5), pace=st.floats(0.1, 5))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_weights_are_the_minimiser(seed, cost, pace):
     """Check 2 by brute force: no weight on a grid does better; the implicit loss is the value at the minimum."""
     losses = random(seed, 8).abs()
@@ -62,7 +62,7 @@ def test_implicit_loss_is_bounded_rising_and_concave():
 
 
 @given(seed=seeds)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_labels_by_brute_force(seed):
     """Check 5: all m + 1 admissible label vectors are tried. Fails for argmax of scores regardless of the weights."""
     scores, weights = 1.5 * random(seed, 6, 4), random(seed + 1, 6, 4).abs().clamp(max=1)

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import gaussian_kde
 
@@ -31,7 +31,6 @@ SCORES = st.lists(st.floats(-50, 50).map(lambda x: round(x, 3)), min_size=2, max
 
 
 @given(SCORES, st.lists(st.floats(-80, 80), max_size=5))
-@settings(deadline=None)
 def test_kde_is_scipys(scores, others):
     """Fails on any other bandwidth, kernel or bound of the integral."""
     assume(len(set(scores)) > 1)
@@ -52,7 +51,6 @@ def test_normscore_by_hand(scores):
 
 @pytest.mark.parametrize("heuristic", HEURISTICS)
 @given(scores=SCORES)
-@settings(deadline=None)
 def test_monotone_in_the_score(heuristic, scores):
     """Fails when a document of higher score is less easy (check 6 of the sheet)."""
     assume(len(set(scores)) == len(scores))
@@ -65,7 +63,6 @@ def test_monotone_in_the_score(heuristic, scores):
 
 @pytest.mark.parametrize("function", [normalised_score, kde_score])
 @given(scores=SCORES, scale=st.sampled_from([1e-6, 0.5, 3.0, 1e6]), shift=st.floats(-100, 100))
-@settings(deadline=None)
 def test_affine_changes_do_not_matter(function, scores, scale, shift):
     """Fails when the result depends on unit or zero of the scores (check 6)."""
     assume(max(scores) - min(scores) > 0.1)
@@ -74,7 +71,6 @@ def test_affine_changes_do_not_matter(function, scores, scale, shift):
 
 
 @given(st.lists(st.floats(0.01, 20), min_size=1, max_size=12))
-@settings(deadline=None)
 def test_centre_of_a_symmetric_list(halves):
     """Fails when the middle of a symmetric list is not at half the density (check 7)."""
     centred = torch.tensor([3.0 + s * x for x in halves for s in (-1, 1)], dtype=torch.float64)
@@ -156,7 +152,6 @@ def test_ties_keep_the_order_given():
 
 
 @given(st.dictionaries(st.sampled_from("abc"), st.sets(st.integers(0, 20), min_size=1, max_size=6), min_size=1))
-@settings(deadline=None)
 def test_run_file_round_trip(tmp_path_factory, lists):
     """Fails when lines in any order, with tabs, blank lines or Windows ends, do not give the same lists."""
     scores = {q: {f"d{d}": d / 7 for d in documents} for q, documents in lists.items()}

@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -59,7 +59,6 @@ def batches(draw):
 
 
 @given(batches())
-@settings(deadline=None)
 def test_second_derivation(batch):
     """Fails on any changed term: difficulty, weight, both forms, entry by entry in plain Python."""
     easy, scores, epoch, end, anti = batch

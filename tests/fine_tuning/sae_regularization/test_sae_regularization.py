@@ -85,7 +85,7 @@ def slow_loss(sae, x, k, dead=None, weight=0.1):
     dead=st.integers(0, C - 1),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_losses_are_those_of_a_slow_loop(rows, k, untied, dead, seed):
     """Second derivation of both losses and of every gradient, which ours computes from k rows only.
 

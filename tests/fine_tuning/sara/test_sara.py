@@ -139,7 +139,7 @@ def test_first_forward_is_the_model_s_own():
 
 
 @given(fraction=st.floats(0.01, 0.99), seed=st.integers(0, 50))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_threshold_of_a_fraction_is_the_order_statistic(fraction, seed):
     """Fails if bits of negative zeros, halves or a transposed tensor are miscounted, or ranks are off by one."""
     draws = torch.Generator().manual_seed(seed)

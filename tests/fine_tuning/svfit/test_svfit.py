@@ -116,7 +116,7 @@ def test_finite_differences(monkeypatch, fold):
 
 
 @given(o=st.integers(1, 6), i=st.integers(1, 6), seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_scaled_and_emptied(o, i, seed):
     """sigma = c sigma_0 at full rank is c W; sigma = 0 leaves the residual W_e (the sheet's limits)."""
     weight = randn(o, i, seed=seed)
@@ -233,7 +233,7 @@ def test_folded_form_keeps_no_weight_for_the_backward_pass():
 
 
 @given(st.lists(st.floats(0.01, 10), min_size=1, max_size=8), st.floats(0.01, 1.0))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_rank_by_information(values, share):
     """The fewest values that hold the share: one less does not. Fails for an off-by-one, or squares for sums."""
     values = torch.tensor(sorted(values, reverse=True), dtype=torch.float64)

@@ -78,7 +78,7 @@ def problems(draw):
 
 
 @given(problems())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @pytest.mark.filterwarnings("ignore:.*more than once")
 def test_second_derivation(problem):
     """Fails on any changed term of loss or history, and when another than the last of equal samples is remembered."""

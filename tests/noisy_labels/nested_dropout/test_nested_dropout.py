@@ -31,7 +31,7 @@ sigmas = st.floats(0.3, 50.0)
 
 
 @given(features=sizes, sigma=sigmas, mu=st.floats(-5.0, 45.0))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_distribution(features, sigma, mu):
     """Fails for a density with another exponent (a factor 1/2, say), or widths counted from 0."""
     weights = [math.exp(-(((k - mu) / sigma) ** 2)) for k in range(1, features + 1)]
@@ -45,7 +45,7 @@ def test_distribution(features, sigma, mu):
 
 
 @given(features=st.integers(2, 40), sigma=st.floats(1.0, 50.0))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_half_gaussian(features, sigma):
     """The sheet's invariants for mu = 0: decreasing, P(1) / P(2) = exp(3 / sigma^2)."""
     p = width_distribution(features, sigma=sigma)
@@ -63,7 +63,7 @@ def test_limits_of_sigma():
 
 
 @given(width=st.integers(1, 6), dim=st.sampled_from([1, 2, -1, -2]), rows=st.integers(0, 3))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_prefix(width, dim, rows):
     """Fails when kept channels are rescaled, others not exactly 0 (nan included), or get a gradient."""
     x = torch.randn(rows, 6, 6, generator=torch.Generator().manual_seed(width)).requires_grad_()
@@ -82,7 +82,7 @@ def test_prefix(width, dim, rows):
 
 
 @given(width=st.integers(1, 8), bias=st.booleans())
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_slicing_is_masking(width, bias):
     """Fails when the classifier that reads columns differs in value or gradient from mask and plain classifier."""
     sliced = NestedLinear(8, 3, sigma=2.0, bias=bias).double()

@@ -13,7 +13,7 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -117,7 +117,6 @@ def test_choice_leaves_modes_hooks_and_random_state():
 
 
 @given(values=st.lists(st.sampled_from([0.1, 0.5, 0.50001, 0.6]), min_size=1, max_size=12))
-@settings(deadline=None)
 def test_best_width(values):
     """Fails when ties do not go to the smaller width, or the penalty is counted from another width."""
     width, penalised = best_width(torch.tensor(values, dtype=torch.float64))

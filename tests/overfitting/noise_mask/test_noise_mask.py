@@ -27,7 +27,7 @@ def images(n=5):
 
 
 @given(seed=st.integers(0, 50), low=st.floats(-2, 2), high=st.floats(-2, 2))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_density_is_torchs(seed, low, high):
     """An independent implementation; fails when the two concentrations are swapped or not exponentiated."""
     generator = torch.Generator().manual_seed(seed)

@@ -127,7 +127,7 @@ def test_gradients_of_thresholds():
 
 
 @given(st.lists(st.floats(-50, 50), min_size=1, max_size=8), st.floats(0.0, 20.0))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_proximal_maps(values, theta):
     """Both minimise what they are the proximal map of, against a fine grid: fails for any other threshold."""
     r = torch.tensor(values, dtype=torch.float64)

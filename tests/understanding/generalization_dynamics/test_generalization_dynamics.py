@@ -96,7 +96,7 @@ def test_against_adaptive_quadrature(alpha, gamma):
 
 
 @given(st.floats(0.05, 20.0), st.floats(0.0, 2.0), st.floats(0.0, 2.0))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_without_weight_decay_the_training_error_falls(alpha, noise, start):
     """Gradient descent on the training error cannot raise it: fails for a wrong sign or factor in any of its terms."""
     errors = LinearDynamics(alpha, noise=noise, start=start).train_error(T)
@@ -104,7 +104,7 @@ def test_without_weight_decay_the_training_error_falls(alpha, noise, start):
 
 
 @given(st.floats(0.05, 20.0), st.floats(0.0, 2.0))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_without_noise_nothing_overtrains(alpha, start):
     """Without noise the test error falls for every alpha."""
     errors = LinearDynamics(alpha, start=start).test_error(T)

@@ -64,7 +64,7 @@ def test_constant_and_zero_rows():
 
 
 @given(st.integers(2, 30), st.integers(0, 1000), st.floats(-25.0, 25.0))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_ratio_by_a_slow_transform(p, seed, exponent):
     """Sums of complex exponentials, at any scale; fails when squares of small weights underflow."""
     row = torch.randn(p, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -99,7 +99,7 @@ def test_the_order_of_the_numbers_matters():
 
 
 @given(st.lists(st.floats(0.0, 100.0), min_size=1, max_size=20))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_gini_by_all_pairs(values):
     """Mean absolute difference over twice the mean; fails when sorted the other way or without the factor 2."""
     x = torch.tensor(values, dtype=torch.float64)

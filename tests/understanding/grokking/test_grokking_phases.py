@@ -41,7 +41,7 @@ def test_labels_right_by_chance_count_as_dropped():
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.one_of(st.just(math.nan), st.floats(0, 1)))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_log_of_one_record_is_its_state(train, test, memorized):
     """Both ways to a phase agree, for any accuracies."""
     log = [{"step": 3.0, "train": train, "test": test, "memorized": memorized}]
