@@ -154,7 +154,7 @@ class SaRA(Term):
     contributes = False
 
     @allowed(
-        threshold=positive(remedy="no weight is below it").or_none(),
+        threshold=positive(remedy="no weight is below it", infinity=True).or_none(),
         fraction=FRACTION.or_none(),
         total_steps=count(1).or_none(),
         reselect_at=between(0.0, 1.0, "[)", "a share of total_steps", "0 is never"),
