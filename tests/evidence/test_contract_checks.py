@@ -21,6 +21,8 @@ from regularized.evidence.contract import (
     run,
 )
 from regularized.evidence.contract import suite as contract_suite
+from regularized.mechanisms.distributed import gather_rows
+from regularized.mechanisms.sample_history import store_rows
 from regularized.training.terms import CrossEntropy, Term
 
 
@@ -68,6 +70,38 @@ class Surgery(Term):
     def attach(self, model):
         with torch.no_grad():
             model[0].weight.mul_(2)
+
+
+class Table(Term):
+    """A row for each sample, written by the process that had it; the faulty one tells the other process nothing."""
+
+    def __init__(self, told):
+        super().__init__()
+        self.told = told
+        self.register_buffer("rows", torch.zeros(24, 3, dtype=torch.float64))
+
+    def forward(self, step):
+        rows = step.logits.detach().double()
+        if self.told:
+            store_rows(self.rows, *gather_rows(step.index, rows))
+        else:
+            self.rows[step.index] = rows
+        return step.logits.square().sum()
+
+
+class Holding(Term):
+    """Counts the losses of a step, and forgets neither its count nor the step that was interrupted."""
+
+    def __init__(self):
+        super().__init__()
+        self.losses = 0
+
+    def forward(self, step):
+        self.losses += 1
+        return self.losses * step.logits.square().sum()
+
+    def after_step(self, step):
+        self.losses = 0
 
 
 class Renamed(Term):
@@ -126,6 +160,25 @@ def with_surgery(kind=Surgery):
     return {"task": CrossEntropy(), "surgery": kind()}
 
 
+def with_table(told):
+    return {"task": CrossEntropy(), "table": Table(told)}
+
+
+def with_holding():
+    return {"task": CrossEntropy(), "holding": Holding()}
+
+
+def needs_samples():
+    return nn.Sequential(NeedsSamples(), *model())
+
+
+class NeedsSamples(nn.Module):
+    def forward(self, x):
+        if len(x) == 0:
+            raise ValueError("the batch is empty")
+        return x
+
+
 def plain():
     return {"task": CrossEntropy()}
 
@@ -181,6 +234,9 @@ def test_what_does_not_apply_says_so():
         ("two_processes", subject("mean for sum")),
         ("two_processes", subject("local state")),
         ("resume", subject("state not a buffer")),
+        ("interrupted", Subject("holding", model, with_holding, plain, data)),
+        ("trainer_processes", Subject("table", model, partial(with_table, False), plain, data)),
+        ("trainer_processes", subject("mean for sum")),
         ("bf16", subject("bf16 overflow")),
         ("compile", subject(part=breaking_part)),
         ("attach", Subject("surgery", model, with_surgery, plain, data)),
@@ -298,6 +354,15 @@ def test_fault_of_a_diagnostic_is_found(name, faulty):
             check(DiagnosticSubject("sound", dropped_out, sound_report))
     with pytest.raises(AssertionError):
         DIAGNOSTIC_CHECKS[name](DiagnosticSubject("faulty", dropped_out, faulty))
+
+
+def test_a_model_that_takes_no_empty_batch():
+    """Fails when it is not compared at all, or passes as if a process without samples were no matter."""
+    sound, faulty = (Subject("t", needs_samples, partial(with_table, told), plain, data) for told in (True, False))
+    with pytest.raises(NotApplicable, match="the batch is empty"):
+        CHECKS["trainer_processes"](sound)
+    with pytest.raises(AssertionError, match="table"):
+        CHECKS["trainer_processes"](faulty)
 
 
 def test_exceptions_of_a_card():

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-from tests.processes import run_two
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from regularized.evidence.processes import run_launched
 from regularized.mechanisms.distributed import gather_rows, gather_samples, leave_process_group, rank, world_size
 
 
@@ -56,13 +56,13 @@ def statistic():
 
 def test_rows_of_two_processes():
     """Fails if rows come in another order, or padding stays."""
-    run_two(gather)
+    run_launched(gather)
 
 
 def test_statistic_of_two_processes():
     """Fails if the gradient is that of one process's part (a collective that autograd does not see gives 1 / world size
     of it)."""
-    run_two(statistic)
+    run_launched(statistic)
 
 
 def test_one_process_is_the_identity():

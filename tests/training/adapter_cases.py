@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from tests.processes import run_two
 from torch import nn
 from torch.nn import functional as F
 
+from regularized.evidence.processes import run_launched
 from regularized.mechanisms.distributed import gather_rows, leave_process_group
 from regularized.training import Batch, Compute, CrossEntropy, Logging, Step, Term, Trainer, linear
 
@@ -284,7 +284,7 @@ def loader(x, y, batch: int, *, ranks: int = 1):
 
 def in_processes(name: str, folder: Path, *, batch: int, accumulate: int) -> list[dict[str, torch.Tensor]]:
     """Train with an adapter in two processes with gloo: the final state of each."""
-    run_two(_train, name, folder, batch, accumulate)
+    run_launched(_train, name, folder, batch, accumulate)
     return [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
 
 

@@ -13,10 +13,9 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tests.processes import run_two
 from torch import nn
 
-from regularized.evidence.processes import run_in_processes
+from regularized.evidence.processes import run_in_processes, run_launched
 from regularized.mechanisms.distributed import leave_process_group
 from regularized.training import CrossEntropy, Trainer
 
@@ -37,7 +36,7 @@ def test_two_processes_end_where_one_does(batch_size, accumulate, samples, loade
     counted for each process, clipping done on a part, initial weights not shared, or the samples split otherwise."""
     expected, history = scenarios.distributed(batch_size, accumulate, samples, loader=loader, log=tmp_path / "one")
     options = ["--batch-size", batch_size, "--accumulate", accumulate, "--samples", samples]
-    run_two(
+    run_launched(
         scenarios.main,
         "distributed",
         tmp_path,
@@ -68,7 +67,7 @@ def test_tables_of_two_processes_are_those_of_one(scenarios, tmp_path):
     is one sample), or the rows of one process are missing in another's table."""
     expected, end = scenarios.tables(5, 26)
     assert end == "finished"
-    run_two(scenarios.main, "tables", tmp_path, "--batch-size", 5, "--samples", 26)
+    run_launched(scenarios.main, "tables", tmp_path, "--batch-size", 5, "--samples", 26)
     for number in range(2):
         state = load_file(tmp_path / f"{number}.safetensors")
         for name, tensor in expected.items():
@@ -79,7 +78,7 @@ def test_tables_of_two_processes_are_those_of_one(scenarios, tmp_path):
 def test_all_processes_stop_together(scenarios, tmp_path):
     """Fails if only the process with the NaN raises (the other would wait for it), another term is named, a weight is
     spoilt, or a table keeps a NaN."""
-    run_two(scenarios.main, "spoilt", tmp_path)
+    run_launched(scenarios.main, "spoilt", tmp_path)
     named = {"loss": "step 3: term 'spoil'", "gradient": "step 3: the gradient of term 'spoil'", "data": "term 'elr'"}
     for number in range(2):
         for spoil, says in named.items():
@@ -91,7 +90,7 @@ def test_all_processes_stop_together(scenarios, tmp_path):
 @pytest.mark.slow
 def test_a_rest_that_one_process_cannot_compute_is_refused_by_all(scenarios, tmp_path):
     """Fails if one process refuses an empty or single sample and the others wait for it until they are killed."""
-    run_two(scenarios.main, "refused", tmp_path)
+    run_launched(scenarios.main, "refused", tmp_path)
     for number in range(2):
         empty, norm, whole = (tmp_path / f"{number}.txt").read_text().splitlines()
         for end, says in ((empty, "the state is empty"), (norm, "Expected more than 1 value per channel")):
@@ -146,9 +145,9 @@ def test_two_processes_resume_exactly(scenarios, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
     parts.mkdir()
-    run_two(scenarios.main, "resumable", whole, "--folder", tmp_path / "a")
+    run_launched(scenarios.main, "resumable", whole, "--folder", tmp_path / "a")
     for stop in (5, 99):
-        run_two(scenarios.main, "resumable", parts, "--folder", tmp_path / "b", "--max-steps", stop)
+        run_launched(scenarios.main, "resumable", parts, "--folder", tmp_path / "b", "--max-steps", stop)
     for number in range(2):
         expected, got = (load_file(folder / f"{number}.safetensors") for folder in (whole, parts))
         for name, tensor in expected.items():

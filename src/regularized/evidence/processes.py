@@ -8,13 +8,15 @@ inherit locks that nobody opens. Elsewhere each process starts on its own.
 import gc
 import multiprocessing as mp
 import os
+import socket
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch.multiprocessing.spawn import start_processes
 
-__all__ = ["run_in_processes"]
+__all__ = ["run_in_processes", "run_launched"]
 
 # What takes long to import. Of these, the server loads what the calling process has loaded when the server starts.
 _HEAVY = (
@@ -55,6 +57,25 @@ def run_in_processes(
     # The server keeps the environment in which it was started.
     whole = {**os.environ, **(environment or {})}
     start_processes(_call, args=(whole, function, arguments), nprocs=count, start_method=method)
+
+
+def run_launched(function: Callable[..., None], *arguments: Any, count: int = 2) -> None:
+    """Call ``function(*arguments)`` in processes that find each other as a launcher's would: by RANK, WORLD_SIZE, ...
+
+    Each has one thread. The rest is as in :func:`run_in_processes`.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    size = str(count)
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    run_in_processes(_as_rank, function, arguments, count=count, environment=group)
+
+
+def _as_rank(rank: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+    torch.set_num_threads(1)
+    function(*arguments)
 
 
 def _call(rank: int, environment: Mapping[str, str], function: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from tests.processes import run_two
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from regularized.evidence.conformance import Case, UnknownCase
+from regularized.evidence.processes import run_launched
 from regularized.fine_tuning.glad.optimizer import GLAD, steer
 from regularized.mechanisms.distributed import leave_process_group
 from regularized.papers.glad import conformance
@@ -465,7 +465,7 @@ def _two(folder):
 
 def test_two_processes_end_where_one_does(tmp_path):
     """Fails when a process steps uphill by its own gradient, or keeps a view of a bucket that is overwritten."""
-    run_two(_two, str(tmp_path))
+    run_launched(_two, str(tmp_path))
     expected = {"plain": _plain_loop(0, 1), "trainer": _trainer()}
     for rank in range(2):
         got = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

@@ -300,6 +300,12 @@ class SaRA(Term):
         """The trained entries, with the optimizer's own settings."""
         return [{"params": list(self.parameters())}]
 
+    def reset(self) -> None:
+        """The model gets the trained entries as they are now: others may have set them, such as the first process."""
+        self._gradients_ready = False
+        for part in self._vectors:
+            part.write()
+
     def before_step(self, step: Step | None = None) -> None:
         """Complete the gradient: exchange it between processes, add that of the penalty. Once a step.
 
