@@ -13,8 +13,9 @@ share of natural image crops on which the network, with its old head, still says
 AdaLoRA do not take convolutions. ``vision_lora_few`` adapts the last layers only, so that it has about as many
 parameters as SVFit.
 
-All arms: Adam without weight decay at a constant rate, tuned with as many trials on validation labels. Refuted by
-intervals below the smallest effects of the card. About eight minutes with tuning on two cores. *Paper* scale: RoBERTa
+All arms: Adam without weight decay, a warm-up over a tenth of the steps and a cosine, the rate tuned with as many
+trials on validation labels. Refuted by intervals below the smallest effects of the card. About eight minutes with
+tuning on two cores. *Paper* scale: RoBERTa
 on GLUE and a vision transformer on CIFAR-10, from local folders, for machines with a GPU.
 """
 
@@ -29,11 +30,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regularized.evidence.experiment import About, Measurements, Tuning, Unavailable, data_fingerprint
+from regularized.evidence.experiment import About, Measurements, Seeds, Tuning, Unavailable, data_fingerprint
 from regularized.evidence.models import seeded
 from regularized.fine_tuning.svfit.model import inject_svfit, svfit_layers, svfit_param_groups
 from regularized.papers.svfit.published import run_published
 from regularized.papers.svfit.vision import enlarged, photo_crops, split_network
+from regularized.training.progress import Progress, cosine, warmup
 
 SCALES: dict[str, dict[str, Any]] = {
     "smoke": {"base_steps": 20, "steps": 4, "every": 2, "side": 16, "vision": "small", "vision_steps": 4},
@@ -65,7 +67,16 @@ DEFAULTS: dict[str, Any] = {
     "vision_labels": 500,
     "head_lr": 1e-2,
     "level": 85.0,
+    "warmup": 0.1,
 }
+
+SEEDS = Seeds(
+    first=100,
+    why="In a first edition all arms had constant rates, and on inverted digits LoRA collapsed (92.9 % in a pilot, 81 "
+    "in the evidence); its seeds had been raised from five to ten together with moved grids. Now every arm warms up "
+    "and follows a cosine, rates are chosen again on two seeds, and the vision model has a control of random "
+    "directions.",
+)
 
 _FEW, _INVERTED = {"labels": 100}, {"domain": "inverted"}
 _LORA_1, _LORA_8 = {"method": "lora", "rank": 1}, {"method": "lora", "rank": 8}
@@ -92,6 +103,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "vision_full": {"method": "full", "problem": "vision", "lr": 1e-4},
     "vision_lora_8": {**_LORA_8, "problem": "vision", "lr": 1e-3},
     "vision_lora_few": {**_LORA_1, "problem": "vision", "layers": 3, "lr": 3e-3},
+    "vision_random": {"method": "random", "problem": "vision", "lr": 1e-1},
     "vision_svfit": {"method": "svfit", "problem": "vision", "lr": 1e-1},
 }
 
@@ -223,12 +235,16 @@ def _fit(
     groups: list[dict[str, Any]],
     batches: Iterator[tuple[Tensor, Tensor]],
     *,
+    schedule: Callable[[int], float] = lambda step: 1.0,
     adalora: bool = False,
     after_step: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """Adam at constant rates."""
+    """Adam; step k has its rates times ``schedule(k)``, k from 1 on."""
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    rates = [group["lr"] for group in optimizer.param_groups]
     for step, (x, y) in enumerate(batches, 1):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * schedule(step)
         loss = F.cross_entropy(net(x), y)
         if adalora:
             loss = loss + _orthogonality(net)
@@ -238,6 +254,12 @@ def _fit(
         if adalora:
             cast(Any, net).base_model.update_and_allocate(step)
         after_step(step)
+
+
+def _schedule(warm: float, steps: int) -> Callable[[int], float]:
+    """A linear warm-up over a share of the steps, then a cosine to zero."""
+    factor = warmup(cosine(), warm)
+    return lambda step: factor(Progress(step - 1, steps))
 
 
 def _batches(x: Tensor, y: Tensor, batch: int, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -319,7 +341,8 @@ def _digits(seed: int, s: Mapping[str, Any]) -> Measurements:
             net.train()
 
     batches = _batches(moved[train], y[train], s["batch"], s["steps"], seed + 1)
-    _fit(net, groups, batches, adalora=s["method"] == "adalora", after_step=record)
+    schedule = _schedule(s["warmup"], s["steps"])
+    _fit(net, groups, batches, schedule=schedule, adalora=s["method"] == "adalora", after_step=record)
     net.eval()
     metrics = {
         **before,
@@ -377,7 +400,8 @@ def _vision(seed: int, s: Mapping[str, Any]) -> Measurements:
         if step % steps == 0:
             curve.append((step, _accuracy(model, x[test], y[test])))
 
-    _fit(model, groups, _batches(x[train], y[train], s["vision_batch"], steps, seed + 1), after_step=record)
+    batches = _batches(x[train], y[train], s["vision_batch"], steps, seed + 1)
+    _fit(model, groups, batches, schedule=_schedule(s["warmup"], steps), after_step=record)
     held = _accuracy(model, x[validation], y[validation])
     # The old head back on the adapted body: does it still see in photographs what it saw?
     body = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else model
