@@ -21,6 +21,7 @@ __all__ = [
     "Choice",
     "Interval",
     "Range",
+    "above",
     "allowed",
     "at_least",
     "between",
@@ -144,15 +145,17 @@ class Choice:
 
     words: tuple[str, ...]
     meaning: str
+    remedy: str
 
-    def __init__(self, *words: str, meaning: str = "") -> None:
-        object.__setattr__(self, "words", words)
-        object.__setattr__(self, "meaning", meaning)
+    def __init__(self, *words: str, meaning: str = "", remedy: str = "") -> None:
+        for name, value in (("words", words), ("meaning", meaning), ("remedy", remedy)):
+            object.__setattr__(self, name, value)
 
     def __call__(self, name: str, value: Any, /) -> None:
         """Refuse a value of the option ``name`` that is none of the words."""
         if not isinstance(value, str) or value not in self.words:
-            raise ValueError(f"{name} must be {self}{f', {self.meaning};' if self.meaning else ','} got {value!r}")
+            got = f"{f', {self.meaning};' if self.meaning else ','} got {value!r}"
+            raise ValueError(f"{name} must be {self}{got}{f'; {self.remedy}' if self.remedy else ''}")
 
     def __str__(self) -> str:
         """The words, behind "must be"."""
@@ -184,6 +187,18 @@ def at_least(low: float, meaning: str = "", remedy: str = "") -> Interval:
         ValueError: strength must be >= 0, got -1.0; 0 switches it off
     """
     return Interval(low, math.inf, "[)", meaning, remedy)
+
+
+def above(low: float, meaning: str = "", remedy: str = "") -> Interval:
+    """Finite numbers above ``low``; above 0 it reads ``> 0``, see also :func:`positive`.
+
+    Examples:
+        >>> above(0.0)("mu", 0.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: mu must be > 0, got 0.0
+    """
+    return Interval(low, math.inf, "()", meaning, remedy)
 
 
 def positive(meaning: str = "", remedy: str = "", *, infinity: bool = False) -> Interval:

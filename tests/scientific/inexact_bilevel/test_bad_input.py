@@ -98,15 +98,15 @@ def bad_inputs():
         ),
         refused("eps <= 0", lambda: _maid(eps=0.0), ValueError, ("eps", "> 0")),
         refused("eta outside (0, 1)", lambda: _maid(eta=1.0), ValueError, ("eta", "between 0 and 1")),
-        refused("nu < 1", lambda: _maid(nu=0.9), ValueError, ("nu and growth", "0.9")),
-        refused("unknown bound", lambda: _maid(bound="exact"), ValueError, ('"rigorous"', "'exact'")),
+        refused("nu < 1", lambda: _maid(nu=0.9), ValueError, ("nu must be >= 1", "0.9")),
+        refused("unknown bound", lambda: _maid(bound="exact"), ValueError, ("'rigorous'", "'exact'")),
         refused(
             "rigorous bound without its constants",
             lambda: _maid(bound="rigorous", constants=BilevelConstants(upper=1.0)),
             ValueError,
             ("cross_lipschitz", "heuristic"),
         ),
-        refused("unknown schedule", lambda: descent(HOAG, schedule="linear"), ValueError, ('"cubic"', "'linear'")),
+        refused("unknown schedule", lambda: descent(HOAG, schedule="linear"), ValueError, ("'cubic'", "'linear'")),
         refused("no end", lambda: _maid().run(), ValueError, ("steps, budget or both",)),
         refused(
             "state of another problem",

@@ -19,12 +19,12 @@ behind; trained on the objective itself, which needs no signals, they reach its 
 The data term has the factor 1/2; without it the thresholds would differ.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from regularized.mechanisms.ranges import above, allowed, count
 from regularized.scientific.deep_unfolding.loss import check_problem
 
 __all__ = ["Unfolded", "UnfoldedIHT", "UnfoldedISTA", "hard_threshold", "soft_threshold"]
@@ -87,6 +87,7 @@ class Unfolded(nn.Module):
         tensor([[1., 2.]])
     """
 
+    @allowed(layers=count(1), step=above(0.0))
     def __init__(
         self,
         gradient: Callable[[Tensor, Tensor], Tensor],
@@ -98,10 +99,6 @@ class Unfolded(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if layers < 1:
-            raise ValueError(f"layers must be at least 1, got {layers}")
-        if not (math.isfinite(step) and step > 0.0):
-            raise ValueError(f"step must be a finite number > 0, got {step}")
         self.gradient, self.prox, self.signal = gradient, prox, signal
         self.steps = nn.Parameter(torch.full((layers,), step, dtype=dtype))
         self.register_load_state_dict_post_hook(_check_steps)  # type: ignore[no-untyped-call]

@@ -3,10 +3,11 @@
 :mod:`regularized.scientific.deep_unfolding.layer` has the paper and its symbols.
 """
 
-import math
 from typing import Literal
 
 from torch import Tensor, nn
+
+from regularized.mechanisms.ranges import Choice, above, allowed
 
 __all__ = ["SparseObjective"]
 
@@ -34,11 +35,10 @@ class SparseObjective(nn.Module):
 
     matrix: Tensor
 
+    @allowed(norm=Choice("l1", "l0"))
     def __init__(self, matrix: Tensor, penalty: float, *, norm: Literal["l1", "l0"] = "l1") -> None:
         super().__init__()
         check_problem(matrix, penalty)
-        if norm not in ("l1", "l0"):
-            raise ValueError(f"norm must be 'l1' or 'l0', got {norm!r}")
         self.register_buffer("matrix", matrix.detach().clone())
         self.penalty, self.norm = penalty, norm
 
@@ -58,5 +58,4 @@ def check_problem(matrix: Tensor, penalty: float) -> None:
         )
     if not bool(matrix.isfinite().all()):
         raise ValueError("matrix must be finite")
-    if not (math.isfinite(penalty) and penalty > 0.0):
-        raise ValueError(f"penalty (lambda) must be a finite number > 0, got {penalty}")
+    above(0.0)("penalty (lambda)", penalty)

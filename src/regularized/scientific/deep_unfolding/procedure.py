@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from regularized.mechanisms.ranges import allowed, at_least, between, count, positive
 from regularized.scientific.deep_unfolding.layer import Unfolded, UnfoldedIHT, UnfoldedISTA
 from regularized.scientific.deep_unfolding.loss import SparseObjective
 
@@ -38,11 +39,8 @@ class BernoulliGaussian:
         (torch.Size([3, 4]), torch.Size([3, 4]))
     """
 
+    @allowed(density=between(0.0, 1.0, "(]"), noise=at_least(0.0))
     def __init__(self, matrix: Tensor, *, density: float = 0.1, noise: float = 0.01, seed: int = 0) -> None:
-        if not 0.0 < density <= 1.0:
-            raise ValueError(f"density must be in (0, 1], got {density}")
-        if not noise >= 0.0:
-            raise ValueError(f"noise must be >= 0, got {noise}")
         self.matrix, self.density, self.noise = matrix, density, noise
         self.generator = torch.Generator(matrix.device).manual_seed(seed)
 
@@ -88,6 +86,7 @@ class IncrementalTraining:
         (3, True)
     """
 
+    @allowed(steps_per_layer=count(1), batch_size=count(1), lr=positive())
     def __init__(
         self,
         network: Unfolded,
@@ -101,9 +100,6 @@ class IncrementalTraining:
     ) -> None:
         if isinstance(loss, str) and loss != "supervised":
             raise ValueError(f"loss must be 'supervised' or an objective called as loss(x, y), got {loss!r}")
-        for name, value in (("steps_per_layer", steps_per_layer), ("batch_size", batch_size), ("lr", lr)):
-            if not value > 0:
-                raise ValueError(f"{name} must be positive, got {value}")
         if isinstance(loss, SparseObjective):
             _warn_if_not_its_own(network, loss)
         self.network, self.sampler, self.loss = network, sampler, loss
@@ -196,5 +192,5 @@ def _warn_if_not_its_own(network: Unfolded, objective: SparseObjective) -> None:
         warnings.warn(
             "the objective has another matrix, penalty or norm than the network: its optimum is not what the layers "
             "iterate towards, so objectives cannot be compared",
-            stacklevel=3,
+            stacklevel=4,
         )

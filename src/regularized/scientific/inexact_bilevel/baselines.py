@@ -11,13 +11,14 @@ from typing import Any, Literal, Self, TypeAlias
 
 from torch import Tensor
 
+from regularized.mechanisms.ranges import Choice, allowed, at_least
 from regularized.scientific.inexact_bilevel.descent import (
+    ABOVE_ZERO,
+    INSIDE,
     BilevelDescent,
     BilevelStep,
     OfTheta,
     Status,
-    check_positive,
-    check_share,
 )
 from regularized.scientific.inexact_bilevel.lower_solvers import InnerToleranceNotReached, LowerSolver, fista
 from regularized.scientific.inexact_bilevel.problem import Lower, Tree, Upper, norm
@@ -65,6 +66,7 @@ class HOAG(BilevelDescent):
         [1.0, 0.22, 0.04]
     """
 
+    @allowed(eps=ABOVE_ZERO, step=ABOVE_ZERO.or_none(), schedule=Choice("geometric", "quadratic", "cubic"))
     def __init__(
         self,
         lower: Lower,
@@ -94,9 +96,6 @@ class HOAG(BilevelDescent):
             lower_solver=lower_solver,
             deterministic=deterministic,
         )
-        check_positive(eps=eps, **({} if step is None else {"step": step}))
-        if schedule not in ("geometric", "quadratic", "cubic"):
-            raise ValueError(f'schedule must be "geometric", "quadratic" or "cubic", got {schedule!r}')
         self.schedule, self._first_eps = schedule, eps
         self._k, self._tightened = 0, 1.0
         self._lipschitz = None if step is None else 1.0 / step  # L_lambda
@@ -226,6 +225,7 @@ class FixedAccuracy(BilevelDescent):
         [0.25, 0.05]
     """
 
+    @allowed(eps=ABOVE_ZERO, step=ABOVE_ZERO, eta=INSIDE, rho=INSIDE, growth=at_least(1.0))
     def __init__(
         self,
         lower: Lower,
@@ -257,10 +257,6 @@ class FixedAccuracy(BilevelDescent):
             lower_solver=lower_solver,
             deterministic=deterministic,
         )
-        check_positive(eps=eps, step=step)
-        check_share(eta=eta, rho=rho)
-        if not growth >= 1.0:
-            raise ValueError(f"growth must be at least 1, got {growth}")
         self.eps, self.step_size, self.eta, self.rho, self.growth = eps, step, eta, rho, growth
 
     def step(self) -> BilevelStep:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from regularized.mechanisms.conjugate_gradient import conjugate_gradient
+from regularized.mechanisms.ranges import Interval, above
 from regularized.scientific.inexact_bilevel.bound import Inexact
 from regularized.scientific.inexact_bilevel.lower_solvers import (
     InnerToleranceNotReached,
@@ -22,6 +23,9 @@ __all__ = ["BilevelDescent", "BilevelStep", "OfTheta", "Status"]
 
 OfTheta: TypeAlias = float | Callable[[Any], float | Tensor]
 Status: TypeAlias = Literal["descended", "tightened", "rejected", "stalled", "stationary", "stagnated"]
+
+ABOVE_ZERO = above(0.0)
+INSIDE = Interval(0.0, 1.0, "()", words="between 0 and 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,25 +331,3 @@ class BilevelDescent:
         self._q = None if state["q"] is None else state["q"].to(self._x).clone()
         self.problem.inner_gradients, self.problem.products = state["inner_gradients"], state["products"]
         return self
-
-
-def check_positive(**values: float) -> None:
-    """Refuse settings that are not finite numbers > 0.
-
-    Raises:
-        ValueError: with name and value.
-    """
-    for name, value in values.items():
-        if not 0.0 < value < math.inf:
-            raise ValueError(f"{name} must be a finite number > 0, got {value}")
-
-
-def check_share(**values: float) -> None:
-    """Refuse settings outside (0, 1).
-
-    Raises:
-        ValueError: with name and value.
-    """
-    for name, value in values.items():
-        if not 0.0 < value < 1.0:
-            raise ValueError(f"{name} must lie between 0 and 1, got {value}")

@@ -33,6 +33,7 @@ from typing import Any, Literal, Self
 
 from torch import Tensor
 
+from regularized.mechanisms.ranges import Choice, allowed, at_least
 from regularized.scientific.inexact_bilevel.bound import (
     BilevelConstants,
     ErrorBound,
@@ -41,12 +42,12 @@ from regularized.scientific.inexact_bilevel.bound import (
     RigorousBound,
 )
 from regularized.scientific.inexact_bilevel.descent import (
+    ABOVE_ZERO,
+    INSIDE,
     BilevelDescent,
     BilevelStep,
     OfTheta,
     Status,
-    check_positive,
-    check_share,
 )
 from regularized.scientific.inexact_bilevel.lower_solvers import InnerToleranceNotReached, LowerSolver, fista
 from regularized.scientific.inexact_bilevel.problem import Lower, Tree, Upper, norm
@@ -121,6 +122,18 @@ class MAID(BilevelDescent):
         True
     """
 
+    @allowed(
+        eps=ABOVE_ZERO,
+        delta=ABOVE_ZERO,
+        step=ABOVE_ZERO,
+        tolerance=ABOVE_ZERO,
+        eta=INSIDE,
+        rho=INSIDE,
+        tau=INSIDE,
+        nu=at_least(1.0),
+        growth=at_least(1.0),
+        bound=Choice("heuristic", "rigorous"),
+    )
     def __init__(
         self,
         lower: Lower,
@@ -159,12 +172,6 @@ class MAID(BilevelDescent):
             lower_solver=lower_solver,
             deterministic=deterministic,
         )
-        check_positive(eps=eps, delta=delta, step=step, tolerance=tolerance)
-        check_share(eta=eta, rho=rho, tau=tau)
-        if not min(nu, growth) >= 1.0:
-            raise ValueError(f"nu and growth must be at least 1, got {nu} and {growth}")
-        if bound not in ("heuristic", "rigorous"):
-            raise ValueError(f'bound must be "heuristic" or "rigorous", got {bound!r}')
         self.eta, self.rho, self.tau, self.nu, self.growth = eta, rho, tau, nu, growth
         self.convex, self.tolerance = convex, tolerance
         make: Any = EstimatedBound if bound == "heuristic" else RigorousBound

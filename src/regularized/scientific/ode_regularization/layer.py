@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from regularized.mechanisms.ranges import Choice, allowed, count
 from regularized.scientific.ode_regularization.ode_solver import Field, check_pair, check_times, odeint, odeint_on_grid
 from regularized.scientific.ode_regularization.sde_solver import sdeint, sdeint_on_grid
 from regularized.scientific.ode_regularization.sde_tableaus import STOCHASTIC
-from regularized.scientific.ode_regularization.solver_statistics import Norm, Solution, SolverStatistics
+from regularized.scientific.ode_regularization.solver_statistics import NORM, Norm, Solution, SolverStatistics
 
 __all__ = ["NeuralODE", "NeuralSDE"]
 
@@ -18,6 +19,7 @@ __all__ = ["NeuralODE", "NeuralSDE"]
 class SolverLayer(nn.Module):
     """What both layers share: time span, tolerances, statistics of the last call."""
 
+    @allowed(steps=count(1).or_none("adaptive steps"), norm=NORM, max_steps=count(1))
     def __init__(
         self,
         span: tuple[float, float],
@@ -32,12 +34,6 @@ class SolverLayer(nn.Module):
         self.span = tuple(check_times(span))
         if len(self.span) != 2:
             raise ValueError(f"span must hold the first and the last time, got {span}")
-        if steps is not None and steps < 1:
-            raise ValueError(f"steps must be at least 1, or None for adaptive steps; got {steps}")
-        if norm not in ("batch", "sample"):
-            raise ValueError(f'norm must be "batch" or "sample", got {norm!r}')
-        if max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {max_steps}")
         self.method, self.rtol, self.atol, self.norm, self.steps = method, rtol, atol, norm, steps
         self.max_steps = max_steps
         self._statistics: SolverStatistics | None = None
@@ -116,6 +112,14 @@ class NeuralODE(SolverLayer):
         >>> loss.backward()
     """
 
+    @allowed(
+        backprop=Choice(
+            "direct",
+            "checkpoint",
+            remedy="solver statistics are not differentiable through the continuous adjoint, and checkpointing saves "
+            "its memory with exact gradients",
+        )
+    )
     def __init__(
         self,
         f: Field,
@@ -131,11 +135,6 @@ class NeuralODE(SolverLayer):
     ) -> None:
         super().__init__(span, method, rtol, atol, norm, steps, max_steps)
         check_pair(method)
-        if backprop not in ("direct", "checkpoint"):
-            raise ValueError(
-                f'backprop must be "direct" or "checkpoint", got {backprop!r}; solver statistics are not '
-                "differentiable through the continuous adjoint, and checkpointing saves its memory with exact gradients"
-            )
         self.f = f
         self.backprop = backprop
 
@@ -198,6 +197,7 @@ class NeuralSDE(SolverLayer):
         torch.Size([4, 2])
     """
 
+    @allowed(method=Choice(*STOCHASTIC))
     def __init__(
         self,
         drift: Field,
@@ -212,8 +212,6 @@ class NeuralSDE(SolverLayer):
         max_steps: int = 1000,
     ) -> None:
         super().__init__(span, method, rtol, atol, norm, steps, max_steps)
-        if method not in STOCHASTIC:
-            raise ValueError(f"method must be one of {', '.join(STOCHASTIC)}, got {method!r}")
         self.drift, self.diffusion = drift, diffusion
 
     def forward(self, u: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from regularized.mechanisms.ranges import Choice, allowed
 from regularized.scientific.ode_regularization.layer import NeuralODE, NeuralSDE
 from regularized.scientific.ode_regularization.ode_solver import Field, odeint, odeint_on_grid
 from regularized.scientific.ode_regularization.solver_statistics import SolverStatistics
@@ -54,6 +55,7 @@ class LocalNeuralODE(NeuralODE):
         True
     """
 
+    @allowed(sampling=Choice("unbiased", "biased"))
     def __init__(
         self,
         f: Field,
@@ -63,8 +65,6 @@ class LocalNeuralODE(NeuralODE):
         **settings: Any,
     ) -> None:
         super().__init__(f, **settings)
-        if sampling not in ("unbiased", "biased"):
-            raise ValueError(f'sampling must be "unbiased" or "biased", got {sampling!r}')
         if self.steps is not None:
             raise ValueError(f"the error of a random step needs adaptive steps; leave steps=None, got {self.steps}")
         if detach and sampling == "biased":

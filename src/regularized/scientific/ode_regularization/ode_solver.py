@@ -32,6 +32,7 @@ from torch.utils.checkpoint import checkpoint
 
 from regularized.scientific.ode_regularization.ode_tableaus import PAIRS, EmbeddedPair
 from regularized.scientific.ode_regularization.solver_statistics import (
+    NORM,
     LastStages,
     Norm,
     Solution,
@@ -425,8 +426,7 @@ def check_norm(norm: str, state: Tensor) -> None:
     Raises:
         ValueError: with what is allowed.
     """
-    if norm not in ("batch", "sample"):
-        raise ValueError(f'norm must be "batch" or "sample", got {norm!r}')
+    NORM("norm", norm)
     if norm == "sample" and state.ndim < 2:
         raise ValueError(f'norm="sample" needs a state of shape (B, ...), got {tuple(state.shape)}')
     if state.numel() == 0:

@@ -26,12 +26,15 @@ from typing import Literal, TypeAlias, cast
 import torch
 from torch import Tensor
 
+from regularized.mechanisms.ranges import Choice
 from regularized.scientific.ode_regularization.solver_statistics import SolverStatistics
 
 __all__ = ["solver_penalty"]
 
 Kind: TypeAlias = Literal["error", "stiffness", "both"]
 Reduction: TypeAlias = Literal["mean", "sum", "max"]
+KIND = Choice("error", "stiffness", "both")
+REDUCTION = Choice("mean", "sum", "max")
 STIFFNESS_SHARE = 0.1  # of the combined regulariser, from the official code
 
 
@@ -61,7 +64,8 @@ def solver_penalty(statistics: SolverStatistics, *, kind: Kind = "error", reduct
         >>> round(float(penalty) * 3.5068, 3)
         2.0
     """
-    check_kind(kind, reduction)
+    KIND("kind", kind)
+    REDUCTION("reduction", reduction)
     if not statistics.recorded:
         raise RuntimeError(
             "these solver statistics carry no graph: they come from eval() mode or from a solve without gradients. "
@@ -84,15 +88,3 @@ def solver_penalty(statistics: SolverStatistics, *, kind: Kind = "error", reduct
     if penalty.requires_grad:
         penalty.register_hook(lambda _gradient: setattr(statistics, "spent", True))
     return penalty
-
-
-def check_kind(kind: str, reduction: str) -> None:
-    """Refuse unknown names.
-
-    Raises:
-        ValueError: with what is allowed.
-    """
-    if kind not in ("error", "stiffness", "both"):
-        raise ValueError(f'kind must be "error", "stiffness" or "both", got {kind!r}')
-    if reduction not in ("mean", "sum", "max"):
-        raise ValueError(f'reduction must be "mean", "sum" or "max", got {reduction!r}')

@@ -10,9 +10,12 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from regularized.mechanisms.ranges import Choice
+
 __all__ = ["Solution", "SolverStatistics"]
 
 Norm: TypeAlias = Literal["batch", "sample"]
+NORM = Choice("batch", "sample")
 # Shapes: B samples, N accepted steps, T times that were asked for; the state is (B, ...) or anything else.
 
 

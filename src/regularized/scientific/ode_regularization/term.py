@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from regularized.mechanisms.ranges import above, allowed
 from regularized.scientific.ode_regularization.layer import SolverLayer
-from regularized.scientific.ode_regularization.penalty import Kind, Reduction, check_kind, solver_penalty
+from regularized.scientific.ode_regularization.penalty import KIND, REDUCTION, Kind, Reduction, solver_penalty
 from regularized.training.progress import Coefficient, Progress, Schedule
 from regularized.training.step import Step
 from regularized.training.terms import Term
@@ -28,6 +29,7 @@ class _ExponentialDecay:
         return value
 
 
+@allowed(start=above(0.0), end=above(0.0))
 def exponential_decay(start: float, end: float) -> Schedule:
     """The paper's annealing: ``start exp(-k epoch)``, which would be ``end`` after the last epoch.
 
@@ -43,8 +45,6 @@ def exponential_decay(start: float, end: float) -> Schedule:
         >>> [round(decay(Progress(0, 1, epoch=e, total_epochs=4)), 2) for e in (0, 2, 4)]
         [100.0, 31.62, 10.0]
     """
-    if not (start > 0.0 and end > 0.0):
-        raise ValueError(f"start and end of an exponential decay must be > 0, got {start} and {end}")
     return _ExponentialDecay(start, end)
 
 
@@ -75,11 +75,11 @@ class SolverRegularization(Term):
         True
     """
 
+    @allowed(kind=KIND, reduction=REDUCTION)
     def __init__(
         self, *, kind: Kind = "error", reduction: Reduction = "mean", weight: Coefficient | None = None
     ) -> None:
         super().__init__(weight=exponential_decay(100.0, 10.0) if weight is None else weight)
-        check_kind(kind, reduction)
         self.kind: Kind = kind
         self.reduction: Reduction = reduction
 

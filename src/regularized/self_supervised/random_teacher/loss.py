@@ -15,9 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from regularized.mechanisms.ranges import Choice, positive
+
 __all__ = ["Loss", "chunked_distillation_loss", "distillation_losses"]
 
 Loss: TypeAlias = Literal["kl", "ce", "mse"]
+LOSS = Choice("kl", "ce", "mse")
+TEMPERATURE = positive(remedy="1 leaves the outputs as they are")
 
 # Shapes: B samples, C outputs, K features of the bottleneck before the outputs.
 
@@ -189,8 +193,6 @@ def _loss_and_gradient(z: Tensor, z_teacher: Tensor, loss: Loss) -> tuple[Tensor
 
 def check_settings(loss: str, student_temperature: float, teacher_temperature: float) -> None:
     """Refuse an unknown loss and temperatures that are not positive."""
-    if loss not in ("kl", "ce", "mse"):
-        raise ValueError(f"loss must be 'kl', 'ce' or 'mse', got {loss!r}")
-    for name, value in (("student_temperature", student_temperature), ("teacher_temperature", teacher_temperature)):
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}; 1 leaves the outputs as they are")
+    LOSS("loss", loss)
+    TEMPERATURE("student_temperature", student_temperature)
+    TEMPERATURE("teacher_temperature", teacher_temperature)

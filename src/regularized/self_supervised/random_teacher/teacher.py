@@ -34,6 +34,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from regularized.mechanisms.frozen import Frozen, Statistics, check_apart
+from regularized.mechanisms.ranges import allowed, count
 from regularized.mechanisms.surgery import NoEffectWarning
 from regularized.self_supervised.random_teacher.layer import EncoderWithHead
 from regularized.self_supervised.random_teacher.loss import (
@@ -148,7 +149,7 @@ class FrozenTeacher(nn.Module):
                 "rounding noise). Start at alpha > 0 (interpolate_init), or use a network with batch normalisation or "
                 "dropout and statistics='running'",
                 NoEffectWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def extra_repr(self) -> str:
@@ -215,6 +216,7 @@ class RandomTeacher(FrozenTeacher):
         ...     optimizer.zero_grad()
     """
 
+    @allowed(chunk=count(1).or_none("all at once"))
     def __init__(
         self,
         student: nn.Module,
@@ -234,8 +236,6 @@ class RandomTeacher(FrozenTeacher):
             statistics=statistics,
         )
         if chunk is not None:
-            if chunk < 1:
-                raise ValueError(f"chunk must be at least 1 or None, got {chunk}")
             for name, network in (("student", student), ("teacher", teacher)):
                 if not isinstance(network, EncoderWithHead):
                     raise ValueError(

@@ -30,7 +30,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from regularized.mechanisms.ranges import allowed, at_least, between, count
+from regularized.mechanisms.ranges import above, allowed, at_least, between, count
 
 __all__ = ["LinearDynamics", "Optimum", "Spectrum", "steps_for"]
 
@@ -75,7 +75,7 @@ class Spectrum:
             raise ValueError("eigenvalues must be positive and finite; what is zero belongs into `zero`")
 
     @classmethod
-    @allowed(alpha=between(0.0, math.inf, "()"), nodes=count(1))
+    @allowed(alpha=above(0.0), nodes=count(1))
     def marchenko_pastur(cls, alpha: float, *, nodes: int = 4000) -> "Spectrum":
         """The limit for Gaussian inputs: ``rho(l) = sqrt((l+ - l)(l - l-)) / (2 pi l)`` between ``(1 ± sqrt(alpha))²``.
 
@@ -160,7 +160,7 @@ class LinearDynamics:
     """
 
     @allowed(
-        alpha=between(0.0, math.inf, "()"),
+        alpha=above(0.0),
         signal=at_least(0.0),
         noise=at_least(0.0),
         start=at_least(0.0),
@@ -362,7 +362,7 @@ class LinearDynamics:
         return steps_for(t, lr=lr, samples=samples, loss=loss, momentum=momentum) / self.feature_scale
 
 
-@allowed(lr=between(0.0, math.inf, "()"), momentum=between(0.0, 1.0, "[)"))
+@allowed(lr=above(0.0), momentum=between(0.0, 1.0, "[)"))
 def steps_for(t: float, *, lr: float, samples: int, loss: Loss = "mse", momentum: float = 0.0) -> float:
     """Steps of full-batch gradient descent that take as long as time ``t`` of the flow.
 

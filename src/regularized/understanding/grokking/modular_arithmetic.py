@@ -34,6 +34,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
+from regularized.mechanisms.ranges import Choice, allowed, at_least, between, count, positive, share
+
 __all__ = [
     "ModularArithmetic",
     "ModularTransformer",
@@ -86,6 +88,7 @@ class ModularArithmetic:
         tensor(True)
     """
 
+    @allowed(p=count(2, remedy="the paper has 97"), op=Choice(*get_args(Operation)), frac=share(), noise=share())
     def __init__(
         self,
         p: int = 97,
@@ -96,18 +99,11 @@ class ModularArithmetic:
         pair_seed: int = 420,
         label_seed: int = 0,
     ) -> None:
-        if p < 2:
-            raise ValueError(f"p must be at least 2, got {p}; the paper has 97")
-        if op not in get_args(Operation):
-            raise ValueError(f"op must be one of {', '.join(get_args(Operation))}; got {op!r}")
-        for name, share in (("frac", frac), ("noise", noise)):
-            if not 0.0 <= share <= 1.0:
-                raise ValueError(f"{name} must be in [0, 1], got {share}")
         if op in ("multiply", "divide") and not _is_prime(p):
             warnings.warn(
                 f"p = {p} is not a prime: to {op} is not one to one then, and the scores of neurons mean nothing; take "
                 "a prime, or add",
-                stacklevel=2,
+                stacklevel=3,
             )
         table, results = _table(p, op)
         order = list(range(len(table)))
@@ -203,6 +199,9 @@ def one_hot_mse(logits: Tensor, labels: Tensor, *, reduction: Literal["mean", "n
     return errors if reduction == "mean" else errors.mean(dim=-1)
 
 
+_DROPOUT = between(0.0, 1.0, "[)")
+
+
 class QuadraticMLP(nn.Module):
     """Two layers with a square between them: ``W (U x_1 + V x_2)²``.
 
@@ -233,6 +232,7 @@ class QuadraticMLP(nn.Module):
         True
     """
 
+    @allowed(p=count(2), width=count(1), dropout=_DROPOUT)
     def __init__(
         self,
         p: int = 97,
@@ -242,11 +242,6 @@ class QuadraticMLP(nn.Module):
         norm: Literal["batch", "layer"] | None = None,
     ) -> None:
         super().__init__()
-        for name, number, least in (("p", p, 2), ("width", width, 1)):
-            if number < least:
-                raise ValueError(f"{name} must be at least {least}, got {number}")
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         if norm not in (None, "batch", "layer"):
             raise ValueError(f"norm must be 'batch', 'layer' or None, got {norm!r}")
         self.p = p
@@ -311,16 +306,13 @@ class ModularTransformer(nn.Module):
         torch.Size([2, 7])
     """
 
+    @allowed(p=count(2), dropout=_DROPOUT)
     def __init__(
         self, p: int = 97, *, width: int = 128, heads: int = 4, neurons: int | None = None, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        if p < 2:
-            raise ValueError(f"p must be at least 2, got {p}")
         if width < 1 or heads < 1 or width % heads:
             raise ValueError(f"width must be a multiple of heads, got width={width}, heads={heads}")
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         neurons = 4 * width if neurons is None else neurons
         self.p, self.width, self.heads = p, width, heads
         self.tokens = nn.Embedding(p, width)
@@ -365,6 +357,7 @@ def check_pairs(x: Tensor, p: int) -> None:
 
 
 @torch.no_grad()
+@allowed(p=count(3, "so that there is a frequency"))
 def analytic_weights(p: int, width: int, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Weights of a :class:`QuadraticMLP` that adds without training: a random frequency and two phases for a neuron.
 
@@ -391,8 +384,6 @@ def analytic_weights(p: int, width: int, *, seed: int = 0, dtype: torch.dtype = 
         >>> (net(task.pairs).argmax(dim=1) == task.clean).all()
         tensor(True)
     """
-    if p < 3:
-        raise ValueError(f"p must be at least 3, so that there is a frequency; got {p}")
     draws = torch.Generator().manual_seed(seed)
     frequency = torch.randint(1, (p - 1) // 2 + 1, (width, 1), generator=draws)
     one, two = 2 * math.pi * torch.rand(2, width, 1, generator=draws, dtype=torch.float64)
@@ -403,6 +394,7 @@ def analytic_weights(p: int, width: int, *, seed: int = 0, dtype: torch.dtype = 
     return first.to(dtype), second.to(dtype)
 
 
+@allowed(weight_decay=at_least(0.0), lr=positive(), batch_size=count(1).or_none("the whole training set"))
 def modular_optimizer(
     parameters: Iterable[Any],
     *,
@@ -434,10 +426,6 @@ def modular_optimizer(
         >>> modular_optimizer(nn.Linear(2, 2).parameters(), batch_size=64).param_groups[0]["lr"]
         0.005
     """
-    if weight_decay < 0 or lr <= 0:
-        raise ValueError(f"weight_decay must be >= 0 and lr > 0, got {weight_decay} and {lr}")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     rate = lr * math.sqrt(min(1.0, (batch_size or 256) / 256))
     built = optimizer(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=weight_decay)
     group = built.param_groups[0]
@@ -446,6 +434,6 @@ def modular_optimizer(
         warnings.warn(
             f"{type(built).__name__} adds weight_decay={weight_decay} to the gradient, where Adam divides it by the "
             "gradient's size; the decays of the paper are decoupled. Take torch.optim.AdamW",
-            stacklevel=2,
+            stacklevel=3,
         )
     return built

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regularized.mechanisms.ranges import allowed, count
 from regularized.understanding.grokking.modular_arithmetic import (
     ModularArithmetic,
     Operation,
@@ -131,6 +132,7 @@ class _Runs(nn.Module):
         return hidden @ self.second
 
 
+@allowed(steps=count(0), batch_size=count(2).or_none("the whole training set"), runs_at_once=count(1))
 def phase_diagram(
     p: int = 97,
     *,
@@ -178,12 +180,8 @@ def phase_diagram(
     """
     if not fracs or not noises:
         raise ValueError(f"a diagram needs shares of data and of noise, got fracs={fracs!r} and noises={noises!r}")
-    if runs_at_once < 1 or steps < 0:
-        raise ValueError(f"runs_at_once must be at least 1 and steps not negative, got {runs_at_once} and {steps}")
     if norm is not None and batch_size is None:
         raise ValueError("batch normalisation is for mini-batches here: give batch_size, the paper has 8 to 256")
-    if batch_size is not None and batch_size < 2:
-        raise ValueError(f"batch_size must be at least 2, got {batch_size}")
     tasks = [ModularArithmetic(p, op, frac=frac, noise=noise) for frac in fracs for noise in noises]
     if batch_size is not None and (smallest := min(task.num_train for task in tasks)) < batch_size:
         raise ValueError(f"batch_size={batch_size} is larger than the smallest training set, {smallest} pairs")

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 
+from regularized.mechanisms.ranges import allowed, count
+
 __all__ = ["Phase", "TrainingPhases", "detect_phases", "phase_of"]
 
 _MARGIN = 0.02  # a state is left only this far beyond the limit at which it was entered
@@ -163,6 +165,7 @@ class TrainingPhases:
         return [(phase, start, end) for (phase, start), end in zip(self.phases, ends, strict=True)]
 
 
+@allowed(patience=count(1))
 def detect_phases(
     log: Iterable[Mapping[str, float]],
     *,
@@ -198,8 +201,6 @@ def detect_phases(
     records = list(log)
     if not records:
         raise ValueError("the log is empty; keep {'step': step, **probe(model)} every few steps")
-    if patience < 1:
-        raise ValueError(f"patience must be at least 1, got {patience}")
     for record in records:
         if missing := {"step", "train", "test"} - set(record):
             raise ValueError(f"a record of the log lacks {sorted(missing)}; it has {sorted(record)}")

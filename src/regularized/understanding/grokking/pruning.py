@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from regularized.mechanisms.pruning import pruned
+from regularized.mechanisms.ranges import allowed, share
 
 __all__ = ["neuron_masks", "prune_by_score_", "pruning_sweep"]
 
@@ -19,6 +20,7 @@ __all__ = ["neuron_masks", "prune_by_score_", "pruning_sweep"]
 _TENTHS = tuple(k / 10 for k in range(10))
 
 
+@allowed(fraction=share("the share of neurons that goes"))
 def neuron_masks(
     model: nn.Module,
     scores: Tensor,
@@ -53,8 +55,6 @@ def neuron_masks(
         >>> neuron_masks(model, torch.tensor([0.9, 0.1, 0.5]), fraction=1 / 3, first="0", second="2")["0.bias"]
         tensor([ True, False,  True])
     """
-    if not 0.0 <= fraction <= 1.0:
-        raise ValueError(f"fraction must be in [0, 1], the share of neurons that goes; got {fraction}")
     into, out = model.get_submodule(first), model.get_submodule(second)
     weights = [getattr(layer, "weight", None) for layer in (into, out)]
     shapes = [tuple(w.shape) if isinstance(w, Tensor) else None for w in weights]

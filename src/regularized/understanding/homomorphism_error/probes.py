@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regularized.mechanisms.ranges import Choice, allowed
 from regularized.understanding.homomorphism_error.penalty import find_pairs
 
 __all__ = [
@@ -44,10 +45,9 @@ class CompositionProbe(nn.Module):
         torch.Size([3, 4])
     """
 
+    @allowed(family=Choice(*_FAMILIES))
     def __init__(self, dim: int, family: Family) -> None:
         super().__init__()
-        if family not in _FAMILIES:
-            raise ValueError(f"family must be one of {list(_FAMILIES)}, got {family!r}")
         self.family = family
         if family == "mlp":
             self.fc1 = nn.Linear(2 * dim, max(4 * dim, 128))
