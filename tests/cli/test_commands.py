@@ -179,7 +179,7 @@ def test_reproduce_json(measured, tmp_path):
     assert all(len(values) == 3 for arm in result["arms"].values() for values in arm.values())
     assert result["report"] == str(tmp_path / "here" / "report.html")
     assert (tmp_path / "here" / "report.html").is_file()
-    assert measured == [{"scale": "smoke", "seeds": 3, "workers": 1, "fresh": False}]
+    assert measured == [{"scale": "smoke", "seeds": 3, "workers": 1, "fresh": False, "time_limit": None}]
 
 
 def test_reproduce_prints_verdicts_and_exits_with_zero(measured):

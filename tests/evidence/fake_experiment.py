@@ -37,6 +37,8 @@ def run(settings, seed):
         raise RuntimeError("the loss went to <heaven>")
     if os.environ.get("FAKE_DIE") == f"{arm}/{seed}":
         os.kill(os.getpid(), 9)
+    if os.environ.get("FAKE_HANG") == f"{arm}/{seed}":
+        time.sleep(3600.0)
     if os.environ.get("FAKE_READ") == f"{arm}/{seed}":
         input("are you sure? ")
     time.sleep(float(os.environ.get("FAKE_SLEEP", "0")))

@@ -147,6 +147,16 @@ def test_a_run_that_waits_for_input_gets_none(run, monkeypatch):
     assert {r.arm for r in result.runs} == {"plain", "control"}
 
 
+def test_a_run_that_takes_too_long_has_failed(run, monkeypatch):
+    """Fails when the limit of time does not reach the processes, or ends more than the run."""
+    monkeypatch.setenv("FAKE_HANG", "better/0")
+    result = run(scale="smoke", seeds=1, time_limit=20.0)
+    assert [(failure.arm, failure.error) for failure in result.failures] == [
+        ("better", "the run took longer than 20 s and was ended")
+    ]
+    assert {r.arm for r in result.runs} == {"plain", "control"}
+
+
 def test_a_diverged_seed_leaves_its_claim_open(run, monkeypatch):
     """Fails when a NaN is dropped from the mean, or the whole comparison is lost to it."""
     monkeypatch.setenv("FAKE_NAN", "better/2")

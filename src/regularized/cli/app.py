@@ -60,6 +60,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else
 Slug = Annotated[str, typer.Argument(metavar="SLUG", help="Short name of a paper; `regularized papers` lists them.")]
 MaybeSlug = Annotated[str | None, typer.Argument(metavar="[SLUG]", help="Short name of a paper; default all.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Parallel processes; default one for each core.")]
+TimeLimit = Annotated[float | None, typer.Option(help="Seconds that a run may take before it is ended; default any.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Make runs again that are stored already.")]
 
 
@@ -187,6 +188,7 @@ def reproduce(
     ] = None,
     workers: Workers = None,
     fresh: Fresh = False,
+    time_limit: TimeLimit = None,
     report: Annotated[Path | None, typer.Option(help="Folder of the report; default your data folder.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -209,6 +211,7 @@ def reproduce(
         seeds=seeds,
         workers=workers,
         fresh=fresh,
+        time_limit=time_limit,
     )
     unwritten = ""
     try:
@@ -251,12 +254,18 @@ def _print_claims(result: "ReproduceResult") -> None:
 
 
 @app.command()
-def tune(slug: Slug, workers: Workers = None, fresh: Fresh = False, as_json: Json = False) -> None:
+def tune(
+    slug: Slug,
+    workers: Workers = None,
+    fresh: Fresh = False,
+    time_limit: TimeLimit = None,
+    as_json: Json = False,
+) -> None:
     """Try the settings of a paper's arms: as many trials for each, on seeds that are no evidence."""
     from regularized.evidence.runner import tune as run
 
     entry = _implemented(slug)
-    result = _or_usage(run, slug, entry.module_name("experiment"), workers=workers, fresh=fresh)
+    result = _or_usage(run, slug, entry.module_name("experiment"), workers=workers, fresh=fresh, time_limit=time_limit)
     if as_json:
         trials = [
             {

@@ -56,6 +56,7 @@ def reproduce(
     store: Store | None = None,
     fresh: bool = False,
     progress: bool = True,
+    time_limit: float | None = None,
 ) -> ReproduceResult:
     """Run every arm with every seed and judge the claims.
 
@@ -72,6 +73,7 @@ def reproduce(
         store: where runs are kept; default the user's store.
         fresh: make runs again that are in the store already.
         progress: show a bar on standard error, or a line for each run where that is no terminal.
+        time_limit: seconds that a run may take; one that takes longer is ended, and has failed. Default none.
 
     Raises:
         Unavailable: data, a package or hardware of this scale is missing.
@@ -87,7 +89,9 @@ def reproduce(
     _check(experiment, module_name, scale, claims)
     jobs = [Job(arm, seed, scale) for seed in wanted for arm in experiment.ARMS]
     with nullcontext(store) if store is not None else Store() as opened:
-        runs, failures, reused = _run_matrix(slug, module_name, experiment, jobs, workers, opened, fresh, progress)
+        runs, failures, reused = _run_matrix(
+            slug, module_name, experiment, jobs, workers, opened, fresh, progress, time_limit
+        )
         tuning = _known_tuning(slug, module_name, experiment, opened)
     declared = seeds_of(experiment).count
     short = "" if len(wanted) == declared else f"{len(wanted)} of the {declared} declared seeds: a look, not a verdict"
@@ -119,6 +123,7 @@ def tune(
     store: Store | None = None,
     fresh: bool = False,
     progress: bool = True,
+    time_limit: float | None = None,
 ) -> TuningResult:
     """Run the experiment's tuning grid, as many trials for each arm, and say which setting is best.
 
@@ -131,6 +136,7 @@ def tune(
         store: as in :func:`reproduce`.
         fresh: as in :func:`reproduce`.
         progress: as in :func:`reproduce`.
+        time_limit: as in :func:`reproduce`.
 
     Raises:
         ValueError: the experiment has no ``TUNING``.
@@ -146,7 +152,9 @@ def tune(
         raise ValueError(f"TUNING of {module_name} names arms {unknown}; it has {sorted(experiment.ARMS)}")
     jobs = trials_of(tuning)
     with nullcontext(store) if store is not None else Store() as opened:
-        runs, failures, reused = _run_matrix(slug, module_name, experiment, jobs, workers, opened, fresh, progress)
+        runs, failures, reused = _run_matrix(
+            slug, module_name, experiment, jobs, workers, opened, fresh, progress, time_limit
+        )
     trials, agrees = rank_trials(tuning, runs, resolved(experiment, tuning.scale))
     return TuningResult(
         metric=tuning.metric,
@@ -186,6 +194,7 @@ def _run_matrix(
     store: Store,
     fresh: bool,
     progress: bool,
+    time_limit: float | None = None,
 ) -> tuple[list[Run], list[Failure], int]:
     """Runs of all jobs that finished, in the order of the jobs; failures; how many runs were there before."""
     if workers is not None and workers < 1:
@@ -248,7 +257,7 @@ def _run_matrix(
         count = min(workers or cores(), len(todo))
         with (
             display(f"{slug} {todo[0].scale}", len(todo) + reused, reused, shown=progress) as shown,
-            Pool(module_name, todo, workers=count, code_key=key) as pool,
+            Pool(module_name, todo, workers=count, code_key=key, time_limit=time_limit) as pool,
         ):
             try:
                 for job, answer in pool.answers():
