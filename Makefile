@@ -1,7 +1,7 @@
 # Two commands on a fresh machine; each makes .venv and installs what it needs, once.
 #   make reproduce    train, compare and judge: one paper on data that is installed with scikit-learn
-#   make test         everything that CI runs
-# CI then computes once more as an old processor does: make test-old-processor
+#   make test         everything that CI runs; it then computes once more as an old processor does:
+#   make test-old-processor
 
 PYTHON ?= python3
 JOBS ?= 2

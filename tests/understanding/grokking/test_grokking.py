@@ -315,7 +315,7 @@ def test_probe_in_the_trainer_equals_the_probe_in_a_loop():
 
 @pytest.fixture(scope="module")
 def trained():
-    """The fast setting of the sheet, with decay 0, 5 and 10: about two seconds each."""
+    """The fast setting of the sheet, with decay 0, 5 and 10: about three seconds each."""
     task, nets = ModularArithmetic(53, frac=0.6, noise=0.3), {}
     x, y = task.train.tensors
     for decay in (0.0, 5.0, 10.0):
@@ -331,6 +331,7 @@ def trained():
     return task, nets, MemorizationProbe(task)
 
 
+@pytest.mark.slow
 def test_decay_drops_what_was_memorised(trained):
     """The control is the same without decay; fails when the decay does not reach the weights, or the wrong way."""
     task, nets, probe = trained
@@ -344,6 +345,7 @@ def test_decay_drops_what_was_memorised(trained):
     assert free["ipr"] < mild["ipr"] < strong["ipr"]
 
 
+@pytest.mark.slow
 def test_low_scores_hold_the_noise_and_high_scores_the_rule(trained):
     """Pruning from below drops memorised labels, from above the rule; fails for scores turned round."""
     _task, nets, probe = trained
