@@ -6,6 +6,7 @@ that the catalogue has, to see that the parts serve them: two networks, a genera
 
 import copy
 import math
+import warnings
 from functools import partial
 
 import pytest
@@ -272,23 +273,36 @@ def test_stopped_between_steps_the_same_object_goes_on():
     assert equal(stopped.state_dict(), whole.state_dict())
 
 
+class Interrupted(Pair):
+    """Is interrupted in the middle of its second step."""
+
+    def training_step(self, net, batch, *, progress):
+        if self.optimizers.steps == [1, 0] and not hasattr(self, "again"):
+            self.again = True
+            raise KeyboardInterrupt
+        return super().training_step(net, batch, progress=progress)
+
+
 def test_a_step_left_half_way_is_not_passed_over():
     """Fails when a state of half a step is given out, or training goes on from it without a word."""
-    pair, first = Pair(), data(size=4, n=8)
-    batch = next(iter(first.batches(0)))
-    bad = [batch, (batch.inputs, batch.targets + 7)]
-    with pytest.raises(IndexError):
-        pair.fit(bad, epochs=1)
+    pair = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        pair.fit(data(), epochs=1)
     with pytest.raises(RuntimeError, match="left half-way"):
         pair.state_dict()
     with pytest.warns(UserWarning, match="made once more"):
-        pair.fit(first, epochs=1)
+        pair.fit(data(), epochs=1)
     pair.state_dict()
-    stopped = Pair()
-    with pytest.raises(IndexError):
-        stopped.fit(bad, epochs=1)
-    stopped.load_state_dict(Pair().state_dict())  # a saved state mends it
-    stopped.state_dict()
+    mended = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        mended.fit(data(), epochs=1)
+    mended.load_state_dict(Pair().state_dict())  # of before
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mended.fit(data(), epochs=1)
+    whole = Pair()
+    whole.fit(data(), epochs=1)
+    assert equal(mended.state_dict(), whole.state_dict())
 
 
 @pytest.mark.parametrize("ends", ["well", "by an error"])
@@ -412,10 +426,10 @@ def drawing():
         (
             partial(Pair, optimizer=partial(SGD, momentum=0.5)),
             lambda s: s,
-            r"optimizers\[0\] was built as momentum=0.9 in the state and as momentum=0.5 here",
+            r"optimizers\[0\] was built otherwise: momentum is 0.9 there and 0.5 here",
         ),
-        (partial(Pair, optimizer=partial(SGD, lr=0.2)), lambda s: s, "initial_lr=0.1 in the state and as initial_lr=0"),
-        (partial(Pair, optimizer=torch.optim.Adam), lambda s: s, "was built as SGD in the state and as Adam here"),
+        (partial(Pair, optimizer=partial(SGD, lr=0.2)), lambda s: s, "initial_lr is 0.1 there and 0.2 here"),
+        (partial(Pair, optimizer=torch.optim.Adam), lambda s: s, "class is SGD there and Adam here"),
     ],
 )
 def test_the_state_of_another_training_changes_nothing(build, change, words):
@@ -443,11 +457,15 @@ def test_settings_that_an_optimizer_changes_itself_do_not_stand_in_the_way():
 
 
 def test_other_data_in_the_middle_of_an_epoch():
-    """Fails when a position is taken for one in data of another length; between epochs other data are fine."""
+    """Fails when a position is taken for one in other data; where an epoch ends others may follow."""
     pair = Pair()
     pair.load_state_dict(stopped_state())
-    with pytest.raises(ValueError, match="batch 1 of 4 of an epoch, and these data have 7 batches"):
+    with pytest.raises(ValueError, match="other data: batch_size is 4 there and 2 here; batches is 4 there and 7 here"):
         pair.fit(data(size=2), epochs=2)
+    others = data()
+    others.targets[3] = 1 - others.targets[3]
+    with pytest.raises(ValueError, match="other data: the content differs"):
+        pair.fit(others, epochs=2)
     fresh = Pair()
     fresh.fit(data(), epochs=1)
     fresh.fit(data(size=2), epochs=2)

@@ -41,6 +41,7 @@ from torch import Tensor, nn
 
 from regularized.training.data import Source
 from regularized.training.finite import NonFiniteLoss, PendingFlags, all_finite, largest_entries
+from regularized.training.identity import changed_settings, differences, optimizer_settings
 from regularized.training.progress import Coefficient, Progress, as_schedule
 from regularized.training.randomness import generators, mix, preserved, rng_state, seed_all, set_rng_state
 
@@ -104,7 +105,7 @@ class Optimizers(Sequence[torch.optim.Optimizer]):
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 _built_rate(group)
-        self._settings = [_settings(optimizer) for optimizer in self._optimizers]
+        self._settings = [optimizer_settings(optimizer) for optimizer in self._optimizers]
         device = next((p.device for o in self._optimizers for p in _parameters(o)), torch.device("cpu"))
         self._deferred = device.type != "cpu"
         self._flags = PendingFlags()
@@ -216,7 +217,7 @@ class Optimizers(Sequence[torch.optim.Optimizer]):
         }
 
     def check_state(self, state: Mapping[str, Any], path: str = "optimizers") -> None:
-        """Refuse the state of other optimizers.
+        """Refuse the state of other optimizers. It is taken over whole, so nothing in it may be asked otherwise here.
 
         Raises:
             ValueError: number, class, settings or sizes of the parameter groups differ.
@@ -227,11 +228,14 @@ class Optimizers(Sequence[torch.optim.Optimizer]):
             zip(self, self._settings, state["settings"], state["optimizers"], strict=True)
         ):
             _check_optimizer(f"{path}[{number}]", optimizer, groups)
-            if own != saved:
-                raise ValueError(
-                    f"{path}[{number}] was built as {_difference(saved, own)} in the state and as "
-                    f"{_difference(own, saved)} here; build it as it was there"
-                )
+            words = differences({"class": saved["class"]}, {"class": own["class"]})
+            words += [
+                f"{key} is {there} there and {here} here"
+                for _, key, there, here in changed_settings(saved["groups"], own["groups"])
+                if key not in _IMPLEMENTATION
+            ]
+            if words:
+                raise ValueError(f"{path}[{number}] was built otherwise: {'; '.join(words)}; build it as it was there")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state of :meth:`state_dict`; what was pending is dropped."""
@@ -242,6 +246,9 @@ class Optimizers(Sequence[torch.optim.Optimizer]):
         self._flags.forget()
 
 
+_IMPLEMENTATION = ("foreach", "fused", "capturable", "lr")  # how a step is computed; `initial_lr` is what lr was
+
+
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
@@ -250,26 +257,6 @@ def _built_rate(group: dict[str, Any]) -> float:
     """The learning rate that a group came with; it is kept in the group, and so saved with it."""
     rate: float = group.setdefault("initial_lr", float(group["lr"]))
     return rate
-
-
-def _settings(optimizer: torch.optim.Optimizer) -> list[Any]:
-    """Class and hyperparameters as they were built: some optimizers change their own while they run."""
-    # The rate moves, initial_lr does not; the others choose between implementations.
-    left_out = {"params", "lr", "foreach", "fused", "capturable"}
-    groups = ({n: v for n, v in group.items() if n not in left_out} for group in optimizer.param_groups)
-    return [type(optimizer).__name__, *({n: v for n, v in g.items() if _is_plain(v)} for g in groups)]
-
-
-def _difference(one: Sequence[Any], other: Sequence[Any]) -> str:
-    """What one has that the other has not."""
-    if one[0] != other[0]:
-        return str(one[0])
-    return ", ".join(
-        f"{name}={value!r}"
-        for mine, theirs in zip(one[1:], other[1:], strict=True)
-        for name, value in mine.items()
-        if theirs.get(name, ...) != value
-    )
 
 
 # -- epochs -------------------------------------------------------------------------------------
@@ -323,6 +310,7 @@ class Epochs:
         self._in_step = False
         self._source: Source | None = None  # while a pass runs
         self._left: dict[str, Any] = {}  # what else it takes to go on in a pass, from where it was left
+        self._data: tuple[Source, dict[str, Any]] | None = None  # the last source that was asked what it is
 
     def run(
         self, parts: Sequence[Part], *, until: int, after_step: Callable[[], object] | None = None
@@ -359,10 +347,10 @@ class Epochs:
 
     def _pass(self, part: Part, number: int, until: int, after_step: Callable[[], object] | None) -> None:
         source, length = part.source, len(part.source)
-        if self._batch and self._left["length"] != length:
+        if self._batch and (words := differences(self._left["data"], _identity(source))):
             raise ValueError(
-                f"the training stands at batch {self._batch} of {self._left['length']} of an epoch, and these data "
-                f"have {length} batches; go on with the same data and batch size"
+                f"the training stands behind batch {self._batch} of an epoch of other data: {'; '.join(words)}. Give "
+                "the same data, batch size and order; or load the state of the end of an epoch, where data may change"
             )
         with preserved():
             seed_all(mix(self.seed, self.done, *part.stream))
@@ -385,15 +373,19 @@ class Epochs:
                     self._in_step = False
                     if after_step is not None:
                         after_step()
+            except BaseException:
+                self._left = self._here(source)
+                raise
             finally:
-                self._left, self._source = self._here(source), None
+                self._source = None
         if self._batch < length:
             raise ValueError(f"the data ended after {self._batch} of {length} batches; correct their length")
 
-    @staticmethod
-    def _here(source: Source) -> dict[str, Any]:
+    def _here(self, source: Source) -> dict[str, Any]:
+        if self._data is None or self._data[0] is not source:  # a checksum of the content: once is enough
+            self._data = (source, _identity(source))
         own = source.state_dict() if hasattr(source, "state_dict") else {}
-        return {"length": len(source), "source": own, "draws": rng_state()}
+        return {"data": self._data[1], "source": own, "draws": rng_state()}
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and in the middle of a pass all that goes with it.
@@ -428,6 +420,11 @@ class Epochs:
         self.check_state(state)
         self.done, self._part, self._batch = int(state["done"]), int(state["part"]), int(state["batch"])
         self._sums, self._left, self._in_step = list(state["sums"]), dict(state["left"]), False
+
+
+def _identity(source: Source) -> dict[str, Any]:
+    own = dict(source.identity()) if hasattr(source, "identity") else {"kind": type(source).__name__}
+    return own | {"batches": len(source)}
 
 
 # -- state --------------------------------------------------------------------------------------
