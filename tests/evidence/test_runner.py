@@ -99,6 +99,21 @@ def test_arms_with_the_same_settings_share_their_runs(home, tmp_path, monkeypatc
         assert [run.arm for run in store.find("paper")] == ["plain", "better"]
 
 
+def test_two_processes_make_each_run_once(run, home, tmp_path):
+    """Fails when two simultaneous comparisons make everything twice, or wait for each other for ever."""
+    call = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from regularized.evidence.runner import reproduce\n"
+        "made = reproduce('paper', 'fake_experiment', [], scale='smoke', seeds=2, workers=1, progress=False)\n"
+        "print(len(made.runs))\n"
+    )
+    command = [sys.executable, "-c", call, str(HERE)]
+    both = [subprocess.Popen(command, env=os.environ | {"FAKE_SLEEP": "0.5"}, stdout=-1, text=True) for _ in range(2)]
+    assert [process.communicate(timeout=200)[0].strip() for process in both] == ["6", "6"]
+    with Store() as store:
+        assert len(store.find("paper")) == 6
+
+
 def test_a_run_that_reads_a_table_of_settings_is_refused(home, tmp_path, monkeypatch):
     """Fails when a result depends on settings that its key does not hold."""
     call = changing(tmp_path, monkeypatch)

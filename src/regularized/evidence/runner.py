@@ -21,7 +21,7 @@ from regularized.evidence import ledger, pictures
 from regularized.evidence.claims import Claim
 from regularized.evidence.experiment import Tuning, Unavailable, describe_arms, resolve, seeds_of
 from regularized.evidence.pool import Answer, Job, Pool
-from regularized.evidence.progress import display
+from regularized.evidence.progress import Display, display
 from regularized.evidence.provenance import checkout_state, closure, code_key, cores, environment, versions
 from regularized.evidence.results import Failure, ReproduceResult, TuningResult, outcomes, rank_trials
 from regularized.evidence.store import Run, Store, canonical
@@ -29,6 +29,8 @@ from regularized.evidence.store import Run, Store, canonical
 __all__ = ["Interrupted", "reproduce", "run_jobs", "tune"]
 
 log = logging.getLogger(__name__)
+
+_WAIT = 1.0  # seconds between looks at the store for a run that another process is making
 
 
 class Interrupted(KeyboardInterrupt):
@@ -253,12 +255,18 @@ def _run_matrix(
         elif answer["status"] == "fatal":
             raise RuntimeError(f"{module_name} does not run: {answer['error']}\n{answer['traceback']}".rstrip())
 
-    if todo:
-        count = min(workers or cores(), len(todo))
-        with (
-            display(f"{slug} {todo[0].scale}", len(todo) + reused, reused, shown=progress) as shown,
-            Pool(module_name, todo, workers=count, code_key=key, time_limit=time_limit) as pool,
-        ):
+    def reservation(job: Job) -> str:
+        return canonical({"slug": slug, "code": key, "versions": current, "run": list(_identity(experiment, job))})
+
+    def look() -> None:
+        """Take what is stored by now, by whomever."""
+        for run in store.find(slug, code_key=key, versions=current, dirty=dirty):
+            if identity_of(run) in wanted:
+                runs.setdefault(identity_of(run), run)
+
+    def make(jobs: Sequence[Job], shown: Display) -> None:
+        count = min(workers or cores(), len(jobs))
+        with Pool(module_name, jobs, workers=count, code_key=key, time_limit=time_limit) as pool:
             try:
                 for job, answer in pool.answers():
                     keep(job, answer)
@@ -266,10 +274,30 @@ def _run_matrix(
             except KeyboardInterrupt:
                 for job, answer in pool.arrived():
                     keep(job, answer)
+                raise
+
+    if todo:
+        with display(f"{slug} {todo[0].scale}", len(todo) + reused, reused, shown=progress) as shown:
+            try:
+                # Another process may be making some of them: those are left to it and looked for, until it has them or
+                # has died. To look comes after reserving, or a run that ends in between would be made twice.
+                while todo:
+                    ours = [job for job in todo if fresh or store.reserve(reservation(job))]
+                    if not fresh:
+                        look()
+                        todo = [job for job in todo if _identity(experiment, job) not in runs]
+                    ours = [job for job in ours if job in todo]
+                    if ours:
+                        make(ours, shown)
+                        todo = [job for job in todo if job not in ours]
+                    elif todo:
+                        time.sleep(_WAIT)
+            except KeyboardInterrupt:
                 # The interrupt may have come after a run was stored and before it was noted: the store knows.
                 kept = {identity_of(run) for run in store.find(slug, code_key=key, versions=current, dirty=dirty)}
                 finished = len(runs) if fresh else sum(identity in kept for identity in wanted)
                 raise Interrupted(finished, len(jobs)) from None
+    store.release()
     finished_runs = [_named(runs[identity], job) for job, identity in zip(jobs, wanted) if identity in runs]
     return finished_runs, failures, reused
 

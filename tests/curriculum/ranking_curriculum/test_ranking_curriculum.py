@@ -26,7 +26,7 @@ from regularized.curriculum.ranking_curriculum.loss import (
 from regularized.curriculum.ranking_curriculum.reranker_losses import pairwise_softmax_loss
 from regularized.curriculum.ranking_curriculum.term import DifficultyWeighted
 from regularized.evidence.conformance import Case, UnknownCase
-from regularized.evidence.experiment import Unavailable, run_arm
+from regularized.evidence.experiment import Unavailable, resolve, run_arm
 from regularized.evidence.models import mlp, seeded
 from regularized.mechanisms.sample_weights import WeightedSampler
 from regularized.papers.ranking_curriculum import conformance, experiment
@@ -387,7 +387,7 @@ def test_arms_of_a_seed_differ_in_the_method_alone():
 
 def test_training_labels_are_incomplete_and_test_labels_complete():
     """Fails when the experiment trains on complete labels, or is judged by incomplete ones."""
-    task = experiment.digits(0, "laptop")
+    task = experiment.digits(0, resolve(experiment, "curriculum", "laptop"))
     shares = [lists.positive.float().mean().item() for lists in (task.train, task.validation, task.test)]
     assert shares[0] == pytest.approx(shares[2] / 2, rel=0.2)
     assert shares[1] == pytest.approx(shares[2] / 2, rel=0.1)

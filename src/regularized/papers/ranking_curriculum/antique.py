@@ -86,7 +86,7 @@ def antique(
             "https://ciir.cs.umass.edu/downloads/Antique/, rank it by BM25 (k1=1.4, b=0.4; 100 documents a query, TREC "
             "format), and set REGULARIZED_DATA"
         )
-    if not torch.cuda.is_available() and settings.get("device") != "cpu":
+    if not torch.cuda.is_available() and settings["device"] != "cpu":
         raise Unavailable("the paper scale fine-tunes BERT for thousands of steps and needs a CUDA GPU; none is here")
     try:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -123,7 +123,7 @@ def antique(
 
     net = seeded(seed, build)  # the head is drawn from the seed
     assert isinstance(net, Ranker)
-    net.to(settings.get("device", "cuda")).train()
+    net.to(settings["device"]).train()
     head = [p for name, p in net.named_parameters() if name.startswith("classifier.classifier")]
     encoder = [p for name, p in net.named_parameters() if not name.startswith("classifier.classifier")]
     groups = [{"params": head}, {"params": encoder, "lr": settings["encoder_lr"]}]

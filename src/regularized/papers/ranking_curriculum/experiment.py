@@ -39,6 +39,7 @@ DEFAULTS: Mapping[str, Any] = {
     "aggregate": "per_sample",
     "anti": False,
     "shuffled": False,
+    "device": "cpu",
 }
 
 SCALES: Mapping[str, Mapping[str, Any]] = {
@@ -57,6 +58,7 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
         "validation": 200,
         "lr": 1e-3,
         "encoder_lr": 2e-5,
+        "device": "cuda",
         "m": 20,
     },
 }
