@@ -75,8 +75,8 @@ def closure(module_name: str) -> dict[str, Path]:
     """Files that the code key covers, in whole or in part: the module and those of this package that it reaches.
 
     Examples:
-        >>> sorted(closure("regularized.evidence.statistics"))
-        ['regularized.evidence.claims', 'regularized.evidence.statistics']
+        >>> sorted(closure("regularized.evidence.baselines"))
+        ['regularized.evidence.baselines', 'regularized.mechanisms.mixup']
     """
     return {name: _source(name).path for name in _reach(module_name)}
 

@@ -73,8 +73,9 @@ class Settings:
         clock: seconds since 1970.
 
     Examples:
-        >>> Settings.from_environment({"REGULARIZED_SITE_SECRET": "x" * 32, "REGULARIZED_SITE_URL":
-        "https://a.example/"}).url 'https://a.example'
+        >>> secret = "x" * 32
+        >>> Settings.from_environment({"REGULARIZED_SITE_SECRET": secret, "REGULARIZED_SITE_URL": "https://a.example/"}).url
+        'https://a.example'
     """
 
     database: str
