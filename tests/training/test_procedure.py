@@ -362,15 +362,18 @@ def test_means_and_draws_of_the_parts():
 
 
 def test_data_that_end_early():
-    """Fails when a pass that was too short counts as done."""
+    """Fails when a pass that was too short counts as done, or cannot be completed."""
 
     class Short(list):
         def __len__(self):
             return 3
 
     batches = [(batch.inputs, batch.targets) for batch in data().batches(0)][:2]
+    pair, short = Pair(), Short(batches)
     with pytest.raises(ValueError, match="ended after 2 of 3 batches"):
-        Pair().fit(Short(batches), epochs=1)
+        pair.fit(short, epochs=1)
+    with pytest.raises(ValueError, match="epoch of other data: kind is Short there"):
+        pair.fit([*batches, batches[0]], epochs=1)
 
 
 # -- state --------------------------------------------------------------------------------------

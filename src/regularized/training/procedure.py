@@ -326,7 +326,7 @@ class Epochs:
             After each epoch, which counts as done by then, for each part the mean of what its steps returned.
 
         Raises:
-            ValueError: the position is in the middle of a pass over data of another length; or the data end early.
+            ValueError: the position is in the middle of a pass over other data; or the data end early.
 
         Warns:
             UserWarning: the last call ended within a step (an error, an interrupt), which is made once more.
@@ -373,19 +373,20 @@ class Epochs:
                     self._in_step = False
                     if after_step is not None:
                         after_step()
+                if self._batch < length:
+                    raise ValueError(f"the data ended after {self._batch} of {length} batches; correct their length")
             except BaseException:
                 self._left = self._here(source)
                 raise
             finally:
                 self._source = None
-        if self._batch < length:
-            raise ValueError(f"the data ended after {self._batch} of {length} batches; correct their length")
 
     def _here(self, source: Source) -> dict[str, Any]:
+        draws = rng_state()
         if self._data is None or self._data[0] is not source:  # a checksum of the content: once is enough
             self._data = (source, _identity(source))
         own = source.state_dict() if hasattr(source, "state_dict") else {}
-        return {"data": self._data[1], "source": own, "draws": rng_state()}
+        return {"data": self._data[1], "source": own, "draws": draws}
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and in the middle of a pass all that goes with it.
