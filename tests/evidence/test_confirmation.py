@@ -145,6 +145,14 @@ def test_a_changed_arm_is_made_and_the_rest_taken_over(shipped, write, claim):
     assert after.settings["control"]["gain"] == 1.0
 
 
+def test_a_new_setting_is_code(shipped, write, claim):
+    """Fails when a default that is added costs every run, or the taken over runs lack it."""
+    write(**REFACTORED, **{"DEFAULTS = {": 'DEFAULTS = {"device": "cpu", '})
+    after = ledger.load(record("paper", NAME, [claim], confirmed=True, workers=1))
+    assert len(after.confirmations) == 1
+    assert after.settings["better"]["device"] == "cpu"
+
+
 def test_other_versions_machines_or_no_ledger_are_refused(shipped, write, monkeypatch, tmp_path):
     """Fails when bits are compared that may differ for another reason, or nothing is compared with nothing."""
     with pytest.raises(LedgerError, match="nothing to confirm"):

@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import Any
 
 from regularized.evidence import ledger
-from regularized.evidence.experiment import resolve, unrepeatable
+from regularized.evidence.experiment import resolve, unchanged, unrepeatable
 from regularized.evidence.pool import Job
 from regularized.evidence.provenance import code_key, environment, versions
 from regularized.evidence.runner import run_jobs
@@ -82,8 +82,7 @@ def confirm(
     arms = tuple(
         arm
         for arm in shipped.arms
-        if arm in experiment.ARMS
-        and canonical(resolve(experiment, arm, shipped.scale)) == canonical(shipped.settings[arm])
+        if arm in experiment.ARMS and unchanged(shipped.settings[arm], resolve(experiment, arm, shipped.scale))
     )
     seed = shipped.seeds[len(shipped.confirmations) % len(shipped.seeds)]
     jobs = [Job(arm, seed, shipped.scale) for arm in arms]
@@ -109,9 +108,11 @@ def confirm(
         }
         repeated = {(canonical(run.settings), run.seed) for run in again}
         taken = [
-            _taken_over(run, key, record)
+            _taken_over(replace(run, settings=settings), key, record)
             for run in (*shipped.runs, *shipped.tuning)
-            if run.arm in arms and (canonical(run.settings), run.seed) not in repeated
+            if run.arm in arms
+            and unchanged(run.settings, settings := resolve(experiment, run.arm, run.scale, run.overrides))
+            and (canonical(settings), run.seed) not in repeated
         ]
         for run in taken:
             opened.add(run)

@@ -50,6 +50,7 @@ __all__ = [
     "resolve",
     "run_arm",
     "seeds_of",
+    "unchanged",
     "undeclared_differences",
     "unrepeatable",
 ]
@@ -227,6 +228,19 @@ def resolve(experiment: ModuleType, arm: str, scale: str, overrides: Mapping[str
             )
         settings |= given
     return settings
+
+
+def unchanged(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether no setting of an arm has another value.
+
+    A setting that is new, or gone, is a change of code: what it does, or that it does nothing, a repetition shows.
+
+    Args:
+        before: what the arm ran with.
+        now: what it would run with.
+    """
+    both = before.keys() & now.keys()
+    return canonical({name: before[name] for name in both}) == canonical({name: now[name] for name in both})
 
 
 def run_arm(experiment: ModuleType, arm: str, seed: int, scale: str, **overrides: Any) -> Measurements:

@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from regularized.evidence.claims import Claim, Outcome
-from regularized.evidence.experiment import Tuning, describe_arms, resolve, seeds_of
+from regularized.evidence.experiment import Tuning, describe_arms, resolve, seeds_of, unchanged
 from regularized.evidence.provenance import code_key, versions
 from regularized.evidence.results import ReproduceResult, TuningResult, outcomes, rank_trials
 from regularized.evidence.store import Run, Store, canonical
@@ -244,7 +244,7 @@ def _refuse_second_looks(slug: str, target: Path, head: Mapping[str, Any], runs:
     changed += [
         f"the settings of arm {arm!r}"
         for arm in sorted(judged & set(arms_before))
-        if canonical(arms_before[arm]) != canonical(head["settings"][arm])
+        if not unchanged(arms_before[arm], head["settings"][arm])
     ]
     if code_before != head["code_key"] and versions_before == dict(head["versions"]):
         taken_over = {run.arm for run in runs if run.environment.get(CONFIRMED)}
