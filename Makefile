@@ -33,6 +33,7 @@ test-old-processor: export ATEN_CPU_CAPABILITY = default
 test-old-processor: export ONEDNN_MAX_CPU_ISA = SSE41
 test-old-processor: export MKL_CBWR = COMPATIBLE
 test-old-processor: export OMP_NUM_THREADS = 2
+test-old-processor: export OMP_WAIT_POLICY = PASSIVE
 test-old-processor: $(VENV)/installed-dev
 	$(BIN)/python -c "import torch; assert torch.backends.cpu.get_cpu_capability() == 'DEFAULT'"
 	$(BIN)/pytest --numprocesses $(JOBS) --dist worksteal -m "not slow" tests \
