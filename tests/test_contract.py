@@ -6,16 +6,19 @@ a check that is excepted and passes fails the suite.
 
 import importlib
 import inspect
+import json
 from dataclasses import replace
 
 import pytest
 from tests.contracts import BROKEN, offered
 
+from regularized.cli.show import to_json
 from regularized.evidence import contract
 from regularized.evidence.claims import Verdict
 from regularized.evidence.conformance import conform
-from regularized.evidence.experiment import resolve, run_arm, undeclared_differences
-from regularized.evidence.ledger import load as load_ledger
+from regularized.evidence.experiment import resolve, run_arm, seeds_of, undeclared_differences
+from regularized.evidence.store import canonical
+from regularized.evidence.verdicts import MINIMUM_SEEDS
 from regularized.papers.catalogue import load_catalogue
 
 IMPLEMENTED = [entry for entry in load_catalogue() if entry.implemented]
@@ -142,16 +145,42 @@ def test_public_names_are_documented(entry):
             assert "Raises:" in text, f"{name} does not document its errors"
 
 
+# -- what ships as evidence -------------------------------------------------------------------------
+
+
+def is_current(entry):
+    """Whether the ledger is of the present code. One that is not says so wherever it is shown."""
+    shipped = entry.load_ledger()
+    return shipped is not None and not shipped.is_stale(entry.code_key)
+
+
+CURRENT = [entry for entry in IMPLEMENTED if is_current(entry)]
+
+
 @pytest.mark.parametrize("entry", IMPLEMENTED, ids=lambda entry: entry.card.slug)
+def test_no_verdict_but_open_from_fewer_than_ten_seeds(entry):
+    """Fails when a ledger of the first edition, or one that was cut, still decides."""
+    for outcome in entry.outcomes:
+        undecided = outcome.verdict in (Verdict.OPEN, Verdict.NOT_RUN)
+        assert undecided or len(outcome.seeds) >= MINIMUM_SEEDS, outcome.claim.id
+
+
+@pytest.mark.parametrize("entry", IMPLEMENTED, ids=lambda entry: entry.card.slug)
+def test_evidence_of_other_code_is_told(entry):
+    """Fails when a ledger of code that has changed passes for one of the present code."""
+    evidence = to_json(entry)["evidence"]
+    assert evidence is not None, f"{entry.slug} has no ledger; write it with `regularized ledger {entry.slug}`"
+    assert evidence["stale"] == (entry not in CURRENT)
+
+
+@pytest.mark.parametrize("entry", CURRENT, ids=lambda entry: entry.card.slug)
 def test_arms_have_the_settings_that_tuning_chose(entry):
     """Fails when a setting was typed in that the recorded trials do not support, for the baseline above all."""
     experiment = entry.experiment()
     tuning = getattr(experiment, "TUNING", None)
     if tuning is None:
         return
-    shipped = load_ledger(entry.ledger)
-    assert shipped is not None, f"{entry.card.slug} has no ledger; write it with `regularized ledger`"
-    result = shipped.to_result(entry.card.claims, module_name=entry.module_name("experiment"))
+    result = entry.load_ledger().to_result(entry.card.claims, module_name=entry.module_name("experiment"))
     assert result.tuning is not None, f"the ledger of {entry.card.slug} has no tuning; run `regularized tune` first"
     for arm, best in result.tuning.best.items():
         settings = resolve(experiment, arm, tuning.scale)
@@ -159,9 +188,14 @@ def test_arms_have_the_settings_that_tuning_chose(entry):
         assert chosen == dict(best), f"{arm} has {chosen}, tuning chose {dict(best)}"
 
 
-@pytest.mark.parametrize("entry", IMPLEMENTED, ids=lambda entry: entry.card.slug)
+@pytest.mark.parametrize("entry", CURRENT, ids=lambda entry: entry.card.slug)
 def test_ledger_judges_every_claim(entry):
-    """Every claim has a verdict from at least five seeds in what ships."""
+    """Every claim was measured with the declared seeds, ten or more, with the settings that the arms have now."""
+    shipped, experiment = entry.load_ledger(), entry.experiment()
+    assert shipped.seeds == seeds_of(experiment).numbers
+    assert {arm: dict(settings) for arm, settings in shipped.settings.items()} == {
+        arm: json.loads(canonical(resolve(experiment, arm, shipped.scale))) for arm in experiment.ARMS
+    }
     for outcome in entry.outcomes:
         assert outcome.verdict is not Verdict.NOT_RUN, outcome.claim.id
-        assert len(outcome.seeds) >= 5, outcome.claim.id
+        assert tuple(outcome.seeds) == shipped.seeds or outcome.problem, outcome.claim.id
