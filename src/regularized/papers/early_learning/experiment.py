@@ -101,11 +101,11 @@ ARMS: dict[str, dict[str, Any]] = {
     "elr_shuffled": {**_PUBLISHED, "shuffled": True},
     "elr_plus": {**_PUBLISHED, "networks": 2},
     # The best of TUNING.
-    "cross_entropy_tuned": {"lr": 0.02, "weight_decay": 0.03},
-    "early_stopping": {"early_stopping": True, "lr": 0.02, "weight_decay": 0.03},
+    "cross_entropy_tuned": {"lr": 0.005, "weight_decay": 0.03},
+    "early_stopping": {"early_stopping": True, "lr": 0.005, "weight_decay": 0.03},
     "mixup": {"mixup": 8.0, "weight_decay": 0.03},
     "generalized_cross_entropy": {"q": 0.7, "weight_decay": 0.01},
-    "elr_tuned": {"strength": 7.0, "momentum": 0.9, "weight_decay": 0.01},
+    "elr_tuned": {"strength": 7.0, "momentum": 0.9, "weight_decay": 0.03},
     "linear_cross_entropy": {"problem": "linear"},
     "linear_elr": {"problem": "linear", **_PUBLISHED},
 }
