@@ -112,7 +112,7 @@ SCALES: dict[str, dict[str, Any]] = {
 _NESTED, _CO = {"compression": "nested"}, {"co_teaching": True}
 # The best of TUNING; co-teaching goes on from the same settings.
 _PLAIN_TUNED: dict[str, Any] = {"lr": 0.01, "weight_decay": 2e-2}
-_NESTED_TUNED: dict[str, Any] = {**_NESTED, "sigma": 10.0, "weight_decay": 2e-2}
+_NESTED_TUNED: dict[str, Any] = {**_NESTED, "sigma": 40.0, "weight_decay": 2e-2}
 
 ARMS: dict[str, dict[str, Any]] = {
     # Equal settings.
@@ -123,10 +123,10 @@ ARMS: dict[str, dict[str, Any]] = {
     # The best of TUNING.
     "cross_entropy_tuned": {**_PLAIN_TUNED},
     "early_stopping": {"early_stopping": True, "lr": 0.01, "weight_decay": 2e-2},
-    "mixup": {"mixup": 8.0, "weight_decay": 2e-2},
+    "mixup": {"mixup": 1.0, "weight_decay": 2e-2},
     "generalized_cross_entropy": {"q": 0.7, "weight_decay": 5e-3},
-    "dropout_tuned": {"compression": "dropout", "rate": 0.7, "weight_decay": 2e-2},
-    "random_subset_tuned": {"compression": "subset", "sigma": 10.0, "weight_decay": 2e-2},
+    "dropout_tuned": {"compression": "dropout", "rate": 0.3, "weight_decay": 2e-2},
+    "random_subset_tuned": {"compression": "subset", "sigma": 40.0, "weight_decay": 5e-3},
     "nested_tuned": {**_NESTED_TUNED},
     "cross_entropy_tuned_co_teaching": {**_CO, **_PLAIN_TUNED},
     "nested_tuned_co_teaching": {**_CO, **_NESTED_TUNED},
@@ -145,7 +145,7 @@ SEEDS = Seeds(first=100, why="Settings of the convolutional network were tried o
 
 def _with_decays(**knob: tuple[float, ...]) -> list[dict[str, float]]:
     ((name, values),) = knob.items()
-    return [{name: value, "weight_decay": decay} for value in values for decay in (5e-4, 5e-3, 2e-2)]
+    return [{name: value, "weight_decay": decay} for value in values for decay in (5e-4, 5e-3, 2e-2, 5e-2)]
 
 
 TUNING = Tuning(
