@@ -5,7 +5,7 @@ training as for the 500 of the validation; a small convolutional network with 64
 classifier without bias. Compared, at the end of training, are plain training, dropout and nested dropout, alone and
 with co-teaching of two such networks afterwards. First with equal optimiser settings, as the paper does it
 (``compression_end``, ``compression_with_co_teaching``, ``co_teaching_adds``). Then what a user would try first, with
-six trials for each arm on the validation images: weight decay and steps (``tuned_baseline``), stopping early
+eight trials for each arm on the validation images: weight decay and steps (``tuned_baseline``), stopping early
 (``early_stopping``), dropout (``than_dropout``), mixup (``mixup``), a robust loss (``generalized``); and co-teaching
 after the tuned networks (``tuned_with_co_teaching``). The control ``random_subset`` keeps as many channels as nested
 dropout, but random ones instead of the first: all but the order (``order_matters``).
