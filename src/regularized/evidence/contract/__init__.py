@@ -22,6 +22,7 @@ from regularized.evidence.contract.subjects import (
     ProcedureSubject,
     Subject,
     Terms,
+    needs_gpu,
 )
 from regularized.evidence.contract.suite import Outcome, Status, all_checks, checks_of, load, run, save
 from regularized.evidence.contract.terms import CHECKS
@@ -42,6 +43,7 @@ __all__ = [
     "all_checks",
     "checks_of",
     "load",
+    "needs_gpu",
     "plain",
     "run",
     "save",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from regularized.evidence.contract.loop import distance, equal
-from regularized.evidence.contract.subjects import DiagnosticSubject, NotApplicable
+from regularized.evidence.contract.subjects import DiagnosticSubject, needs_gpu
 
 __all__ = ["DIAGNOSTIC_CHECKS"]
 
@@ -49,8 +49,7 @@ def check_leaves_alone(subject: DiagnosticSubject) -> None:
 
 def check_gpu(subject: DiagnosticSubject) -> None:
     """On a GPU, where there is one, the report is near that on the CPU."""
-    if not torch.cuda.is_available():
-        raise NotApplicable("this machine has no GPU")
+    needs_gpu("where the report would be the same")
     torch.manual_seed(0)
     model = subject.model()
     cpu = subject.report(model)

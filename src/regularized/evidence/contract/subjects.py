@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AnySubject", "DiagnosticSubject", "NotApplicable", "ProcedureSubject", "Subject", "Terms"]
+__all__ = ["AnySubject", "DiagnosticSubject", "NotApplicable", "ProcedureSubject", "Subject", "Terms", "needs_gpu"]
 
 Terms: TypeAlias = Mapping[str, nn.Module]
 
@@ -28,6 +28,19 @@ class NotApplicable(Exception):
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
+
+
+def needs_gpu(why: str) -> None:
+    """End a check where there is no GPU.
+
+    Args:
+        why: what it needs one for.
+
+    Raises:
+        NotApplicable: this machine has none.
+    """
+    if not torch.cuda.is_available():
+        raise NotApplicable(f"this machine has no GPU, {why}")
 
 
 _NO_OFF = NotApplicable("no zero coefficient is declared")

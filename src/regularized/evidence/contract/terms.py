@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from regularized.evidence.contract.loop import BATCH, Trained, distance, equal, train
-from regularized.evidence.contract.subjects import NotApplicable, Subject
+from regularized.evidence.contract.subjects import NotApplicable, Subject, needs_gpu
 from regularized.evidence.contract.trainer import TRAINER_CHECKS
 from regularized.evidence.processes import run_in_processes
 from regularized.mechanisms.distributed import leave_process_group
@@ -145,8 +145,7 @@ def check_compile(subject: Subject) -> None:
 
 def check_gpu(subject: Subject) -> None:
     """On a GPU, where there is one, training ends near that on the CPU."""
-    if not torch.cuda.is_available():
-        raise NotApplicable("this machine has no GPU")
+    needs_gpu("where the training would end in the same place")
     cpu = train(subject, subject.terms()).weights
     gpu = train(subject, subject.terms(), device="cuda").weights
     apart = distance(cpu, {name: tensor.cpu() for name, tensor in gpu.items()})

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from regularized.evidence.bench import StepFunction, Workload
+from regularized.evidence.bench_kit import device, stepper
 from regularized.scientific.deep_unfolding.layer import UnfoldedISTA
 from regularized.scientific.deep_unfolding.loss import SparseObjective
 from regularized.scientific.deep_unfolding.procedure import BernoulliGaussian
@@ -14,17 +15,19 @@ from regularized.scientific.deep_unfolding.procedure import BernoulliGaussian
 def _build(
     signal: int, measurements: int, layers: int, batch: int, frozen: int = 0
 ) -> tuple[StepFunction, StepFunction]:
-    matrix = torch.randn(measurements, signal) / measurements**0.5
-    networks = [UnfoldedISTA(matrix, 0.3, layers=layers) for _ in range(2)]
+    matrix = torch.randn(measurements, signal).to(device()) / measurements**0.5
+    networks = [UnfoldedISTA(matrix, 0.3, layers=layers).to(device()) for _ in range(2)]
     optimizers = [torch.optim.Adam(network.parameters(), lr=1e-3) for network in networks]
-    objective = SparseObjective(matrix, 0.3)
+    objective = SparseObjective(matrix, 0.3).to(device())
     x, y = BernoulliGaussian(matrix)(batch)
 
-    def step(which: int, supervised: bool, frozen_layers: int) -> None:
-        optimizers[which].zero_grad()
+    def loss(which: int, supervised: bool, frozen_layers: int) -> torch.Tensor:
         output = networks[which](y, frozen_layers=frozen_layers)
-        (F.mse_loss(output, x) if supervised else objective(output, y).mean()).backward()
-        optimizers[which].step()
+        value: torch.Tensor = F.mse_loss(output, x) if supervised else objective(output, y).mean()
+        return value
+
+    def step(which: int, supervised: bool, frozen_layers: int) -> None:
+        stepper(partial(loss, which, supervised, frozen_layers), optimizers[which])()
         networks[which].clamp_steps_()
 
     return partial(step, 0, True, 0), partial(step, 1, False, frozen)

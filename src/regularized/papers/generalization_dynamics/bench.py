@@ -5,15 +5,16 @@ from functools import partial
 import torch
 
 from regularized.evidence.bench import StepFunction, Workload
-from regularized.evidence.models import mlp, seeded
+from regularized.evidence.bench_kit import device, placed
+from regularized.evidence.models import mlp
 from regularized.understanding.generalization_dynamics.dynamics import LinearDynamics
 from regularized.understanding.generalization_dynamics.gradient_flow import GradientFlow
 from regularized.understanding.generalization_dynamics.report import frozen_subspace
 
 
 def _report(sizes: tuple[int, ...], rows: int) -> tuple[StepFunction, StepFunction]:
-    model = seeded(0, mlp, sizes).eval()
-    batches = list(torch.rand(rows, sizes[0]).split(500))
+    model = placed(mlp, sizes).eval()
+    batches = list(torch.rand(rows, sizes[0]).to(device()).split(500))
 
     def plain() -> None:
         for x in batches:
@@ -28,7 +29,8 @@ def _report(sizes: tuple[int, ...], rows: int) -> tuple[StepFunction, StepFuncti
 
 
 def _curves(parameters: int) -> tuple[StepFunction, StepFunction]:
-    x, y = torch.randn(parameters, parameters).double() / parameters**0.5, torch.randn(parameters).double()
+    x, y = (torch.randn(shape).double().to(device()) for shape in ((parameters, parameters), (parameters,)))
+    x /= parameters**0.5
     t = torch.logspace(-2, 2, 400, dtype=torch.float64)
     dynamics = LinearDynamics(1.0, noise=0.25)
 

@@ -7,12 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regularized.evidence.bench import StepFunction, Workload
-from regularized.evidence.models import seeded
+from regularized.evidence.bench_kit import device, placed, stepper, trained
 from regularized.fine_tuning.glad.classifier import FewShotClassifier
 from regularized.fine_tuning.glad.optimizer import GLAD, Mode
 from regularized.fine_tuning.glad.peft import add_lora
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _classifier(width: int, layers: int, side: int, classes: int) -> FewShotClassifier:
@@ -36,21 +34,18 @@ def _classifier(width: int, layers: int, side: int, classes: int) -> FewShotClas
 def _build(
     width: int, layers: int, side: int, classes: int, batch: int, combine: Mode, every: int
 ) -> tuple[StepFunction, StepFunction]:
-    x = torch.randn(batch, 3, side, side).to(DEVICE)
-    y = torch.arange(batch).to(DEVICE) % classes
+    x = torch.randn(batch, 3, side, side).to(device())
+    y = torch.arange(batch).to(device()) % classes
 
-    def trained() -> tuple[nn.Module, torch.optim.Optimizer]:
-        model = seeded(0, _classifier, width, layers, side, classes).to(DEVICE).train()
-        return model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)
+    def tuned() -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = placed(_classifier, width, layers, side, classes).train()
+        return model, torch.optim.AdamW(trained(model), lr=2e-4)
 
-    model, optimizer = trained()
-    steered_model, base = trained()
+    model, optimizer = tuned()
+    steered_model, base = tuned()
     steered = GLAD(base, combine=combine, every=every)
 
-    def plain_step() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        optimizer.step()
+    plain_step = stepper(lambda: F.cross_entropy(model(x), y), optimizer)
 
     def closure() -> Tensor:
         loss = F.cross_entropy(steered_model(x), y)

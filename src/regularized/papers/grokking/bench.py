@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from regularized.evidence.bench import StepFunction, Workload
-from regularized.evidence.models import seeded
+from regularized.evidence.bench_kit import device, placed, stepper
 from regularized.understanding.grokking.modular_arithmetic import (
     ModularArithmetic,
     QuadraticMLP,
@@ -19,17 +19,11 @@ from regularized.understanding.grokking.scores import neuron_ipr
 
 def _step(net: QuadraticMLP, x: torch.Tensor, y: torch.Tensor) -> StepFunction:
     optimizer = modular_optimizer(net.parameters(), weight_decay=5.0)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        one_hot_mse(net(x), y).backward()
-        optimizer.step()
-
-    return step
+    return stepper(lambda: one_hot_mse(net(x), y), optimizer)
 
 
 def _nets(p: int, width: int) -> tuple[QuadraticMLP, QuadraticMLP]:
-    one, other = (seeded(0, QuadraticMLP, p, width=width) for _ in range(2))
+    one, other = (placed(QuadraticMLP, p, width=width) for _ in range(2))
     assert isinstance(one, QuadraticMLP)
     assert isinstance(other, QuadraticMLP)
     return one, other
@@ -37,13 +31,13 @@ def _nets(p: int, width: int) -> tuple[QuadraticMLP, QuadraticMLP]:
 
 def _first_layer(p: int, width: int, frac: float) -> tuple[StepFunction, StepFunction]:
     (plain, gathered), task = _nets(p, width), ModularArithmetic(p, frac=frac, noise=0.3)
-    x, y = task.train.tensors
+    x, y = (part.to(device()) for part in task.train.tensors)
     return _step(plain, F.one_hot(x, p).flatten(1).float(), y), _step(gathered, x, y)
 
 
 def _with_probe(p: int, width: int, every: int) -> tuple[StepFunction, StepFunction]:
     (plain, watched), task = _nets(p, width), ModularArithmetic(p, noise=0.3)
-    x, y = task.train.tensors
+    x, y = (part.to(device()) for part in task.train.tensors)
     one, other, probe = _step(plain, x, y), _step(watched, x, y), MemorizationProbe(task)
 
     def steps() -> None:
@@ -60,7 +54,7 @@ def _with_probe(p: int, width: int, every: int) -> tuple[StepFunction, StepFunct
 
 def _with_scores(p: int, width: int) -> tuple[StepFunction, StepFunction]:
     (plain, scored), task = _nets(p, width), ModularArithmetic(p, noise=0.3)
-    x, y = task.train.tensors
+    x, y = (part.to(device()) for part in task.train.tensors)
     one, other = _step(plain, x, y), _step(scored, x, y)
 
     def step_and_scores() -> None:

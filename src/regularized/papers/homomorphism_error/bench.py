@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from regularized.evidence.bench import StepFunction, Workload
-from regularized.evidence.models import seeded
+from regularized.evidence.bench_kit import device, placed, stepper
 from regularized.mechanisms.taps import Taps
 from regularized.papers.homomorphism_error.experiment import Transformer, task_loss
 from regularized.training.progress import Progress
@@ -22,37 +22,28 @@ _MODIFIERS = [VOCABULARY.index(word) for word in MODIFIERS]
 
 def _build(width: int, layers: int, pool_size: int) -> tuple[StepFunction, StepFunction]:
     pairs = commands(2, noise=9, largest=64)
-    x, y = encode([command for command, _ in pairs]), encode([meaning for _, meaning in pairs])
-    plain, net = (seeded(0, Transformer, width, layers) for _ in range(2))
+    x, y = (encode(side).to(device()) for side in zip(*pairs, strict=True))
+    plain, net = (placed(Transformer, width, layers) for _ in range(2))
     names = [f"blocks.{k}" for k in sorted({(layers - 1) // 2, layers - 1})]
-    operators = CompositionOperators(width, _MODIFIERS)
-    term = Compositionality(width, words=_WORDS, modifiers=_MODIFIERS, layers=names)
+    operators = CompositionOperators(width, _MODIFIERS).to(device())
+    term = Compositionality(width, words=_WORDS, modifiers=_MODIFIERS, layers=names).to(device())
     pool, draws = PairPool.mine(x, _WORDS, _MODIFIERS), torch.Generator().manual_seed(0)
     adam = partial(torch.optim.Adam, lr=1e-4)
     own: nn.Module = operators if pool_size else term
     optimizers = adam(plain.parameters()), adam([*net.parameters(), *own.parameters()])
 
-    def plain_step() -> None:
-        optimizers[0].zero_grad()
-        task_loss(plain(x), y).backward()
-        optimizers[0].step()
+    def with_pool() -> torch.Tensor:
+        return task_loss(net(x), y) + 0.2 * pool.sample(pool_size, draws).loss(net, names, operators)
 
-    def pool_step() -> None:
-        optimizers[1].zero_grad()
-        loss = task_loss(net(x), y) + 0.2 * pool.sample(pool_size, draws).loss(net, names, operators)
-        loss.backward()
-        optimizers[1].step()
-
-    def term_step() -> None:
-        optimizers[1].zero_grad()
+    def with_term() -> torch.Tensor:
         batch = Batch.of({"inputs": x, "targets": y})
         with Taps(net, names) as taps:
             step = Step(net, batch, Progress(0, 1), taps.states)
-            loss = task_loss(step.logits, y) + 0.2 * term(step) / term.count(batch)
-        loss.backward()
-        optimizers[1].step()
+            loss: torch.Tensor = task_loss(step.logits, y) + 0.2 * term(step) / term.count(batch)
+            return loss
 
-    return plain_step, pool_step if pool_size else term_step
+    method = stepper(with_pool if pool_size else with_term, optimizers[1])
+    return stepper(lambda: task_loss(plain(x), y), optimizers[0]), method
 
 
 def workloads() -> list[Workload]:

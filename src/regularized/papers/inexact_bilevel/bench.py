@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from regularized.evidence.bench import StepFunction, Workload
+from regularized.evidence.bench_kit import device
 from regularized.scientific.inexact_bilevel.baselines import FixedAccuracy
 from regularized.scientific.inexact_bilevel.bound import BilevelConstants
 from regularized.scientific.inexact_bilevel.denoising import SquaredError, TotalVariation
@@ -19,24 +20,28 @@ from regularized.scientific.inexact_bilevel.maid import MAID
 _EPS = 1e-3
 
 
+def _drawn(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64).to(device())
+
+
 def _ridge(samples: int, features: int) -> dict[str, Any]:
     """Softmax regression with one ridge weight for each parameter."""
-    X, V = (torch.randn(samples, features, dtype=torch.float64) / features**0.5 for _ in range(2))
-    truth = torch.randn(features, 10, dtype=torch.float64)
-    y, v = ((part @ truth + torch.randn(samples, 10, dtype=torch.float64)).argmax(dim=1) for part in (X, V))
+    X, V = (_drawn(samples, features) / features**0.5 for _ in range(2))
+    truth = _drawn(features, 10)
+    y, v = ((part @ truth + _drawn(samples, 10)).argmax(dim=1) for part in (X, V))
     curvature = 0.5 * float(torch.linalg.matrix_norm(X, 2)) ** 2 / samples
     return {
         "lower": lambda w, theta: F.cross_entropy(X @ w, y) + 0.5 * (theta.exp() * w.square()).sum(),
         "upper": lambda w: F.cross_entropy(V @ w, v),
-        "theta": torch.full((features, 10), -3.0, dtype=torch.float64),
-        "x": torch.zeros(features, 10, dtype=torch.float64),
+        "theta": torch.full_like(truth, -3.0),
+        "x": torch.zeros_like(truth),
         "mu": lambda theta: theta.exp().min(),
         "L": lambda theta: curvature + theta.exp().max(),
     }
 
 
 def _denoising(images: int, size: int) -> dict[str, Any]:
-    clean = torch.rand(images, 1, size // 8, size // 8, dtype=torch.float64)
+    clean = torch.rand(images, 1, size // 8, size // 8, dtype=torch.float64).to(device())
     clean = F.interpolate(clean, size=(size, size), mode="bilinear").squeeze(1)
     lower = TotalVariation(clean + 0.1 * torch.randn_like(clean))
     return {

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from regularized.evidence.bench import StepFunction, Workload
+from regularized.evidence.bench_kit import device, stepper, trained
 from regularized.fine_tuning.lfu.regularizer import LfU
 
 VOCABULARY, LENGTH, BATCH = 512, 128, 8
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _language_model(width: int, layers: int) -> nn.Module:
@@ -32,27 +32,20 @@ def _language_model(width: int, layers: int) -> nn.Module:
     )
     lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
     model: nn.Module = get_peft_model(LlamaForCausalLM(config), lora)
-    return model.to(DEVICE).train()
+    return model.to(device()).train()
 
 
 def _build(width: int, layers: int, settings: dict[str, Any]) -> tuple[StepFunction, StepFunction]:
     plain, regularized = _language_model(width, layers), _language_model(width, layers)
-    tokens = torch.randint(VOCABULARY, (2, BATCH, LENGTH), generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    tokens = torch.randint(VOCABULARY, (2, BATCH, LENGTH), generator=torch.Generator().manual_seed(1)).to(device())
     ids, other = tokens[0], tokens[1]
     other_batch = bool(settings.get("other_batch"))
     lfu = LfU(regularized, **{k: v for k, v in settings.items() if k != "other_batch"})
-    optimizers = [
-        torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4) for model in (plain, regularized)
-    ]
+    optimizers = [torch.optim.AdamW(trained(model), lr=1e-4) for model in (plain, regularized)]
 
     def loss(model: Any, batch: Tensor) -> Tensor:
         value: Tensor = model(input_ids=batch, labels=batch).loss
         return value
-
-    def plain_step() -> None:
-        loss(plain, ids).backward()
-        optimizers[0].step()
-        optimizers[0].zero_grad()
 
     def method_step() -> None:
         if other_batch:
@@ -64,7 +57,7 @@ def _build(width: int, layers: int, settings: dict[str, Any]) -> tuple[StepFunct
         optimizers[1].step()
         optimizers[1].zero_grad()
 
-    return plain_step, method_step
+    return stepper(lambda: loss(plain, ids), optimizers[0]), method_step
 
 
 def workloads() -> list[Workload]:

@@ -4,67 +4,40 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from regularized.evidence.bench import StepFunction, Workload
-from regularized.evidence.models import mlp, resnet18, seeded
+from regularized.evidence.bench_kit import batch, classifier_step, device, image_net, perceptron, placed
 from regularized.noisy_labels.co_teaching import CoTeaching
 from regularized.noisy_labels.nested_dropout.layer import NestedDropout, nest_classifier
 
 SGD = partial(torch.optim.SGD, lr=1e-3, momentum=0.9, weight_decay=5e-4)
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _batch(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    y = torch.randint(10, shape[:1], generator=generator)
-    return torch.randn(shape, generator=generator).to(DEVICE), y.to(DEVICE)
-
-
-def _flat_net() -> nn.Module:
-    return mlp([784, 256, 10])
-
-
-def _image_net() -> nn.Module:
-    return resnet18(10, width=16)
-
-
-def _step(model: nn.Module, x: Tensor, y: Tensor) -> StepFunction:
-    optimizer = SGD(model.parameters())
-
-    def step() -> None:
-        F.cross_entropy(model(x), y).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
 
 
 def _sliced(
     make: Callable[[], nn.Module], classifier: str, sigma: float, shape: tuple[int, ...]
 ) -> tuple[StepFunction, StepFunction]:
-    plain, nested = seeded(0, make).to(DEVICE), seeded(0, make).to(DEVICE)
+    plain, nested = placed(make), placed(make)
     nest_classifier(nested, classifier, sigma=sigma)
-    return _step(plain, *_batch(shape)), _step(nested, *_batch(shape))
+    return classifier_step(plain, *batch(shape), SGD), classifier_step(nested, *batch(shape), SGD)
 
 
 def _masked(shape: tuple[int, ...]) -> tuple[StepFunction, StepFunction]:
-    plain, nested = seeded(0, _flat_net).to(DEVICE), seeded(0, _flat_net).to(DEVICE)
+    plain, nested = placed(perceptron), placed(perceptron)
     assert isinstance(nested, nn.Sequential)
-    nested.insert(2, NestedDropout(256, sigma=10.0).to(DEVICE))
-    return _step(plain, *_batch(shape)), _step(nested, *_batch(shape))
+    nested.insert(2, NestedDropout(256, sigma=10.0).to(device()))
+    return classifier_step(plain, *batch(shape), SGD), classifier_step(nested, *batch(shape), SGD)
 
 
 def _co_teaching(shape: tuple[int, ...]) -> tuple[StepFunction, StepFunction]:
-    x, y = _batch(shape)
-    plain = seeded(0, _image_net).to(DEVICE)
-    co = CoTeaching(*(seeded(seed, _image_net).to(DEVICE) for seed in (0, 1)), optimizer=SGD, forget_rate=0.2)
+    x, y = batch(shape)
+    plain = placed(image_net)
+    co = CoTeaching(*(placed(image_net, seed=seed) for seed in (0, 1)), optimizer=SGD, forget_rate=0.2)
 
     def step() -> None:
         co.training_step((x, y))
 
-    return _step(plain, x, y), step
+    return classifier_step(plain, x, y, SGD), step
 
 
 def workloads() -> list[Workload]:
@@ -74,11 +47,11 @@ def workloads() -> list[Workload]:
     return [
         Workload(
             "NestedLinear, MLP 784-256-10, B 128",
-            partial(_sliced, _flat_net, "2", 10.0, (128, 784)),
+            partial(_sliced, perceptron, "2", 10.0, (128, 784)),
             note="a step of 2 ms: the worst case",
         ),
         Workload("NestedDropout and nn.Linear, MLP 784-256-10, B 128", partial(_masked, (128, 784))),
-        Workload("NestedLinear, ResNet-18 width 16, 3x32x32, B 64", partial(_sliced, _image_net, "head", 10.0, images)),
+        Workload("NestedLinear, ResNet-18 width 16, 3x32x32, B 64", partial(_sliced, image_net, "head", 10.0, images)),
         Workload(
             "co-teaching, ResNet-18 width 16, 3x32x32, B 64",
             partial(_co_teaching, images),

@@ -4,33 +4,27 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from regularized.evidence.bench import StepFunction, Workload
-from regularized.evidence.models import ResNet, resnet18, seeded
+from regularized.evidence.bench_kit import classifier_step, device, placed
+from regularized.evidence.models import ResNet, resnet18
 from regularized.overfitting.noise_mask.layer import BetaMaskPolicy, NoiseMask
 from regularized.overfitting.noise_mask.procedure import NoiseMaskPretraining
 
 
 def _build(batch: int, side: int, width: int, policy_width: int, grid: int) -> tuple[StepFunction, StepFunction]:
-    x, y = torch.rand(batch, 3, side, side), torch.randint(10, (batch,))
-    plain, masked = seeded(0, resnet18, width=width), seeded(0, resnet18, width=width)
-    features = seeded(1, ResNet, (1, 1, 1, 1), 1, width=policy_width)
+    x, y = torch.rand(batch, 3, side, side).to(device()), torch.randint(10, (batch,)).to(device())
+    plain, masked = placed(resnet18, width=width), placed(resnet18, width=width)
+    features = placed(ResNet, (1, 1, 1, 1), 1, width=policy_width, seed=1)
     features.head = nn.Identity()
-    policy = BetaMaskPolicy(features, features=8 * policy_width, grid=grid)
+    policy = BetaMaskPolicy(features, features=8 * policy_width, grid=grid).to(device())
     sgd = partial(torch.optim.SGD, lr=1e-3, momentum=0.9)
-    optimizer = sgd(plain.parameters())
     pretraining = NoiseMaskPretraining(masked, NoiseMask(policy), optimizer=sgd, policy_optimizer=sgd, coupled=False)
-
-    def plain_step() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(plain(x), y).backward()
-        optimizer.step()
 
     def method_step() -> None:
         pretraining.training_step((x, y))
 
-    return plain_step, method_step
+    return classifier_step(plain, x, y, sgd), method_step
 
 
 def workloads() -> list[Workload]:

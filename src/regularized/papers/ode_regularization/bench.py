@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from regularized.evidence.bench import StepFunction, Workload
-from regularized.evidence.models import seeded
+from regularized.evidence.bench_kit import device, placed
 from regularized.scientific.ode_regularization.ode_solver import odeint
 from regularized.scientific.ode_regularization.penalty import solver_penalty
 from regularized.scientific.ode_regularization.solver_statistics import SolverStatistics
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = 1e-5
 SPEED = 20.0  # of the field beside the other libraries: they take some 50 evaluations then, as trained fields do
 
@@ -91,12 +90,12 @@ def _step(field: nn.Module, u: Tensor, solve: Solve, *, backward: bool, weight: 
 
 def _problem(size: Size, speed: float = 1.0) -> tuple[_Field, Tensor]:
     batch, features, hidden = size
-    field = seeded(0, lambda: _Field(features, hidden)).to(DEVICE)
+    field = placed(_Field, features, hidden)
     assert isinstance(field, _Field)
     with torch.no_grad():
         for parameter in field.net[-1].parameters():
             parameter.mul_(speed)
-    return field, torch.randn(batch, features, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    return field, torch.randn(batch, features, generator=torch.Generator().manual_seed(0)).to(device())
 
 
 def _penalty(size: Size) -> tuple[StepFunction, StepFunction]:
@@ -179,7 +178,7 @@ def _against_diffrax(size: Size, backward: bool) -> tuple[StepFunction, StepFunc
         jax.block_until_ready(compiled(weights))
 
     step()
-    ours = _as_accurate(field, u, torch.tensor(solve(weights).tolist(), device=DEVICE))
+    ours = _as_accurate(field, u, torch.tensor(solve(weights).tolist(), device=device()))
     return step, _step(field, u, ours, backward=backward)
 
 

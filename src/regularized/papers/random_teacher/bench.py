@@ -4,15 +4,14 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from regularized.evidence.bench import StepFunction, Workload
-from regularized.evidence.models import ResNet, mlp, seeded
+from regularized.evidence.bench_kit import device, placed, stepper
+from regularized.evidence.models import ResNet, mlp
 from regularized.self_supervised.random_teacher.layer import BottleneckHead, EncoderWithHead
 from regularized.self_supervised.random_teacher.teacher import RandomTeacher
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _resnet(head: partial[BottleneckHead]) -> nn.Module:
@@ -28,27 +27,18 @@ def _perceptron(head: partial[BottleneckHead]) -> nn.Module:
 def _build(
     network: Callable[[], nn.Module], shape: tuple[int, ...], *, remember: bool, chunk: int | None = None
 ) -> tuple[StepFunction, StepFunction]:
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(DEVICE)
-    index = torch.arange(len(x), device=DEVICE)
-    plain, student, teacher = (seeded(seed, network).to(DEVICE) for seed in (0, 0, 1))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device())
+    index = torch.arange(len(x), device=device())
+    plain, student, teacher = (placed(network, seed=seed) for seed in (0, 0, 1))
     with torch.no_grad():
-        labels = torch.randint(plain(x).shape[1], (len(x),), generator=torch.Generator().manual_seed(1)).to(DEVICE)
+        labels = torch.randint(plain(x).shape[1], (len(x),), generator=torch.Generator().manual_seed(1)).to(device())
     match = RandomTeacher(student, teacher, chunk=chunk)
     if remember:
         match.remember(x)
     adamw = partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0)
 
-    def stepper(model: nn.Module, loss: Callable[[], Tensor]) -> StepFunction:
-        optimizer = adamw(model.parameters())
-
-        def step() -> None:
-            loss().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return step
-
-    return stepper(plain, lambda: F.cross_entropy(plain(x), labels)), stepper(student, lambda: match(x, index))
+    supervised = stepper(lambda: F.cross_entropy(plain(x), labels), adamw(plain.parameters()))
+    return supervised, stepper(lambda: match(x, index), adamw(student.parameters()))
 
 
 SMALL = partial(BottleneckHead, hidden=(512, 512), bottleneck=128, out_features=4096)

@@ -13,9 +13,8 @@ from regularized.curriculum.ranking_curriculum.loss import (
 )
 from regularized.curriculum.ranking_curriculum.reranker_losses import pairwise_softmax_loss
 from regularized.evidence.bench import StepFunction, Workload
-from regularized.evidence.models import mlp, resnet18, seeded
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from regularized.evidence.bench_kit import device, placed, stepper
+from regularized.evidence.models import mlp, resnet18
 
 
 def _small() -> nn.Module:
@@ -28,8 +27,8 @@ def _large() -> nn.Module:
 
 def _build(make: type[nn.Module] | object, shape: tuple[int, ...]) -> tuple[StepFunction, StepFunction]:
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(2 * shape[0], *shape[1:], generator=generator).to(DEVICE)
-    easy = torch.rand(2, shape[0], generator=generator).to(DEVICE)
+    inputs = torch.randn(2 * shape[0], *shape[1:], generator=generator).to(device())
+    easy = torch.rand(2, shape[0], generator=generator).to(device())
     criterion = DifficultyWeightedLoss(pairwise_softmax_loss, RankingCurriculum(20))
     criterion.curriculum.set_epoch(3)
 
@@ -43,16 +42,13 @@ def _build(make: type[nn.Module] | object, shape: tuple[int, ...]) -> tuple[Step
         return value
 
     def steps(loss_of: Callable[[Tensor, Tensor], Tensor]) -> StepFunction:
-        model = seeded(0, make).to(DEVICE)
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        model = placed(make)
 
-        def step() -> None:
+        def loss() -> Tensor:
             positive, negative = model(inputs).squeeze(1).chunk(2)
-            loss_of(positive, negative).backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            return loss_of(positive, negative)
 
-        return step
+        return stepper(loss, torch.optim.Adam(model.parameters(), lr=1e-3))
 
     return steps(plain), steps(weighted)
 

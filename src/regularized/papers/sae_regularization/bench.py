@@ -7,17 +7,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from regularized.evidence.bench import StepFunction, Workload
-from regularized.evidence.models import seeded
+from regularized.evidence.bench_kit import device, placed, stepper
 from regularized.fine_tuning.sae_regularization.autoencoder import TopKSAE, normalized_error
 from regularized.fine_tuning.sae_regularization.penalty import SelfReg
 from regularized.fine_tuning.sae_regularization.procedure import SAETraining
 
 ROWS = 4096  # embeddings in memory, from which each step takes its batch
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _sae(width: int, features: int, k: int) -> TopKSAE:
-    sae = seeded(0, TopKSAE, width, features, k=k).to(DEVICE)
+    sae = placed(TopKSAE, width, features, k=k)
     assert isinstance(sae, TopKSAE)
     return sae
 
@@ -26,27 +25,23 @@ def _classifier(
     batch: int, width: int, features: int, unintended: int, clean: bool
 ) -> tuple[StepFunction, StepFunction]:
     """A step on embeddings that were cleaned before training; with ``clean`` they are cleaned in every step."""
-    z, y = torch.randn(ROWS, width, device=DEVICE), torch.rand(ROWS, device=DEVICE).round()
+    z, y = torch.randn(ROWS, width, device=device()), torch.rand(ROWS, device=device()).round()
     mask = torch.arange(features) < unintended
-    reg = SelfReg(_sae(width, features, 20).requires_grad_(False), mask, strength=1.0).to(DEVICE)
+    reg = SelfReg(_sae(width, features, 20).requires_grad_(False), mask, strength=1.0).to(device())
 
     def build(method: bool) -> StepFunction:
-        head = seeded(1, nn.Linear, width, 1).to(DEVICE)
+        head = placed(nn.Linear, width, 1, seed=1)
         weight = next(head.parameters())
         optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.0)
         before = reg.clean(z) if method else z
 
-        def step() -> None:
-            rows = torch.randint(ROWS, (batch,), device=DEVICE)
+        def loss() -> torch.Tensor:
+            rows = torch.randint(ROWS, (batch,), device=device())
             x = reg.clean(z[rows]) if method and clean else before[rows]
-            loss = F.binary_cross_entropy_with_logits(head(x)[:, 0], y[rows])
-            if method:
-                loss = loss + reg(weight)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            value = F.binary_cross_entropy_with_logits(head(x)[:, 0], y[rows])
+            return value + reg(weight) if method else value
 
-        return step
+        return stepper(loss, optimizer)
 
     return build(False), build(True)
 
@@ -64,20 +59,15 @@ class _Dense(nn.Module):
 
 
 def _autoencoder(batch: int, width: int, features: int, k: int) -> tuple[StepFunction, StepFunction]:
-    x = torch.randn(batch, width, device=DEVICE)
-    dense = seeded(0, _Dense, width, features).to(DEVICE)
+    x = torch.randn(batch, width, device=device())
+    dense = placed(_Dense, width, features)
     optimizer = torch.optim.Adam(dense.parameters(), lr=1e-3)
     training = SAETraining(_sae(width, features, k))
-
-    def dense_step() -> None:
-        optimizer.zero_grad()
-        normalized_error(dense(x), x).mean().backward()
-        optimizer.step()
 
     def sparse_step() -> None:
         training.training_step(x)
 
-    return dense_step, sparse_step
+    return stepper(lambda: normalized_error(dense(x), x).mean(), optimizer), sparse_step
 
 
 def workloads() -> list[Workload]:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regularized.evidence.bench import StepFunction, Workload
-from regularized.evidence.models import ResNet, seeded
+from regularized.evidence.bench_kit import device, placed, trained
+from regularized.evidence.models import ResNet
 from regularized.fine_tuning.sara.term import SaRA
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ADAMW = partial(torch.optim.AdamW, lr=1e-4, weight_decay=1e-2)
 VOCABULARY = 512
 
@@ -47,7 +47,7 @@ class _LanguageModel(nn.Module):
 
 
 def _language_model(width: int, depth: int) -> nn.Module:
-    return seeded(0, _LanguageModel, width, depth).to(DEVICE)
+    return placed(_LanguageModel, width, depth)
 
 
 def _language_loss(model: nn.Module, tokens: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def _language_loss(model: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def _image_loss(model: nn.Module, images: Tensor) -> Tensor:
-    return F.cross_entropy(model(images), torch.arange(len(images), device=DEVICE) % 10)
+    return F.cross_entropy(model(images), torch.arange(len(images), device=device()) % 10)
 
 
 def _lazy(build: Callable[[], tuple[nn.Module, torch.optim.Optimizer]], loss: Callable[[nn.Module], Tensor]) -> Any:
@@ -88,7 +88,7 @@ def _peft(make: Callable[[], nn.Module], config: Any) -> tuple[nn.Module, torch.
     from peft import get_peft_model
 
     model = get_peft_model(make(), config)
-    return model, ADAMW([p for p in model.parameters() if p.requires_grad])
+    return model, ADAMW(trained(model))
 
 
 def _against_full(
@@ -97,7 +97,7 @@ def _against_full(
     batch: Callable[[], Tensor],
     **settings: Any,
 ) -> tuple[StepFunction, StepFunction]:
-    inputs = batch().to(DEVICE)
+    inputs = batch().to(device())
     of = partial(_of, loss, inputs)
     return _lazy(partial(_full, make), of), _lazy(partial(_sara, make, **settings), of)
 
@@ -123,7 +123,7 @@ def _against_peft(
         config = ShiraConfig(r=rank, target_modules=list(_LINEAR), random_seed=0)
     else:
         config = SupertuningConfig(sparsity=1 - fraction, select_top=False, target_modules=list(_LINEAR))
-    of = partial(_of, _language_loss, torch.randint(VOCABULARY, tokens).to(DEVICE))
+    of = partial(_of, _language_loss, torch.randint(VOCABULARY, tokens).to(device()))
     include = [f"*.{name}.weight" for name in _LINEAR]
     return _lazy(partial(_peft, make, config), of), _lazy(partial(_sara, make, fraction=fraction, include=include), of)
 
@@ -135,7 +135,7 @@ def workloads() -> list[Workload]:
     images = partial(torch.randn, 16, 3, 32, 32)
 
     def net() -> nn.Module:
-        return seeded(0, ResNet, (2, 2, 2, 2), 10, width=32).to(DEVICE)
+        return placed(ResNet, (2, 2, 2, 2), 10, width=32)
 
     rows = [
         Workload(

@@ -12,18 +12,18 @@ import torch
 from torch import nn
 
 from regularized.evidence.bench import StepFunction, Workload
+from regularized.evidence.bench_kit import device, trained
 from regularized.evidence.pretrained import tiny_llama
 from regularized.fine_tuning.sorsa.peft import inject
 from regularized.fine_tuning.sorsa.penalty import OrthonormalPenalty
 
 RANK, LR = 16, 3e-5
 _PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _base() -> nn.Module:
     model: Any = tiny_llama(0, vocab_size=512, width=256, layers=4)
-    model.to(DEVICE)
+    model.to(device())
     return model  # type: ignore[no-any-return]
 
 
@@ -35,13 +35,13 @@ def _lora(base: nn.Module, start: Any = True) -> nn.Module:
 
 
 def _trainer(model: nn.Module, penalty: OrthonormalPenalty | None = None) -> StepFunction:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=LR, weight_decay=0.0)
-    tokens = torch.randint(512, (8, 128), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    parameters = trained(model)
+    optimizer = torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0)
+    tokens = torch.randint(512, (8, 128), generator=torch.Generator().manual_seed(0)).to(device())
 
     def step() -> None:
         model(input_ids=tokens, labels=tokens).loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         if penalty is not None:
             penalty.add_gradient()
         optimizer.step()

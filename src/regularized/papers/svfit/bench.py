@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from regularized.evidence.bench import StepFunction, Workload
-from regularized.evidence.models import seeded
+from regularized.evidence.bench_kit import device, placed, stepper, trained
 from regularized.fine_tuning.svfit.layer import Rank
 from regularized.fine_tuning.svfit.model import svfit_param_groups
 
@@ -30,13 +30,7 @@ def _language_model(width: int, layers: int) -> nn.Module:
 
 def _step(model: nn.Module, parameters: Sequence[Any], tokens: torch.Tensor) -> StepFunction:
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        cast(Any, model)(input_ids=tokens, labels=tokens).loss.backward()
-        optimizer.step()
-
-    return step
+    return stepper(lambda: cast(Any, model)(input_ids=tokens, labels=tokens).loss, optimizer)
 
 
 def _lora(model: nn.Module, targets: Sequence[str], rank: int, initial: Any = True) -> nn.Module:
@@ -56,24 +50,23 @@ def _beside_lora(
     width: int, layers: int, batch: int, length: int, lora_rank: int | None, rank: Rank
 ) -> tuple[StepFunction, StepFunction]:
     """One step of LoRA (or of full fine-tuning, where there is no rank), and one of SVFit, both on PEFT."""
-    tokens = torch.randint(512, (batch, length))
+    tokens = torch.randint(512, (batch, length)).to(device())
     build = partial(_language_model, width, layers)
-    plain, method = seeded(0, build), _svfit(seeded(0, build), _ATTENTION, rank)
+    plain, method = placed(build), _svfit(placed(build), _ATTENTION, rank)
     if lora_rank is not None:
         plain = _lora(plain, _ATTENTION, lora_rank)
-    trained = [p for p in plain.parameters() if p.requires_grad]
-    return _step(plain, trained, tokens), _step(method, svfit_param_groups(method), tokens)
+    return _step(plain, trained(plain), tokens), _step(method, svfit_param_groups(method), tokens)
 
 
 def _starts(width: int, layers: int, rank: int) -> tuple[StepFunction, StepFunction]:
     """PiSSA's exact decomposition in PEFT, and ours, each on layers that have no adapter yet."""
 
     def start(put: Callable[[nn.Module, Sequence[str], int], nn.Module]) -> StepFunction:
-        weights = [nn.Linear(width, width, bias=False) for _ in range(layers)]
+        weights = [nn.Linear(width, width, bias=False, device=device()) for _ in range(layers)]
         names = [str(k) for k in range(layers)]
 
         def one() -> None:
-            model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in weights))
+            model = nn.Sequential(*(nn.Linear(width, width, bias=False, device=device()) for _ in weights))
             model.load_state_dict({f"{k}.weight": source.weight for k, source in enumerate(weights)})
             put(model, names, rank)
 
