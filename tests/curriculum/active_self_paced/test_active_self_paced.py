@@ -15,9 +15,11 @@ from regularized.curriculum.active_self_paced.loss import (
     self_paced_implicit_loss,
     self_paced_penalty,
     self_paced_weights,
+    unique_labels,
 )
 from regularized.curriculum.active_self_paced.oracles import AnswersPending, CSVOracle, PromptOracle
-from regularized.curriculum.active_self_paced.procedure import ActiveSelfPaced, ambiguity, disagreement
+from regularized.curriculum.active_self_paced.procedure import ActiveSelfPaced
+from regularized.curriculum.active_self_paced.queries import ambiguity, disagreement, doubtful, lowest_best_score
 
 seeds = st.integers(0, 200)
 
@@ -158,6 +160,106 @@ def test_queries():
     assert disagreement(scores).argsort(descending=True).tolist() == [1, 2, 3, 0]
     chosen = ActiveSelfPaced(4, {0: 0, 1: 1}, num_classes=2, budget=1)
     assert chosen.ask(scores) == [2]
+
+
+def test_lowest_best_score_asks_what_no_class_wants():
+    """The released query. Fails for the lowest *mean* score, and when what has a pseudo-label is asked about."""
+    scores = torch.tensor([[2.0, -1.0], [-1.0, 2.0], [0.3, 0.3], [0.6, -9.0], [0.95, -1.0]], dtype=torch.float64)
+    assert lowest_best_score(scores).argsort(descending=True).tolist() == [2, 3, 4, 0, 1]
+    by_score = learner_of(scores, query="lowest_best_score", accept="unique", budget=1, pace=0.1)
+    by_score.assign(scores)
+    assert by_score.ask(scores) == [2]
+    known = learner_of(scores, query="lowest_best_score", accept="unique", budget=3, pace=0.5)
+    known.assign(scores)
+    assert known.pseudo_labels() == {3: 0, 4: 0}
+    with pytest.warns(UserWarning, match="larger than the 1 samples"):
+        assert known.ask(scores) == [2]
+    with pytest.raises(ValueError, match="ambiguity, disagreement, lowest_best_score"):
+        learner(query="entropy")
+
+
+def learner_of(scores, **changes):
+    return ActiveSelfPaced(len(scores), {0: 0, 1: 1}, num_classes=2, **changes)
+
+
+def test_a_label_only_where_one_class_alone_accepts():
+    """The released acceptance. Fails where several may accept, for <= instead of <, or when C or the square is lost."""
+    scores = torch.tensor([[0.9, -2.0], [0.9, 0.8], [0.5, -2.0], [-0.2, -2.0]], dtype=torch.float64)
+    assert unique_labels(scores, 0.5).tolist() == [[1, -1], [-1, -1], [-1, -1], [-1, -1]]
+    assert unique_labels(scores, torch.tensor([0.5, 0.1])).tolist() == [[1, -1], [1, -1], [-1, -1], [-1, -1]]
+    assert unique_labels(scores, 0.5, cost=0.9)[2].tolist() == [1, -1]
+    assert unique_labels(scores, 0.5, squared=True)[2].tolist() == [1, -1]
+
+
+def test_what_is_accepted_weighs_the_same_in_every_classifier():
+    """As a negative of the others, too. Fails when the weights of argmin are kept: the -0.9 would leave class 1."""
+    scores = torch.tensor([[1.0, -1.0], [-1.0, 1.0], [0.8, 0.1], [0.9, 0.7], [0.2, -1.0]], dtype=torch.float64)
+    for weighting, expected in (("linear", 0.5), ("hard", 1.0)):
+        chosen = learner_of(scores, accept="unique", weighting=weighting, pace=0.4)
+        labels, weights = chosen.assign(scores)
+        assert labels[2].tolist() == [1, -1]
+        assert weights[2].tolist() == pytest.approx([expected] * 2)
+        assert weights[3:].tolist() == [[0, 0], [0, 0]]
+    _, by_argmin = learner_of(scores, pace=0.4).assign(scores)
+    assert by_argmin[2].tolist() == pytest.approx([0.5, 0])
+    with pytest.raises(ValueError, match="no_class_weight"):
+        learner(accept="unique", no_class_weight=True)
+
+
+def test_squared_hinge():
+    """Fails when the square reaches the loss but not labels, weights or objective."""
+    scores, labels = torch.tensor([[0.5, -3.0]], dtype=torch.float64), torch.tensor([[1, -1]])
+    assert one_vs_rest_hinge(scores, labels, squared=True).tolist() == [[0.25, 0]]
+    near_and_far = torch.tensor([[0.2, 2.0]], dtype=torch.float64), torch.tensor([[1.0, 0.1]], dtype=torch.float64)
+    assert one_vs_rest_labels(*near_and_far).tolist() == [[1, -1]]  # -0.4 and -0.3
+    assert one_vs_rest_labels(*near_and_far, squared=True).tolist() == [[-1, 1]]  # -0.8 and -0.9
+    pool = torch.tensor([[9.0, -9.0], [-9.0, 9.0], [0.5, -9.0]], dtype=torch.float64)
+    plain, squared = (learner_of(pool, pace=1.0, squared=squared) for squared in (False, True))
+    assert plain.assign(pool)[1][2, 0] == 0.5
+    assert squared.assign(pool)[1][2, 0] == 0.75
+    assert squared.objective(pool) == pytest.approx(0.75 * 0.25 + (0.75**2 / 2 - 0.75) - 5 * 0.5)
+
+
+def test_pace_stops_at_its_cap():
+    """Fails when the cap is not applied, or to the first class alone; a cap below the start is refused."""
+    chosen = learner(pace=[0.8, 0.5, 0.2], pace_step=0.3, max_pace=0.9)
+    chosen.step_pace([1.0, 1.0, 1.0])
+    torch.testing.assert_close(chosen.pace, torch.tensor([0.9, 0.8, 0.5], dtype=torch.float64))
+    chosen.step_pace([1.0, 1.0, 1.0])
+    torch.testing.assert_close(chosen.pace, torch.tensor([0.9, 0.9, 0.8], dtype=torch.float64))
+    with pytest.raises(ValueError, match="at least the pace"):
+        learner(pace=0.9, max_pace=0.5)
+
+
+def test_doubtful():
+    """Another class is best, none is positive, two are. Fails for either half of the rule alone."""
+    scores = torch.tensor([[1.0, -1], [-1, 1], [-0.1, -1], [1, 0.5]])
+    assert doubtful(scores, torch.tensor([[1, -1]]).expand(4, 2)).tolist() == [False, True, True, True]
+
+
+def test_certified_samples_with_too_many_strikes_are_set_aside(tmp_path):
+    """More than so many rounds of doubt, not as many; for good, saved too; the last of a class stays.
+
+    Fails for >=, when doubts are counted of uncertified samples, and when the weight comes back in the next round.
+    """
+    scores = 2.0 * torch.eye(3, dtype=torch.float64)[TRUTH] - 1
+    scores[[1, 3]] = torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64)  # 3 is of class 0, 1 the only one of its own
+    scores[4] = -1.0  # no class wants it, but nobody has certified it
+    chosen = ActiveSelfPaced(30, {0: 0, 3: 0, 1: 1, 2: 2}, num_classes=3, budget=0, strikes=1, pace=0.9)
+    assert chosen.run_round(lambda labels, weights: scores).set_aside == ()
+    chosen.save(tmp_path / "labels")
+    resumed = learner(strikes=1, budget=0).restore(tmp_path / "labels")
+    assert resumed.run_round(lambda labels, weights: scores).set_aside == (3,)
+    assert resumed.run_round(lambda labels, weights: scores).set_aside == ()
+    assert resumed.doubts.tolist() == [0, 3, 0, 3] + 26 * [0]
+    assert resumed.weights[3].tolist() == [0, 0, 0]
+    assert resumed.weights[1].tolist() == [1, 1, 1]
+    assert resumed.certified[3]
+    assert (resumed.trail[-1].origin, resumed.trail[-1].sample) == ("set aside", 3)
+    resumed.correct(3, 2)
+    assert resumed.weights[3].tolist() == [1, 1, 1]
+    assert resumed.doubts[3] == 0
+    assert learner(budget=0).run_round(lambda labels, weights: scores).set_aside == ()
 
 
 def test_rounds_learn_and_leave_a_trail():

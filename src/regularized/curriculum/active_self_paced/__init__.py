@@ -6,9 +6,11 @@ from regularized.curriculum.active_self_paced.loss import (
     self_paced_implicit_loss,
     self_paced_penalty,
     self_paced_weights,
+    unique_labels,
 )
 from regularized.curriculum.active_self_paced.oracles import CSVOracle, PromptOracle
-from regularized.curriculum.active_self_paced.procedure import ActiveSelfPaced, ambiguity, disagreement
+from regularized.curriculum.active_self_paced.procedure import ActiveSelfPaced
+from regularized.curriculum.active_self_paced.queries import ambiguity, disagreement, doubtful, lowest_best_score
 
 __all__ = [
     "ActiveSelfPaced",
@@ -16,9 +18,12 @@ __all__ = [
     "PromptOracle",
     "ambiguity",
     "disagreement",
+    "doubtful",
+    "lowest_best_score",
     "one_vs_rest_hinge",
     "one_vs_rest_labels",
     "self_paced_implicit_loss",
     "self_paced_penalty",
     "self_paced_weights",
+    "unique_labels",
 ]

@@ -1,7 +1,7 @@
 """Self-paced weights and pseudo-labels in closed form: the two blocks of active self-paced learning, usable alone.
 
-From "Active Self-Paced Learning for Cost-Effective and Progressive Face Identification", 2017, arXiv 1701.03555 (no
-official code; see :mod:`regularized.curriculum.active_self_paced.procedure` for the procedure).
+From "Active Self-Paced Learning for Cost-Effective and Progressive Face Identification", 2017, arXiv 1701.03555;
+:mod:`regularized.curriculum.active_self_paced.procedure` has the procedure, and which rule is the released code's.
 
 =========  ============  ===============================================================
 paper      here          meaning
@@ -32,6 +32,7 @@ __all__ = [
     "self_paced_implicit_loss",
     "self_paced_penalty",
     "self_paced_weights",
+    "unique_labels",
 ]
 
 Weighting: TypeAlias = Literal["linear", "hard"]
@@ -118,12 +119,13 @@ def self_paced_implicit_loss(losses: Tensor, pace: Tensor | float, *, cost: floa
     return (scaled - pace).clamp(max=0.0).square() / (-2 * pace)
 
 
-def one_vs_rest_hinge(scores: Tensor, labels: Tensor) -> Tensor:
+def one_vs_rest_hinge(scores: Tensor, labels: Tensor, *, squared: bool = False) -> Tensor:
     """``max(0, 1 - y s)`` of each classifier.
 
     Args:
         scores: (n, m).
         labels: (n, m) in {-1, +1}.
+        squared: its square, which the machines of the released code minimise; default False, the paper's.
 
     Returns:
         (n, m), differentiable in the scores.
@@ -132,10 +134,11 @@ def one_vs_rest_hinge(scores: Tensor, labels: Tensor) -> Tensor:
         >>> one_vs_rest_hinge(torch.tensor([[2.0, 0.5]]), torch.tensor([[1, 1]]))
         tensor([[0.0000, 0.5000]])
     """
-    return (1 - labels.to(scores.dtype) * scores).clamp(min=0.0)
+    hinge = (1 - labels.to(scores.dtype) * scores).clamp(min=0.0)
+    return hinge.square() if squared else hinge
 
 
-def one_vs_rest_labels(scores: Tensor, weights: Tensor | None = None) -> Tensor:
+def one_vs_rest_labels(scores: Tensor, weights: Tensor | None = None, *, squared: bool = False) -> Tensor:
     """The labels that minimise the weighted hinge loss of each sample, at most one +1 a row.
 
     With ``d_j = v_j (max(0, 1 - s_j) - max(0, 1 + s_j))``, what it costs to call class j positive: the class with the
@@ -144,6 +147,7 @@ def one_vs_rest_labels(scores: Tensor, weights: Tensor | None = None) -> Tensor:
     Args:
         scores: (n, m).
         weights: (n, m) in [0, 1]; default 1.
+        squared: for the squared hinge loss; default False. Without weights the labels are the same.
 
     Returns:
         (n, m) in {-1, +1}, of the type of ``scores``.
@@ -159,12 +163,45 @@ def one_vs_rest_labels(scores: Tensor, weights: Tensor | None = None) -> Tensor:
     check_scores(scores)
     if weights is not None and weights.shape != scores.shape:
         raise ValueError(f"weights must have the shape of the scores {tuple(scores.shape)}, got {tuple(weights.shape)}")
-    cost = (1 - scores).clamp(min=0.0) - (1 + scores).clamp(min=0.0)
+    positive = torch.ones_like(scores)
+    cost = one_vs_rest_hinge(scores, positive, squared=squared) - one_vs_rest_hinge(scores, -positive, squared=squared)
     if weights is not None:
         cost = weights * cost
     best, chosen = cost.min(dim=1)
     labels = torch.full_like(scores, -1.0)
     return labels.scatter_(1, chosen[:, None], torch.where(best < 0, 1.0, -1.0).to(scores.dtype)[:, None])
+
+
+def unique_labels(scores: Tensor, pace: Tensor | float, *, cost: float = 1.0, squared: bool = False) -> Tensor:
+    """The released code's labels: a class is given where it accepts the sample and no other class does.
+
+    Class j accepts where the loss of calling it positive is below its pace, ``C max(0, 1 - s_j) < lambda_j``. Where
+    none accepts, the sample may be of a class that is not known yet; where several do, nothing is sure: all -1.
+
+    Args:
+        scores: (n, m).
+        pace: lambda > 0, a number or (m,).
+        cost: factor C of the losses, > 0; default 1, as the released code accepts.
+        squared: accept by the squared hinge loss; default False, as the released code accepts.
+
+    Returns:
+        (n, m) in {-1, +1}, of the type of ``scores``.
+
+    Raises:
+        ValueError: scores are not (n, m) or not finite, or pace or cost is not allowed.
+
+    Examples:
+        >>> unique_labels(torch.tensor([[0.9, -1.0], [0.9, 0.8], [0.3, -1.0]]), pace=0.5)
+        tensor([[ 1., -1.],
+                [-1., -1.],
+                [-1., -1.]])
+    """
+    check_scores(scores)
+    losses = one_vs_rest_hinge(scores, torch.ones_like(scores), squared=squared)
+    scaled, pace = _checked(losses, pace, cost, "hard")
+    accepted = scaled < pace
+    alone = accepted & (accepted.sum(dim=1, keepdim=True) == 1)
+    return torch.where(alone, 1.0, -1.0).to(scores.dtype)
 
 
 def check_scores(scores: Tensor, *, shape: tuple[int, int] | None = None) -> None:

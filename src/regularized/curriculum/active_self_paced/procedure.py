@@ -5,21 +5,38 @@ least sure of is asked of the annotator. Answers are *certified* and stay; pseud
 and can be withdrawn. The pace rises slowly and lets harder samples in.
 
     "Active Self-Paced Learning for Cost-Effective and Progressive Face Identification", IEEE TPAMI, arXiv 1701.03555.
-    No official code. The full text was not at hand: objective and closed forms are checked against their
-    definition; the query rule, the pace update and the defaults are unconfirmed.
+    The full text was not at hand: objective and closed forms are checked against their definition; the query rule,
+    the pace update and the defaults are unconfirmed. The authors' released code (kezewang/ASPL at 31f743d; read, not
+    run) follows other rules. Both are here: the defaults are the text as far as it is known, the options say what
+    is the released code's.
+
+=============  ==========================  =========================================================================
+option         default, the paper's text   released code
+=============  ==========================  =========================================================================
+``accept``     ``"argmin"``                ``"unique"``: a label only where exactly one class has ``1 - s < lambda``
+``weighting``  ``"linear"``                ``"hard"``: its linear weights never take effect
+``query``      ``"ambiguity"``             ``"lowest_best_score"``, of those without a pseudo-label
+``cost``       1                           1 for acceptance; its support vector machines have C = 0.001
+``pace``       0.2                         0.12
+``max_pace``   none                        0.9
+``inner``      2                           5: it asks, and raises the pace, in every fifth iteration
+``strikes``    none                        3
+=============  ==========================  =========================================================================
+
+Its pace rises as if every class were always right; here by the accuracy of each class, as in the text. It trains
+squared-hinge machines but accepts by the plain margin, which is ``squared=False`` here: what ``fit`` trains is yours.
 
 :mod:`regularized.curriculum.active_self_paced.loss` has the symbols, the weights and the labels. Here a pseudo-label
 counts only where some class is positive (``no_class_weight=False``), since "none of the classes" is true of most
 samples of a growing pool.
 """
 
-import csv
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -33,92 +50,19 @@ from regularized.curriculum.active_self_paced.loss import (
     one_vs_rest_labels,
     self_paced_penalty,
     self_paced_weights,
+    unique_labels,
 )
 from regularized.curriculum.active_self_paced.oracles import Oracle
-from regularized.mechanisms.ranges import allowed, at_least, count
+from regularized.curriculum.active_self_paced.queries import Query, QueryName, doubtful, lowest_best_score, query_rule
+from regularized.curriculum.active_self_paced.report import LabelEvent, RoundReport, write_trail
+from regularized.mechanisms.ranges import Choice, allowed, at_least, count
 
-__all__ = ["ActiveSelfPaced", "LabelEvent", "RoundReport", "ambiguity", "disagreement"]
+__all__ = ["ActiveSelfPaced"]
 
 log = logging.getLogger(__name__)
 
-Query: TypeAlias = Callable[[Tensor], Tensor]
 Fit: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-
-_STATE = "state"
-
-
-def ambiguity(scores: Tensor) -> Tensor:
-    """How unsure the classifiers are: minus the gap between the two best scores. The default query rule.
-
-    Args:
-        scores: (n, m), m >= 2.
-
-    Returns:
-        (n,), larger is asked first.
-
-    Examples:
-        >>> ambiguity(torch.tensor([[1.0, 0.9], [2.0, -1.0]])).argmax()
-        tensor(0)
-    """
-    best = scores.topk(2, dim=1).values
-    return best[:, 1] - best[:, 0]
-
-
-def disagreement(scores: Tensor) -> Tensor:
-    """How many classifiers claim a sample beyond one, ties broken by :func:`ambiguity`.
-
-    Args:
-        scores: (n, m), m >= 2.
-
-    Returns:
-        (n,), larger is asked first.
-
-    Examples:
-        >>> disagreement(torch.tensor([[1.0, 0.2], [0.1, -1.0]])).argmax()
-        tensor(0)
-    """
-    gap = ambiguity(scores)
-    return (scores > 0).sum(dim=1).clamp(min=1) + 0.5 / (1 - gap)
-
-
-@dataclass(frozen=True, slots=True)
-class LabelEvent:
-    """One change of one label: the audit trail is a list of these.
-
-    Args:
-        round: round in which it happened, from 0.
-        sample: position in the pool.
-        label: the class; -1 where a pseudo-label was withdrawn.
-        origin: ``"initial"``, ``"oracle"``, ``"corrected"``, ``"pseudo"`` or ``"withdrawn"``.
-        weight: weight of a pseudo-label, 1 for a certified one.
-    """
-
-    round: int
-    sample: int
-    label: int
-    origin: str
-    weight: float
-
-
-@dataclass(frozen=True, slots=True)
-class RoundReport:
-    """What a round did.
-
-    Args:
-        round: its number, from 0.
-        asked: samples that the oracle labelled.
-        certified: samples with a certified label afterwards.
-        pseudo: samples with a pseudo-label of positive weight.
-        withdrawn: pseudo-labels of the round before that are gone.
-        objective: self-paced objective of the pool, without the classifiers' norm.
-    """
-
-    round: int
-    asked: tuple[int, ...]
-    certified: int
-    pseudo: int
-    withdrawn: int
-    objective: float
+Acceptance: TypeAlias = Literal["argmin", "unique"]
 
 
 class ActiveSelfPaced:
@@ -139,20 +83,33 @@ class ActiveSelfPaced:
         pace_step: alpha; lambda grows by ``alpha * eta`` a round, eta the accuracy of each class; default 0.08
             (unconfirmed).
         pace_rounds: tau; afterwards lambda is constant. Default 12.
+        max_pace: lambda never rises above it, at least ``pace``; default None, no limit (released code: 0.9).
         budget: questions in a round; default 10. 0 is plain self-paced learning.
         weighting: ``"linear"`` (default) or ``"hard"``, see
             :func:`~regularized.curriculum.active_self_paced.self_paced_weights`.
-        query: ``query(scores) -> (n,)``, larger is asked first; default :func:`ambiguity`.
+        accept: which samples get a pseudo-label: ``"argmin"`` (default), the labels of least loss, of
+            :func:`~regularized.curriculum.active_self_paced.one_vs_rest_labels`; or ``"unique"``, the released code's
+            :func:`~regularized.curriculum.active_self_paced.unique_labels`, where a sample weighs in every classifier
+            what it weighs in that of its class.
+        squared: the squared hinge loss in place of the hinge, for weights and objective; default False.
+        query: ``"ambiguity"`` (default), ``"disagreement"``, ``"lowest_best_score"`` (released code), see
+            :mod:`~regularized.curriculum.active_self_paced.queries`; or ``query(scores) -> (n,)``, larger first.
         inner: alternations of labels, weights and classifiers in a round; default 2.
-        no_class_weight: let samples for which no class is positive count as negatives; default False.
+        no_class_weight: let samples for which no class is positive count as negatives; default False. Not with
+            ``accept="unique"``, which says nothing of them.
+        strikes: a certified sample that the classifiers see otherwise (:func:`doubtful`) in more rounds than this is
+            set aside: training leaves it out, unless it is the last of its class (ours) or is corrected. Default None,
+            never (released code: 3).
         new_classes: accept answers that name the next class, m; default False.
 
     Attributes:
         certified: (n,) bool.
         labels: (n, m) in {-1, +1}.
-        weights: (n, m) in [0, 1]; 1 for certified samples.
+        weights: (n, m) in [0, 1]; 1 for certified samples, 0 for those set aside.
         pace: (m,).
         round: rounds done.
+        doubts: (n,) rounds in which the classifiers saw a certified sample otherwise; counted with ``strikes``.
+        set_aside: (n,) bool, certified samples that training leaves out.
         trail: every change of a label, see :class:`LabelEvent`.
 
     Raises:
@@ -181,6 +138,8 @@ class ActiveSelfPaced:
         cost=COST,
         pace_step=at_least(0.0),
         weighting=WEIGHTING,
+        accept=Choice("argmin", "unique"),
+        strikes=count(0).or_none("never"),
     )
     def __init__(
         self,
@@ -192,16 +151,27 @@ class ActiveSelfPaced:
         pace: float | Sequence[float] = 0.2,
         pace_step: float = 0.08,
         pace_rounds: int = 12,
+        max_pace: float | None = None,
         budget: int = 10,
         weighting: Weighting = "linear",
-        query: Query = ambiguity,
+        accept: Acceptance = "argmin",
+        squared: bool = False,
+        query: QueryName | Query = "ambiguity",
         inner: int = 2,
         no_class_weight: bool = False,
+        strikes: int | None = None,
         new_classes: bool = False,
     ) -> None:
         start = torch.as_tensor(pace, dtype=torch.float64).expand(num_classes).clone()
         if not bool((start > 0).all()):
             raise ValueError(f"pace must be positive, got {pace}")
+        if max_pace is not None and not max_pace >= float(start.max()):
+            raise ValueError(f"max_pace must be at least the pace at the start ({pace}), got {max_pace}")
+        if accept == "unique" and no_class_weight:
+            raise ValueError(
+                'accept="unique" gives no label where no class is positive; leave no_class_weight=False, or take '
+                'accept="argmin"'
+            )
         without = sorted(set(range(num_classes)) - set(certified.values()))
         if without:
             raise ValueError(
@@ -214,15 +184,21 @@ class ActiveSelfPaced:
         self.first_pace = float(start.mean())
         self.pace_step = pace_step
         self.pace_rounds = pace_rounds
+        self.max_pace = max_pace
         self.budget = budget
         self.weighting: Weighting = weighting
-        self.query = query
+        self.accept: Acceptance = accept
+        self.squared = squared
+        self.query = query_rule(query)
         self.inner = inner
         self.no_class_weight = no_class_weight
+        self.strikes = strikes
         self.new_classes = new_classes
         self.round = 0
         self.trail: list[LabelEvent] = []
         self.certified = torch.zeros(num_samples, dtype=torch.bool)
+        self.doubts = torch.zeros(num_samples, dtype=torch.int64)
+        self.set_aside = torch.zeros(num_samples, dtype=torch.bool)
         self.labels = torch.full((num_samples, num_classes), -1.0, dtype=torch.float64)
         self.weights = torch.zeros(num_samples, num_classes, dtype=torch.float64)
         self._pseudo: dict[int, int] = {}
@@ -248,21 +224,23 @@ class ActiveSelfPaced:
         scores = scores.detach().to(device="cpu", dtype=torch.float64)
         free = ~self.certified
         if bool(free.any()):
-            labels = one_vs_rest_labels(scores[free])
-            losses = one_vs_rest_hinge(scores[free], labels)
-            weights = self_paced_weights(losses, self.pace, cost=self.cost, weighting=self.weighting)
-            if not self.no_class_weight:
-                weights = weights * (labels > 0).any(dim=1, keepdim=True)
-            self.labels[free], self.weights[free] = labels, weights
+            rule = self._unique if self.accept == "unique" else self._argmin
+            self.labels[free], self.weights[free] = rule(scores[free])
         return self.labels, self.weights
 
     def ask(self, scores: Tensor) -> list[int]:
-        """Positions of the samples to ask about: the ``budget`` most ambiguous of the uncertified ones, best first."""
+        """Positions of the samples to ask about: the first ``budget`` of the uncertified ones by ``query``, in order.
+
+        By ``"lowest_best_score"`` nothing is asked that has a pseudo-label at present.
+        """
         check_scores(scores, shape=(self.num_samples, self.num_classes))
-        free = torch.nonzero(~self.certified).flatten()
+        unknown = ~self.certified
+        if self.query is lowest_best_score:
+            unknown[list(self.pseudo_labels())] = False
+        free = torch.nonzero(unknown).flatten()
         if self.budget > len(free):
             warnings.warn(
-                f"the budget of {self.budget} questions is larger than the {len(free)} samples left; asking all",
+                f"the budget of {self.budget} questions is larger than the {len(free)} samples left; asking about all",
                 stacklevel=2,
             )
         if not len(free) or not self.budget:
@@ -286,7 +264,8 @@ class ActiveSelfPaced:
         """
         if not bool(self.certified[sample]):
             raise ValueError(f"sample {sample} is not certified; use certify")
-        self.certified[sample] = False
+        self.certified[sample] = self.set_aside[sample] = False
+        self.doubts[sample] = 0
         self._certify([sample], [label], origin="corrected")
 
     def step_pace(self, accuracy: Tensor | Sequence[float]) -> None:
@@ -302,17 +281,20 @@ class ActiveSelfPaced:
             )
         if self.round < self.pace_rounds:
             self.pace = self.pace + self.pace_step * eta
+            if self.max_pace is not None:
+                self.pace = self.pace.clamp(max=self.max_pace)
 
     def objective(self, scores: Tensor) -> float:
         """``sum v C l + f(v; lambda)`` of the pool with the present labels and weights; no norm of the classifiers."""
-        losses = one_vs_rest_hinge(scores.detach().to(device="cpu", dtype=torch.float64), self.labels)
+        scores = scores.detach().to(device="cpu", dtype=torch.float64)
+        losses = one_vs_rest_hinge(scores, self.labels, squared=self.squared)
         penalty = self_paced_penalty(self.weights, self.pace, weighting=self.weighting)
         return float((self.cost * self.weights * losses + penalty).sum())
 
     # -- a round ------------------------------------------------------------------------------------
 
     def run_round(self, fit: Fit, *, oracle: Oracle | None = None) -> RoundReport:
-        """One round: alternate labels, weights and classifiers, ask, certify, raise the pace.
+        """One round: alternate labels, weights and classifiers, ask, set aside, certify, raise the pace.
 
         An oracle that has no answers yet (:class:`~regularized.curriculum.active_self_paced.oracles.AnswersPending`)
         stops the round before anything is certified; call again when there are answers.
@@ -339,6 +321,7 @@ class ActiveSelfPaced:
                 self.labels, self.weights = before
                 raise
         withdrawn = self._record_pseudo_labels()
+        set_aside = self._set_doubtful_aside(scores) if self.strikes is not None else ()
         if asked:
             self.certify(asked, answers)
         accuracy = self._accuracy(scores)
@@ -348,6 +331,7 @@ class ActiveSelfPaced:
             certified=int(self.certified.sum()),
             pseudo=len(self._pseudo),
             withdrawn=withdrawn,
+            set_aside=set_aside,
             objective=self.objective(_widen(scores, self.num_classes)),
         )
         self.step_pace(accuracy)
@@ -370,11 +354,13 @@ class ActiveSelfPaced:
     # -- memory -------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Labels, weights, pace, round and trail: what :meth:`load_state_dict` needs to go on."""
+        """Labels, weights, doubts, pace, round and trail: what :meth:`load_state_dict` needs to go on."""
         return {
             "certified": self.certified,
             "labels": self.labels,
             "weights": self.weights,
+            "doubts": self.doubts,
+            "set_aside": self.set_aside,
             "pace": self.pace,
             "first_pace": self.first_pace,
             "round": self.round,
@@ -394,6 +380,7 @@ class ActiveSelfPaced:
             )
         self.certified, self.labels = state["certified"].clone(), state["labels"].clone()
         self.weights, self.pace = state["weights"].clone(), state["pace"].clone()
+        self.doubts, self.set_aside = state["doubts"].clone(), state["set_aside"].clone()
         self.num_classes = self.labels.shape[1]
         self.first_pace, self.round = float(state["first_pace"]), int(state["round"])
         self._pseudo = {int(sample): int(label) for sample, label in state["pseudo"]}
@@ -401,37 +388,55 @@ class ActiveSelfPaced:
 
     def save(self, folder: Path | str) -> Path:
         """Write the state as safetensors and JSON, atomically; an annotation lasts days, so save after every round."""
-        from regularized.training import checkpoint  # safetensors, which nothing else here needs
+        from regularized.curriculum.active_self_paced.files import write_state  # safetensors, which only files need
 
-        final = Path(folder)
-        partial = final.with_name(final.name + ".part")
-        partial.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_part(partial, _STATE, self.state_dict())
-        for file in final.glob(f"{_STATE}.*") if final.exists() else ():
-            file.replace(file.with_name(file.name + ".old"))
-        final.mkdir(parents=True, exist_ok=True)
-        for file in partial.iterdir():
-            file.replace(final / file.name)
-        partial.rmdir()
-        for file in final.glob("*.old"):
-            file.unlink()
-        return final
+        return write_state(folder, self.state_dict())
 
     def restore(self, folder: Path | str) -> "ActiveSelfPaced":
         """Load what :meth:`save` wrote."""
-        from regularized.training import checkpoint
+        from regularized.curriculum.active_self_paced.files import read_state
 
-        self.load_state_dict(checkpoint.load(Path(folder), _STATE))
+        self.load_state_dict(read_state(folder))
         return self
 
     def write_trail(self, path: Path | str) -> None:
         """Write the audit trail as CSV: round, sample, label, origin, weight."""
-        with Path(path).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(LabelEvent.__dataclass_fields__))
-            writer.writeheader()
-            writer.writerows(asdict(event) for event in self.trail)
+        write_trail(self.trail, path)
 
     # -- helpers ------------------------------------------------------------------------------------
+
+    def _argmin(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels of least loss with their self-paced weights."""
+        labels = one_vs_rest_labels(scores, squared=self.squared)
+        losses = one_vs_rest_hinge(scores, labels, squared=self.squared)
+        weights = self_paced_weights(losses, self.pace, cost=self.cost, weighting=self.weighting)
+        if not self.no_class_weight:
+            weights = weights * (labels > 0).any(dim=1, keepdim=True)
+        return labels, weights
+
+    def _unique(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels that exactly one class accepts; what is positive for it is as good a negative for the others."""
+        labels = unique_labels(scores, self.pace, cost=self.cost, squared=self.squared)
+        losses = one_vs_rest_hinge(scores, torch.ones_like(scores), squared=self.squared)
+        weights = self_paced_weights(losses, self.pace, cost=self.cost, weighting=self.weighting)
+        return labels, (weights * (labels > 0)).sum(dim=1, keepdim=True).expand_as(labels)
+
+    def _set_doubtful_aside(self, scores: Tensor) -> tuple[int, ...]:
+        """Count doubts about certified samples, and leave out of training what has too many."""
+        assert self.strikes is not None
+        self.doubts += self.certified & doubtful(scores.detach().cpu(), self.labels)
+        too_many = self.certified & ~self.set_aside & (self.doubts > self.strikes)
+        chosen: list[int] = []
+        for sample in torch.nonzero(too_many).flatten().tolist():
+            label = int(self.labels[sample].argmax())
+            of_class = self.certified & ~self.set_aside & (self.labels[:, label] > 0)
+            if int(of_class.sum()) == 1:  # a classifier without a positive cannot be trained
+                continue
+            self.set_aside[sample] = True
+            self.weights[sample] = 0.0
+            self.trail.append(LabelEvent(self.round, sample, label, "set aside", 0.0))
+            chosen.append(sample)
+        return tuple(chosen)
 
     def _certify(self, samples: Sequence[int], labels: Sequence[int], *, origin: str) -> None:
         if len(samples) != len(labels):
@@ -462,7 +467,8 @@ class ActiveSelfPaced:
     def _add_class(self) -> None:
         """A new classifier with the pace of the start; nobody but certified samples belongs to it yet."""
         self.labels = torch.cat([self.labels, -torch.ones(self.num_samples, 1, dtype=torch.float64)], dim=1)
-        new = self.certified.to(torch.float64)[:, None]  # all certified samples are known negatives of it
+        known = self.certified & ~self.set_aside
+        new = known.to(torch.float64)[:, None]  # all certified samples are known negatives of it
         self.weights = torch.cat([self.weights, new], dim=1)
         self.pace = torch.cat([self.pace, self.pace.new_tensor([self.first_pace])])
         self.num_classes += 1

@@ -1,4 +1,4 @@
-"""Golden vectors of active self-paced learning: definitions evaluated in float64 (there is no official code)."""
+"""Golden vectors of active self-paced learning: definitions evaluated in float64, not the released code."""
 
 from collections.abc import Mapping
 from typing import Any

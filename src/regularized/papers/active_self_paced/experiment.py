@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regularized.curriculum.active_self_paced.procedure import ActiveSelfPaced, ambiguity
+from regularized.curriculum.active_self_paced.procedure import ActiveSelfPaced
+from regularized.curriculum.active_self_paced.queries import ambiguity
 from regularized.evidence.datasets import data_folder, digits
 from regularized.evidence.experiment import About, Measurements, Tuning, Unavailable, data_fingerprint
 
