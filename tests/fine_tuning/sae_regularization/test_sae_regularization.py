@@ -712,7 +712,7 @@ def test_low_precision():
 
 def test_arms_of_a_seed_start_from_the_same_data():
     """Fails when the fingerprint is that of cleaned embeddings, or data draws from an arm's own stream."""
-    arms = ("plain", "cleaning_only", "self_regularized", "random_features")
+    arms = ("plain", "leace", "cleaning_only", "self_regularized", "sighted", "random_features")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         seen = {run_arm(experiment, arm, 0, "smoke").data for arm in arms}

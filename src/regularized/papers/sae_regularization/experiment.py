@@ -1,20 +1,29 @@
 """A shortcut that holds for 95 % of the training set and not afterwards: does self-regularisation keep it out?
 
-Claims: ``no_correlation`` and ``reversed_correlation`` (cleaning and penalty against a plain classifier),
-``against_...`` (against the baselines of the paper, tuned with as many trials), ``judged_features`` (it is the judged
-features that do it: as many random ones do not), ``penalty_alone``, ``penalty_adds_to_cleaning`` and
-``published_strength`` (which part does it, and how strong), ``dot_is_no_worse`` (our cleaner penalty), ``text_...``
-(the same on embeddings of real sentences).
+*Nobody labelled the shortcut*: the case that the method is for, and that most claims are about. A *blind* judge
+(``judges.py``) says which features are unintended; it sees what excites a feature, and neither shortcut nor label.
+``no_correlation`` and ``reversed_correlation`` (against a plain classifier), ``against_...`` (against the baselines of
+the paper), ``judged_features`` (the control: everything but the judgement), ``penalty_alone``,
+``penalty_adds_to_cleaning`` and ``published_strength`` (which part does it, and how strong), ``dot_is_no_worse`` (our
+cleaner penalty), ``price_where_it_holds``; ``text_...`` are the same on embeddings of real sentences.
 
-Digits: "at least 5?" of scikit-learn's digits, 64 numbers turned by a fixed rotation. The shortcut z adds one of three
-fixed directions. The autoencoder sees train and validation images with z drawn independently of the label, and no
-label. A rule on firing rates stands in for the judge. Text: "is this sentence of Python's documentation about the
-internet and its formats?", embedded by MiniLM; the shortcut is one of three phrases in front; the judge reads the
-sentences that excite a feature most. Everything is tuned on validation data in which the shortcut holds as in training:
-that is what a user has, and the paper does so too. It favours whatever uses the shortcut.
+*Somebody labelled it*: a *sighted* judge knows where the shortcut is. It is compared with concept erasure (LEACE),
+which gets the same labels of the same rows (``sighted_against_leace``), and with the blind one
+(``blind_judge_suffices``).
 
-About four minutes for five seeds on two cores, once the embeddings are cached. Refuted by an interval below the
-smallest effect of the card. Not here: the paper's spectral norm, which for a single row of weights *is* the l2 arm.
+Images: "one of the last five classes?" of Fashion-MNIST at 8 x 8 pixels, images of its own for each seed (at smoke
+scale scikit-learn's digits), turned by a fixed rotation; the shortcut z adds one of three fixed directions. Text: "is
+this sentence of Python's documentation about the internet and its formats?", embedded by MiniLM; the shortcut is one of
+three phrases in front. The autoencoder sees training and validation rows, with z drawn independently of the label: that
+is kinder than life, where unlabelled rows often carry the correlation too.
+
+Rate and strength of every arm have as many trials; the controls have the method's. Tuned is on validation data in which
+the shortcut holds as in training: that is what a user has, and the paper does so too. It favours whatever uses the
+shortcut.
+
+About six minutes for ten seeds on one core, tuning included, once the embeddings are cached. Refuted by an interval
+below the smallest effect of the card. Not here: the paper's spectral norm, which for a single row of weights *is* the
+l2 arm; a language model as judge.
 """
 
 import ast
@@ -26,28 +35,39 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regularized.evidence.datasets import data_folder
-from regularized.evidence.experiment import About, Measurements, Tuning, Unavailable, data_fingerprint
+from regularized.evidence.datasets import data_folder, eight_by_eight
+from regularized.evidence.experiment import About, Measurements, Seeds, Tuning, Unavailable, data_fingerprint
 from regularized.evidence.models import seeded
 from regularized.fine_tuning.sae_regularization.autoencoder import TopKSAE
 from regularized.fine_tuning.sae_regularization.files import load_sae
-from regularized.fine_tuning.sae_regularization.judging import Example, FeatureMask, select_features
+from regularized.fine_tuning.sae_regularization.judging import FeatureMask, Judge, select_features
 from regularized.fine_tuning.sae_regularization.penalty import SelfReg
 from regularized.fine_tuning.sae_regularization.procedure import SAETraining
+from regularized.mechanisms.erasure import ConceptErasure
+from regularized.papers.sae_regularization.judges import (
+    EXAMPLES,
+    fires_with,
+    looks_like_no_picture,
+    reads_phrases,
+    shares_words,
+)
 
 DEFAULTS: Mapping[str, Any] = {
-    "problem": "digits",
+    "problem": "images",
+    "images": "fashion_mnist",
+    "test": 1800,
     "embeddings": "small",
     "lr": 0.01,
+    # Whose judgement: "none", "blind", "sighted", or "random": as many as the blind judge finds, but others.
     "features": "none",
     "clean": False,
     "strength": 0.0,
     "similarity": "preactivation",
+    "erase": False,  # the shortcut, by concept erasure with its labels
     "l2": 0.0,
     "dropout": 0.0,
     "gamma": 0.0,
@@ -55,13 +75,17 @@ DEFAULTS: Mapping[str, Any] = {
 }
 
 SCALES: Mapping[str, Mapping[str, Any]] = {
-    "smoke": {"text": False, "steps": 60, "sae_steps": 40, "batch": 64, "sae_batch": 256},
-    # Ours, from a pilot; the authors: 50 epochs of 64 with early stopping, AdamW, no weight decay.
+    "smoke": {"text": False, "images": "digits", "test": 597, "steps": 60, "sae_steps": 40}
+    | {"batch": 64, "sae_batch": 256},
+    # Ours, from a pilot on digits; the authors: 50 epochs of 64 with early stopping, AdamW, no weight decay.
     "laptop": {"text": True, "steps": 800, "sae_steps": 1500, "batch": 64, "sae_batch": 256},
     # The official configuration for toxicity: AdamW at 1e-3, 50 epochs of batches of 64, beta 31.
     "paper": {"text": True, "epochs": 50, "batch": 64, "embeddings": "mistral", "steps": None, "sae_steps": None}
     | {"sae_batch": None},
 }
+
+_METHOD = {"features": "blind", "clean": True, "lr": 0.01, "strength": 1.0}
+_TEXT_METHOD = {"problem": "text", **_METHOD}
 
 # Of each arm lr and strength are the best of TUNING (regularized tune sae_regularization).
 ARMS: Mapping[str, Mapping[str, Any]] = {
@@ -70,62 +94,87 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "dropout": {"lr": 0.01, "dropout": 0.5},
     "focal_loss": {"lr": 0.01, "gamma": 10.0},
     "label_smoothing": {"lr": 0.01, "smoothing": 0.02},
-    "cleaning_only": {"features": "judged", "clean": True, "lr": 0.02},
-    "penalty_only": {"features": "judged", "lr": 0.03, "strength": 1.0},
-    "self_regularized": {"features": "judged", "clean": True, "lr": 0.01, "strength": 1.0},
+    "cleaning_only": {"features": "blind", "clean": True, "lr": 0.02},
+    "penalty_only": {"features": "blind", "lr": 0.03, "strength": 1.0},
+    "self_regularized": _METHOD,
     # The same with |w . W_j| instead of the autoencoder's pre-activation of w.
     "self_regularized_dot": {
-        "features": "judged",
+        "features": "blind",
         "clean": True,
         "lr": 0.03,
         "strength": 3.0,
         "similarity": "dot",
     },
     # The published strength for a two-class task.
-    "published_strength": {"features": "judged", "clean": True, "lr": 0.1, "strength": 31.0},
+    "published_strength": {"features": "blind", "clean": True, "lr": 0.1, "strength": 31.0},
     # Control: everything but the judgement. As many features, drawn from those that were not judged unintended.
-    "random_features": {"features": "random", "clean": True, "lr": 0.03, "strength": 1.0},
-    # Sentences: settings of the pilot on digits in every arm, nothing tuned.
+    "random_features": {**_METHOD, "features": "random"},
+    # With labels of the shortcut.
+    "leace": {"lr": 0.02, "erase": True},
+    "sighted": {"features": "sighted", "clean": True, "lr": 0.01, "strength": 1.0},
+    # Sentences.
     "text_plain": {"problem": "text", "lr": 0.01},
-    "text_cleaning_only": {"problem": "text", "features": "judged", "clean": True, "lr": 0.01},
-    "text_self_regularized": {"problem": "text", "features": "judged", "clean": True, "lr": 0.01, "strength": 1.0},
-    "text_random_features": {"problem": "text", "features": "random", "clean": True, "lr": 0.01, "strength": 1.0},
+    "text_cleaning_only": {"problem": "text", "features": "blind", "clean": True, "lr": 0.01},
+    "text_self_regularized": _TEXT_METHOD,
+    "text_random_features": {**_TEXT_METHOD, "features": "random"},
+    "text_leace": {"problem": "text", "lr": 0.01, "erase": True},
+    "text_sighted": {"problem": "text", "features": "sighted", "clean": True, "lr": 0.01, "strength": 1.0},
 }
 
-# At paper scale the published rate and strength; the arms on sentences, which are ours, have one size alone.
+
+def _published(arm: Mapping[str, Any]) -> Mapping[str, Any]:
+    """At paper scale the published rate and strength; what has no counterpart there keeps its one size.
+
+    That is what is measured on sentences, which is ours, or needs labels of the shortcut, which ToxicChat lacks.
+    """
+    if arm.get("problem") == "text" or arm.get("erase") or arm.get("features") == "sighted":
+        return {"embeddings": "small", **SCALES["laptop"]}
+    return {"lr": 1e-3, "strength": 31.0 if arm.get("strength") else 0.0}
+
+
 PUBLISHED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "paper": {
-        arm: {"embeddings": "small", **SCALES["laptop"]}
-        if own.get("problem") == "text"
-        else {"lr": 1e-3, "strength": 31.0 if own.get("strength") else 0.0}
-        for arm, own in ARMS.items()
-    }
+    "paper": {name: _published(arm) for name, arm in ARMS.items()}
 }
 
-_RATES = [{"lr": lr} for lr in (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)]
+SEEDS = Seeds(
+    first=100,
+    why=(
+        "The first edition's verdicts (seeds 0-4) rested on a judge that reads the shortcut, which no baseline did. "
+        "Now a blind judge decides, the sighted one is compared with LEACE, every arm is tuned over wider grids, the "
+        "control has the method's settings, and each seed has images of its own."
+    ),
+)
+
+_RATES = [{"lr": lr} for lr in (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)]
 
 
 def _with_rates(name: str, values: Sequence[float]) -> list[dict[str, float]]:
     return [{"lr": lr, name: value} for lr in (0.01, 0.03) for value in values]
 
 
-# The three strengths that the authors publish; below lies cleaning alone.
-_STRENGTHS = _with_rates("strength", (1.0, 3.0, 31.0))
+# The three strengths that the authors publish, and one below; below that lies cleaning alone.
+_STRENGTHS = _with_rates("strength", (0.3, 1.0, 3.0, 31.0))
 TUNING = Tuning(
     metric="validation_accuracy",
     direction="higher",
     grids={
         "plain": _RATES,
-        "l2": _with_rates("l2", (0.001, 0.01, 0.1)),
-        "dropout": _with_rates("dropout", (0.2, 0.5, 0.7)),
-        "focal_loss": _with_rates("gamma", (2.0, 5.0, 10.0)),
-        "label_smoothing": _with_rates("smoothing", (0.02, 0.05, 0.1)),
+        "l2": _with_rates("l2", (0.001, 0.01, 0.1, 0.3)),
+        "dropout": _with_rates("dropout", (0.1, 0.2, 0.5, 0.7)),
+        "focal_loss": _with_rates("gamma", (2.0, 5.0, 10.0, 20.0)),
+        "label_smoothing": _with_rates("smoothing", (0.01, 0.02, 0.05, 0.1)),
         "cleaning_only": _RATES,
         "penalty_only": _STRENGTHS,
         "self_regularized": _STRENGTHS,
         "self_regularized_dot": _STRENGTHS,
         "published_strength": _RATES,
-        "random_features": _STRENGTHS,
+        "leace": _RATES,
+        "sighted": _STRENGTHS,
+        "text_plain": _RATES,
+        "text_cleaning_only": _RATES,
+        "text_self_regularized": _STRENGTHS,
+        "text_leace": _RATES,
+        "text_sighted": _STRENGTHS,
     },
 )
 
@@ -140,44 +189,57 @@ class Part(NamedTuple):
 
 
 class Data(NamedTuple):
-    """What an arm trains and is measured on, and what the autoencoder and its judge see (no label)."""
+    """What an arm trains and is measured on, and what autoencoder, judges and concept erasure see (no label).
+
+    ``shortcut`` is z of the unlabelled rows: for the sighted judge and for concept erasure, and for nobody else.
+    """
 
     train: Part
     validation: Part
     test: Part
     reversed: Part
     unlabelled: Tensor
-    items: Sequence[Any]
-    judge: Callable[[TopKSAE], Callable[[int, Sequence[Example]], bool]]
+    shortcut: Tensor
+    items: Sequence[str] | None
+    judges: Mapping[str, Callable[[TopKSAE], Judge]]
     sae: Mapping[str, int]
 
 
 def about(settings: Mapping[str, Any]) -> About:
-    """Digits or sentences that each seed deals again; a linear classifier on embeddings."""
+    """Images of each seed's own, or sentences that each seed deals again; a linear classifier on embeddings."""
     if settings["embeddings"] == "mistral":
         return About("5,083 prompts of ToxicChat", 5083, "linear, 4,097 weights on Mistral-7B", 7_000_000_000, 1.0)
     if settings["problem"] == "text" and settings["text"]:
         model = "linear, 385 weights on MiniLM"
         return About("1,000 sentences of Python's documentation", 1000, model, 22_700_000, 900 / 1000)
-    return About("900 digits of 8x8 pixels", 900, "linear, 65 weights", 65, 597 / 900)
+    fresh = settings["images"] != "digits"
+    data = "900 Fashion-MNIST images, 8x8" if fresh else "900 digits of 8x8 pixels"
+    return About(data, 900, "linear, 65 weights", 65, 0.0 if fresh else settings["test"] / 900)
 
 
 def run(settings: Mapping[str, Any], seed: int) -> Measurements:
     """Train and measure one arm with one seed; accuracies in per cent.
 
     Raises:
-        Unavailable: at paper scale, embeddings, autoencoder or mask are not there; at laptop scale, MiniLM is not.
+        Unavailable: at paper scale, embeddings, autoencoder or mask are not there; at laptop scale, Fashion-MNIST or
+            MiniLM is not.
     """
     if settings["embeddings"] == "mistral":
         return _run_paper(settings, seed)
-    problem = settings["problem"] if settings["text"] else "digits"
-    data = _digits(seed) if problem == "digits" else _sentences(seed)
+    data = _data(settings, seed)
+    metrics: dict[str, float] = {}
     reg = None
     if settings["features"] != "none":
-        sae, judged = _features(problem, seed, settings["sae_steps"], settings["sae_batch"])
-        mask = judged if settings["features"] == "judged" else _random_like(judged, seed)
-        reg = SelfReg(sae, mask, strength=settings["strength"], similarity=settings["similarity"])
-    clean = reg.clean if reg is not None and settings["clean"] else _as_it_is
+        sae, masks = _features(_key(settings), seed, settings["sae_steps"], settings["sae_batch"])
+        mask = _random_like(masks["blind"], seed) if settings["features"] == "random" else masks[settings["features"]]
+        chosen = mask.mask if isinstance(mask, FeatureMask) else mask
+        metrics = {"features": float(chosen.sum()), "of_the_shortcut": float((chosen & masks["sighted"].mask).sum())}
+        # A judge that finds nothing leaves a plain classifier.
+        if bool(chosen.any()):
+            reg = SelfReg(sae, mask, strength=settings["strength"], similarity=settings["similarity"])
+    clean: Callable[[Tensor], Tensor] = reg.clean if reg is not None and settings["clean"] else _as_it_is
+    if settings["erase"]:
+        clean = ConceptErasure(data.unlabelled, data.shortcut)
     parts = {name: Part(clean(part.x), part.y) for name, part in data._asdict().items() if isinstance(part, Part)}
     curve: list[tuple[float, float]] = []
     head = seeded(seed, nn.Linear, data.train.x.shape[1], 1)
@@ -187,20 +249,33 @@ def run(settings: Mapping[str, Any], seed: int) -> Measurements:
 
     optimizer = torch.optim.AdamW(head.parameters(), lr=settings["lr"], weight_decay=0.0)
     _train(head, parts["train"], reg, settings, seed, record, optimizer)
-    metrics = {
+    metrics |= {
         "test_accuracy": _accuracy(head, parts["test"]),
         "reversed_accuracy": _accuracy(head, parts["reversed"]),
         "validation_accuracy": _accuracy(head, parts["validation"]),
         "train_accuracy": _accuracy(head, parts["train"]),
     }
-    if reg is not None:
-        metrics["features"] = float(len(reg.directions))
     return Measurements(
         metrics,
         {"test_accuracy": curve},
         data=_fingerprint(data),
         curve_unit="step",
     )
+
+
+def _key(settings: Mapping[str, Any]) -> tuple[str, int]:
+    """Which data: the images and how many of them for the test, or sentences, whose number is fixed."""
+    text = settings["problem"] == "text" and settings["text"]
+    return ("text", 0) if text else (settings["images"], settings["test"])
+
+
+def _data(settings: Mapping[str, Any], seed: int) -> Data:
+    return _load(_key(settings), seed)
+
+
+@lru_cache(maxsize=32)
+def _load(key: tuple[str, int], seed: int) -> Data:
+    return _sentences(seed) if key[0] == "text" else _images(*key, seed)
 
 
 def _fingerprint(data: Data) -> str:
@@ -245,10 +320,10 @@ def _train(
             record(step + 1)
 
 
-@lru_cache(maxsize=16)
-def _features(problem: str, seed: int, steps: int, batch: int) -> tuple[TopKSAE, FeatureMask]:
-    """The autoencoder of a seed and its judged features: the same for every arm, so made once a process."""
-    data = _digits(seed) if problem == "digits" else _sentences(seed)
+@lru_cache(maxsize=32)
+def _features(key: tuple[str, int], seed: int, steps: int, batch: int) -> tuple[TopKSAE, Mapping[str, FeatureMask]]:
+    """The autoencoder of a seed and what each judge says of it: the same for every arm, so made once a process."""
+    data = _load(key, seed)
     size = data.sae
     sae = seeded(seed, TopKSAE, data.unlabelled.shape[1], size["features"], k=size["k"])
     assert isinstance(sae, TopKSAE)
@@ -262,7 +337,11 @@ def _features(problem: str, seed: int, steps: int, batch: int) -> tuple[TopKSAE,
     )
     training.fit(data.unlabelled, epochs=epochs, batch_size=batch)
     sae.requires_grad_(False)
-    return sae, select_features(sae, data.unlabelled, data.judge(sae), items=data.items, count=20)
+    judged = {
+        name: select_features(sae, data.unlabelled, judge(sae), items=data.items, count=EXAMPLES)
+        for name, judge in data.judges.items()
+    }
+    return sae, judged
 
 
 def _random_like(judged: FeatureMask, seed: int) -> Tensor:
@@ -304,14 +383,10 @@ def _parts(
     return parts, embed(seen, z), z
 
 
-@lru_cache(maxsize=16)
-def _digits(seed: int) -> Data:
-    """scikit-learn's digits with a shortcut of three directions; the rows, directions and rotation are fixed."""
-    from sklearn.datasets import load_digits
-
-    pixels, digit = load_digits(return_X_y=True)
-    order = np.random.RandomState(0).permutation(len(digit))  # the pilot's
-    x, y = torch.from_numpy(pixels[order] / 16).float(), torch.from_numpy(digit[order] >= 5).float()
+def _images(name: str, test: int, seed: int) -> Data:
+    """Images with a shortcut of three directions; directions and rotation are the same for all seeds."""
+    pixels, label = eight_by_eight(name, seed, 900 + 300 + test)
+    x, y = pixels.float(), (label >= 5).float()
     fixed = torch.Generator().manual_seed(0)
     directions = F.normalize(torch.randn(3, 64, generator=fixed), dim=1)
     rotation: Tensor = torch.linalg.qr(torch.randn(64, 64, generator=fixed))[0]
@@ -322,13 +397,11 @@ def _digits(seed: int) -> Data:
         return (x[rows] + 1.5 * z[:, None] * chosen - 0.3) @ rotation
 
     parts, unlabelled, z = _parts(seed, y, (900, 300), embed)
-
-    def judge(sae: TopKSAE) -> Callable[[int, Sequence[Example]], bool]:
-        active = sae.encode(unlabelled) > 0
-        rate = {value: active[z == value].float().mean(dim=0).tolist() for value in (0.0, 1.0)}
-        return lambda feature, _: rate[1.0][feature] > 3 * rate[0.0][feature] + 0.01
-
-    return Data(*parts, unlabelled, z.tolist(), judge, {"features": 192, "k": 8})
+    judges: Mapping[str, Callable[[TopKSAE], Judge]] = {
+        "blind": lambda _: looks_like_no_picture((unlabelled @ rotation.T).view(-1, 8, 8)),
+        "sighted": partial(fires_with, embeddings=unlabelled, shortcut=z),
+    }
+    return Data(*parts, unlabelled, z, None, judges, {"features": 192, "k": 8})
 
 
 # -- sentences of Python's documentation ---------------------------------------------------------
@@ -404,7 +477,6 @@ def _embeddings() -> tuple[Tensor, Tensor]:
     return plain * 384**0.5, marked * 384**0.5
 
 
-@lru_cache(maxsize=16)
 def _sentences(seed: int) -> Data:
     """Sentences with and without a phrase in front; each seed has its own train, validation and test sentences."""
     texts, y = _texts()
@@ -420,14 +492,12 @@ def _sentences(seed: int) -> Data:
     unlabelled = torch.cat([plain[seen], marked[seen]])
     items = [texts[i] for i in seen.tolist()] + [f"{PHRASES[i % 3]} {texts[i]}" for i in seen.tolist()]
 
-    def judge(_: TopKSAE) -> Callable[[int, Sequence[Example]], bool]:
-        def reads(feature: int, examples: Sequence[Example]) -> bool:
-            marked_ones = sum(str(example.item).startswith(PHRASES) for example in examples)
-            return len(examples) == 20 and marked_ones >= 18
-
-        return reads
-
-    return Data(*parts, unlabelled, items, judge, {"features": 768, "k": 12, "steps": 500})
+    z = torch.tensor([0.0, 1.0]).repeat_interleave(len(seen))
+    judges: Mapping[str, Callable[[TopKSAE], Judge]] = {
+        "blind": lambda _: shares_words(),
+        "sighted": lambda _: reads_phrases(PHRASES),
+    }
+    return Data(*parts, unlabelled, z, items, judges, {"features": 768, "k": 12, "steps": 500})
 
 
 # -- the paper's scale ---------------------------------------------------------------------------
@@ -453,7 +523,7 @@ def _run_paper(settings: Mapping[str, Any], seed: int) -> Measurements:
     reg = None
     if settings["features"] != "none":
         judged = FeatureMask.load(root / "mask")
-        mask = judged if settings["features"] == "judged" else _random_like(judged, seed)
+        mask = _random_like(judged, seed) if settings["features"] == "random" else judged
         reg = SelfReg(
             load_sae(root / "sae"), mask, strength=settings["strength"], similarity=settings["similarity"], compat=True
         )
