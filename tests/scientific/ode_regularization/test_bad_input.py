@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from regularized.scientific.ode_regularization.layer import NeuralODE, NeuralSDE
 from regularized.scientific.ode_regularization.local import LocalNeuralODE, RandomEndTime
-from regularized.scientific.ode_regularization.ode_solver import odeint
+from regularized.scientific.ode_regularization.ode_solver import odeint, odeint_on_grid
 from regularized.scientific.ode_regularization.penalty import solver_penalty
 from regularized.scientific.ode_regularization.sde_solver import sdeint, sdeint_on_grid
 from regularized.scientific.ode_regularization.term import SolverRegularization, exponential_decay
@@ -92,7 +92,16 @@ def bad_inputs():
         ),
         refused("f not finite", lambda: _solve(lambda t, u: u / 0), RuntimeError, ("not finite", "t = 0", "norm")),
         refused("shape of f", lambda: _solve(lambda t, u: u[:, :1]), ValueError, ("shape", "(2, 3)", "(2, 1)")),
-        refused("one time", lambda: _solve(times=(0.0,)), ValueError, ("at least two",)),
+        refused("no time", lambda: _solve(times=()), ValueError, ("at least one",)),
+        refused(
+            "penalty without a step",
+            lambda: solver_penalty(_solve(times=(0.0,)).statistics),
+            ValueError,
+            ("single time", "end time"),
+        ),
+        refused(
+            "a grid of one time", lambda: odeint_on_grid(torch.neg, torch.ones(1), [0.0]), ValueError, ("at least two",)
+        ),
         refused("times not in order", lambda: _solve(times=(0.0, 1.0, 0.5)), ValueError, ("rising", "0.5")),
         refused("unknown norm", lambda: _solve(norm="max"), ValueError, ("batch", "sample", "max")),
         refused("unknown controller", lambda: _solve(controller="pid"), ValueError, ("pi, integral", "'pid'")),

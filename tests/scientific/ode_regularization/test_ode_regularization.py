@@ -75,6 +75,17 @@ def test_dense_output_and_direction(method, times):
     assert min(solution.statistics.step_sizes) > 0
 
 
+def test_a_single_time_is_the_start():
+    """As in torchdiffeq: shape (1, ...), no call of f, gradients to u0. Fails where the states share u0's memory."""
+    u0 = torch.randn(3, 2, dtype=DOUBLE, requires_grad=True)
+    solution = odeint(lambda t, u: pytest.fail("there is nothing to solve"), u0, [0.7])
+    assert torch.equal(solution.states, u0[None])
+    assert (solution.statistics.evaluations, solution.statistics.step_sizes) == (0, [])
+    (gradient,) = torch.autograd.grad(solution.states.sum(), u0)
+    assert torch.equal(gradient, torch.ones_like(u0))
+    assert solution.states.data_ptr() != u0.data_ptr()
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_interpolant_ends_in_the_solution(method):
     """The interpolant's weights at the end are those of the solution: fails for a wrong digit in it."""

@@ -24,7 +24,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -221,7 +221,7 @@ def odeint(
     Args:
         f: called with t, a tensor without dimensions, and u.
         u0: state at the first time, any shape, floating point.
-        times: T >= 2 times, rising or falling; constants, without a gradient.
+        times: T >= 1 times, rising or falling; constants, without a gradient. The state at a single one is ``u0``.
         method: ``"tsit5"`` (default, the paper's), ``"dopri5"`` or ``"bosh3"``.
         rtol: relative tolerance; default 1e-6.
         atol: absolute tolerance; default 1e-6.
@@ -251,13 +251,15 @@ def odeint(
         (134, 0)
     """
     pair = check_pair(method)
-    t = check_times(times)
+    t = check_times(times, least=1)
     check_tolerances(rtol, atol, u0)
     check_norm(norm, u0)
     control = check_controller(controller)(pair.order)
     statistics = SolverStatistics(
         method=method, stability_size=pair.stability_size, norm=norm, recorded=record and torch.is_grad_enabled()
     )
+    if len(t) == 1:
+        return Solution(torch.stack([u0]), statistics)
     solver = _Pair(f, pair, u0, rtol=rtol, atol=atol, norm=norm, recompute=recompute, statistics=statistics)
     end, direction = t[-1], 1.0 if t[-1] > t[0] else -1.0
     now, u = t[0], u0
@@ -376,11 +378,11 @@ def check_pair(method: str) -> EmbeddedPair:
     return PAIRS[method]
 
 
-def check_times(times: Sequence[float] | Tensor) -> list[float]:
+def check_times(times: Sequence[float] | Tensor, *, least: Literal[1, 2] = 2) -> list[float]:
     """Times as Python numbers.
 
     Raises:
-        ValueError: fewer than two, not finite, neither rising nor falling, or with a gradient.
+        ValueError: fewer than ``least``, not finite, neither rising nor falling, or with a gradient.
     """
     if isinstance(times, Tensor) and times.requires_grad and torch.is_grad_enabled():
         raise ValueError(
@@ -388,8 +390,9 @@ def check_times(times: Sequence[float] | Tensor) -> list[float]:
             "du/ds = T f(T s, u) over s in [0, 1]"
         )
     t: list[float] = times.tolist() if isinstance(times, Tensor) else [float(value) for value in times]
-    if not isinstance(t, list) or len(t) < 2:
-        raise ValueError(f"times must hold at least two values, the first one that of the start; got {times}")
+    if not isinstance(t, list) or len(t) < least:
+        values = {1: "one value", 2: "two values"}[least]
+        raise ValueError(f"times must hold at least {values}, the first one that of the start; got {times}")
     steps = [b - a for a, b in pairwise(t)]
     if not all(map(math.isfinite, t)) or not (all(s > 0 for s in steps) or all(s < 0 for s in steps)):
         raise ValueError(f"times must be finite and strictly rising or strictly falling, got {t}")

@@ -53,7 +53,7 @@ def solver_penalty(statistics: SolverStatistics, *, kind: Kind = "error", reduct
         Scalar; the mean over rows where the solve had ``norm="sample"``.
 
     Raises:
-        ValueError: unknown kind or reduction, or stiffness of a method that has no estimate.
+        ValueError: unknown kind or reduction, stiffness of a method that has no estimate, or a solve without steps.
         RuntimeError: the statistics have no graph, or were already back-propagated.
 
     Examples:
@@ -74,6 +74,10 @@ def solver_penalty(statistics: SolverStatistics, *, kind: Kind = "error", reduct
     if statistics.spent:
         raise RuntimeError(
             "these solver statistics were back-propagated already; call the layer on the new batch before its penalty"
+        )
+    if not statistics.step_sizes:
+        raise ValueError(
+            "a solve at a single time takes no step, so that there is nothing to penalise; give an end time"
         )
     values = torch.zeros(())
     if kind in ("error", "both"):
