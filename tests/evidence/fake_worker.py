@@ -16,17 +16,22 @@ def say(**answer):
     print(json.dumps(answer), flush=True)
 
 
-json.loads(sys.stdin.readline())
-for death in Path(os.environ["FAKE_DEATHS"]).iterdir():
-    death.unlink()
-    os.kill(os.getpid(), signal.SIGKILL)
-if "FAKE_EXIT" in os.environ:
-    sys.exit("no such module")
-say(status="ready", code_key="key", environment={})
-for line in sys.stdin:
-    arm = json.loads(line)["arm"]
-    if arm == "dies" or (arm == "leaves a child" and os.fork()):
+def main():
+    json.loads(sys.stdin.readline())
+    for death in Path(os.environ["FAKE_DEATHS"]).iterdir():
+        death.unlink()
         os.kill(os.getpid(), signal.SIGKILL)
-    if arm in ("hangs", "leaves a child"):
-        time.sleep(3600.0)
-    say(status="done", arm=arm)
+    if "FAKE_EXIT" in os.environ:
+        sys.exit("no such module")
+    say(status="ready", code_key="key", environment={})
+    for line in sys.stdin:
+        arm = json.loads(line)["arm"]
+        if arm == "dies" or (arm == "leaves a child" and os.fork()):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if arm in ("hangs", "leaves a child"):
+            time.sleep(3600.0)
+        say(status="done", arm=arm)
+
+
+if __name__ == "__main__":
+    main()
