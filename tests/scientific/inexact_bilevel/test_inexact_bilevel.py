@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from regularized.evidence.conformance import Case, UnknownCase
-from regularized.evidence.experiment import Unavailable
-from regularized.papers.inexact_bilevel import conformance
-from regularized.papers.inexact_bilevel.experiment import run
+from regularized.evidence.experiment import Unavailable, run_arm
+from regularized.papers.inexact_bilevel import conformance, experiment
 from regularized.scientific.inexact_bilevel.baselines import HOAG, FixedAccuracy
 from regularized.scientific.inexact_bilevel.bound import BilevelConstants, EstimatedBound, combine
 from regularized.scientific.inexact_bilevel.hypergradient import hypergradient
@@ -501,7 +500,7 @@ def test_paper_scale_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)  # which would download it
     for arm, words in (("adaptive_loose_start", "MNIST is not here"), ("foe_adaptive", "Kodak photographs are not at")):
         with pytest.raises(Unavailable, match=words):
-            run(arm, 0, "paper")
+            run_arm(experiment, arm, 0, "paper")
 
 
 def test_failures_add_trial_steps_and_moves_forget_secants():
