@@ -116,6 +116,31 @@ def test_key_ignores_words_layout_and_code_beside(package):
     assert code_key(NAME) == before
 
 
+@pytest.mark.parametrize(
+    ("plain", "typed"),
+    [
+        ("def f(x): return x", "def f(x: int) -> 'Step': return x"),
+        ("class C:\n def __init__(self): self.x = 1", "class C:\n def __init__(self) -> None: self.x: Step = 1"),
+        ("def f(*a, **k):\n y = 1\n return y", "def f(*a: int, **k: str):\n y: int = 1\n return y"),
+    ],
+)
+def test_key_ignores_types_in_functions(plain, typed):
+    """Fails when writing down the type of an attribute throws hours of runs away."""
+    one, other = (
+        list(provenance._tokens(provenance._Untyped().visit(provenance.ast.parse(text)))) for text in (plain, typed)
+    )
+    assert one == other
+
+
+def test_fields_of_classes_are_no_mere_types():
+    """Fails when a new field of a dataclass changes nothing."""
+    one, other = (
+        list(provenance._tokens(provenance._Untyped().visit(provenance.ast.parse(text))))
+        for text in ("def f():\n class C:\n  x: int", "def f():\n class C:\n  x: int\n  y: int")
+    )
+    assert one != other
+
+
 def test_key_does_not_depend_on_fields_that_only_newer_pythons_have():
     """Fails when empty lists count: Python 3.12 adds ``type_params=[]`` to functions, and ledgers go stale."""
     tree = provenance.ast.parse("def f(): return 1")

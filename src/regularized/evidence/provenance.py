@@ -40,8 +40,8 @@ class CheckoutState(NamedTuple):
 def code_key(module_name: str) -> str:
     """Hash of a module and of everything in this package that it can reach.
 
-    Changes whenever code changes that the module may run. Comments, docstrings, formatting and code that it cannot
-    reach (a new model beside the one it uses) do not change it. The same on all supported Python versions.
+    Changes whenever code changes that the module may run. Comments, docstrings, formatting, types and code that it
+    cannot reach (a new model beside the one it uses) do not change it. The same on all supported Python versions.
 
     Of an experiment (a module with ``ARMS`` and ``run``) it is what ``run`` can reach. Its tables of settings do not
     count: a run is known by the settings that it got.
@@ -284,7 +284,8 @@ def _source(name: str) -> _Source:
 
 @lru_cache(maxsize=1024)
 def _read(name: str, path: Path, modified: int, size: int) -> _Source:
-    statements = tuple(_run_time(_without_docstring(ast.parse(path.read_bytes(), filename=str(path)).body)))
+    tree = _Untyped().visit(ast.parse(path.read_bytes(), filename=str(path)))
+    statements = tuple(_run_time(_without_docstring(tree.body)))
     defined: dict[str, list[int]] = {}
     imported: dict[str, _Reference] = {}
     always: list[int] = []
@@ -305,6 +306,44 @@ def _read(name: str, path: Path, modified: int, size: int) -> _Source:
             case _:
                 always.append(position)
     return _Source(name, path, statements, defined, imported, always, _lazy_table(name, path, statements))
+
+
+class _Untyped(ast.NodeTransformer):
+    """Takes the types out of functions: they are for readers and checkers, and run nothing.
+
+    Those of a class body stay: a dataclass has its fields from them.
+    """
+
+    _inside = False
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        """Without the type of what it returns; inside, assignments lose theirs."""
+        outer, self._inside = self._inside, True
+        node.returns = None
+        self.generic_visit(node)
+        self._inside = outer
+        return node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        """A class inside a function has fields, too."""
+        outer, self._inside = self._inside, False
+        self.generic_visit(node)
+        self._inside = outer
+        return node
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        """Of a function, or of a lambda, which has none."""
+        node.annotation = None
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        """An assignment without its type; a bare declaration is nothing."""
+        self.generic_visit(node)
+        if not self._inside:
+            return node
+        if node.value is None:
+            return ast.copy_location(ast.Pass(), node)
+        return ast.copy_location(ast.Assign(targets=[node.target], value=node.value), node)
 
 
 def _run_time(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
