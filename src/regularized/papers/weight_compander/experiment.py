@@ -8,7 +8,7 @@ would try first where labels are wrong: stopping early (``early_stopping``), mix
 
 Compared, on 500 images of Fashion-MNIST for each seed, its own, by a small convolutional network: plain training; the
 same with companded weights, a = b; a and b learned; the rivals; and as a control the plain network from the *same
-clipped starting weights* that the compander has. Each arm has fifteen trials: the same three values of weight decay, and
+clipped starting weights* that the compander has. Each arm has fifteen trials: the same five values of weight decay, and
 three of one knob of its own, the learning rate where it has no other. Judged by accuracy on 500 validation images whose
 labels are as wrong as those for training. About six minutes for ten seeds on two cores, tuning included. Refuted by an
 interval of the gain that lies below the smallest effect of the card. *Paper* scale: CIFAR-100 and ResNet-18, for
