@@ -111,7 +111,7 @@ SCALES: dict[str, dict[str, Any]] = {
 
 _NESTED, _CO = {"compression": "nested"}, {"co_teaching": True}
 # The best of TUNING; co-teaching goes on from the same settings.
-_PLAIN_TUNED: dict[str, Any] = {"lr": 0.01, "weight_decay": 2e-2}
+_PLAIN_TUNED: dict[str, Any] = {"lr": 0.01, "weight_decay": 5e-2}
 _NESTED_TUNED: dict[str, Any] = {**_NESTED, "sigma": 40.0, "weight_decay": 2e-2}
 
 ARMS: dict[str, dict[str, Any]] = {
