@@ -83,15 +83,15 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
 _NOISY = {"noise": 0.3}
 _NOISY_COMPANDED = {**_NOISY, "weight_decay": 1e-2, "shape": 0.75}
 ARMS: Mapping[str, Mapping[str, Any]] = {
-    "clean_plain": {"weight_decay": 1e-2},
-    "clean_companded": {"weight_decay": 1e-2, "shape": 1.5},
-    "clean_learned": {"weight_decay": 1e-2, "shape": 1.5, "learnable": True, "shape_lr": 5e-4},
-    "noisy_plain": {**_NOISY, "weight_decay": 5e-2},
+    "clean_plain": {"weight_decay": 1e-3},
+    "clean_companded": {"weight_decay": 1e-4, "shape": 3.0},
+    "clean_learned": {"weight_decay": 5e-2, "shape": 3.0, "learnable": True, "shape_lr": 5e-4},
+    "noisy_plain": {**_NOISY, "weight_decay": 1e-1},
     "noisy_early_stopping": {**_NOISY, "weight_decay": 5e-2, "early_stopping": True},
-    "noisy_mixup": {**_NOISY, "weight_decay": 5e-2, "mixup": 8.0},
-    "noisy_generalized": {**_NOISY, "weight_decay": 5e-2, "q": 0.7},
+    "noisy_mixup": {**_NOISY, "weight_decay": 5e-2, "mixup": 0.5},
+    "noisy_generalized": {**_NOISY, "weight_decay": 5e-2, "q": 0.3},
     "noisy_companded": _NOISY_COMPANDED,
-    "noisy_learned": {**_NOISY, "weight_decay": 1e-2, "shape": 0.75, "learnable": True, "shape_lr": 5e-4},
+    "noisy_learned": {**_NOISY, "weight_decay": 5e-2, "shape": 0.75, "learnable": True, "shape_lr": 5e-4},
     # Control: everything of noisy_companded but the parametrization.
     "noisy_clipped_start": {**_NOISY_COMPANDED, "only_start": True},
 }
