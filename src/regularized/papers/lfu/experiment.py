@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regularized.evidence.datasets import data_folder
-from regularized.evidence.experiment import About, Measurements, Tuning, Unavailable, data_fingerprint
+from regularized.evidence.experiment import About, Measurements, Seeds, Tuning, Unavailable, data_fingerprint
 from regularized.evidence.models import seeded
 from regularized.evidence.pretrained import byte_tokens, smollm2, smollm2_tokenizer, tiny_llama
 from regularized.evidence.texts import module_docstrings, news_articles, python_topics, token_blocks
@@ -57,6 +57,10 @@ DEFAULTS: dict[str, Any] = {
     "noise": 0.0,
     "radius": 0.0,
 }
+
+SEEDS = Seeds(
+    15, why="Five had left seven of ten claims undecided; the number was raised once, fixed before the new runs."
+)
 
 _LFU: dict[str, Any] = {"method": "lfu"}
 # lr (and the noise, and the radius) are the best of TUNING; alpha and lambda are the paper's.

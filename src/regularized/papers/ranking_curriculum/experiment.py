@@ -28,8 +28,10 @@ from regularized.curriculum.ranking_curriculum.loss import (
     pairwise_difficulty,
 )
 from regularized.curriculum.ranking_curriculum.reranker_losses import pairwise_softmax_loss
-from regularized.evidence.experiment import About, Measurements, Tuning, Unavailable, data_fingerprint
+from regularized.evidence.experiment import About, Measurements, Seeds, Tuning, Unavailable, data_fingerprint
 from regularized.evidence.models import mlp, seeded
+
+SEEDS = Seeds(12, why="Twelve from the start: reciprocal ranks vary much.")
 
 _DIGITS = {"data": "digits", "noise": 0.35, "unjudged": 0.5, "batch": 16, "early": 6}
 DEFAULTS: Mapping[str, Any] = {
