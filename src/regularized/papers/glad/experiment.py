@@ -90,18 +90,18 @@ PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
 
 ARMS: dict[str, dict[str, Any]] = {
     # Learning rates and radii were chosen by TUNING.
-    "prompt_tuning": {"lr": 1e-1, "trained": "prompt"},
-    "lora": {"lr": 6e-3},
-    "lora_twice": {"lr": 6e-3, "longer": 2},
-    "sam": {"lr": 6e-3, "rho": 0.4, "lam": 1.0},
-    "glad": {"lr": 6e-3, "rho": 0.2, "lam": 0.5},
-    "steer": {"lr": 6e-3, "rho": 0.2, "lam": 0.5, "combine": "steer"},
-    "project": {"lr": 6e-3, "rho": 1.0, "combine": "project"},
+    "prompt_tuning": {"lr": 0.03, "trained": "prompt"},
+    "lora": {"lr": 0.003},
+    "lora_twice": {"lr": 0.003, "longer": 2},
+    "sam": {"lr": 0.003, "rho": 0.05, "lam": 1.0},
+    "glad": {"lr": 0.003, "rho": 0.2, "lam": 0.5},
+    "steer": {"lr": 0.003, "rho": 0.05, "lam": 0.5, "combine": "steer"},
+    "project": {"lr": 0.003, "rho": 2.0, "combine": "project"},
     # Control: as `glad`, but the second gradient is taken after a step of the same length in a random direction.
-    "random": {"lr": 6e-3, "rho": 0.2, "lam": 0.5, "uphill": False},
+    "random": {"lr": 0.003, "rho": 0.2, "lam": 0.5, "uphill": False},
     # With the learning rate of plain LoRA; their radius is the question.
-    "project_usual": {"lr": 6e-3, "rho": 0.05, "combine": "project"},
-    "sam_wide": {"lr": 6e-3, "rho": 0.5, "lam": 1.0},
+    "project_usual": {"lr": 0.003, "rho": 0.05, "combine": "project"},
+    "sam_wide": {"lr": 0.003, "rho": 0.5, "lam": 1.0},
 }
 
 _RATES = (3e-3, 6e-3)
