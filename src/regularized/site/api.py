@@ -24,6 +24,7 @@ __all__ = ["router"]
 
 router = APIRouter()
 
+_NO_NULL = r"^[^\x00]*$"  # refused for all addresses, see security
 Family = StrEnum("Family", {name: name for name in FAMILIES})  # type: ignore[misc]
 
 
@@ -180,7 +181,7 @@ class ChangeItem(BaseModel):
 
 def _filters(
     family: Annotated[Family | None, Query(description="Problem family.")] = None,
-    tag: Annotated[str, Query(max_length=80, description="Tag.")] = "",
+    tag: Annotated[str, Query(max_length=80, pattern=_NO_NULL, description="Tag.")] = "",
     year: Annotated[int | None, Query(ge=1900, le=2999, description="Year in which it was posted.")] = None,
     verdict: Annotated[Verdict | None, Query(description="Verdict that at least one claim has.")] = None,
     implemented: Annotated[bool, Query(description="Only papers with code that runs.")] = False,
@@ -202,7 +203,7 @@ def list_papers(
     request: Request,
     session: Read,
     filters: Annotated[Filters, Depends(_filters)],
-    q: Annotated[str, Query(max_length=400, description="Your problem, in your words.")] = "",
+    q: Annotated[str, Query(max_length=400, pattern=_NO_NULL, description="Your problem, in your words.")] = "",
     order: Annotated[Order, Query(description="Order where nothing is asked.")] = "best",
     page: Annotated[int, Query(ge=1, le=10_000)] = 1,
     per_page: Annotated[int, Query(ge=1, le=100)] = 20,
