@@ -26,7 +26,7 @@ class OutputError(Exception):
 
     def __init__(self, cause: OSError) -> None:
         super().__init__(f"cannot write to standard output: {cause.strerror}")
-        self.is_closed_pipe = isinstance(cause, BrokenPipeError)
+        self.is_closed_pipe: bool = isinstance(cause, BrokenPipeError)
 
 
 class Output(TextIOWrapper):

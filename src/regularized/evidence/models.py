@@ -149,17 +149,17 @@ class ResNet(nn.Module):
         super().__init__()
         block = _PreActBlock if preact else _BasicBlock
         self.preact = preact
-        self.stem = nn.Conv2d(in_channels, width, *((7, 2, 3) if large else (3, 1, 1)), bias=False)
-        self.pool = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
-        self.norm = nn.BatchNorm2d(8 * width if preact else width)
+        self.stem: nn.Conv2d = nn.Conv2d(in_channels, width, *((7, 2, 3) if large else (3, 1, 1)), bias=False)
+        self.pool: nn.MaxPool2d | nn.Identity = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
+        self.norm: nn.BatchNorm2d = nn.BatchNorm2d(8 * width if preact else width)
         layers: list[nn.Module] = []
         channels = width
         for stage, depth in enumerate(blocks):
             for i in range(depth):
                 layers.append(block(channels, width * 2**stage, 2 if stage and i == 0 else 1))
                 channels = width * 2**stage
-        self.layers = nn.Sequential(*layers)
-        self.head = nn.Linear(channels, num_classes)
+        self.layers: nn.Sequential = nn.Sequential(*layers)
+        self.head: nn.Linear = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) to logits (B, num_classes)."""

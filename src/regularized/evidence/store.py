@@ -155,7 +155,7 @@ class Store:
     """
 
     def __init__(self, path: Path | str | None = None) -> None:
-        self.path = Path(path) if path is not None else home() / "evidence.sqlite3"
+        self.path: Path = Path(path) if path is not None else home() / "evidence.sqlite3"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -158,7 +158,7 @@ class FactorLayer(nn.Module, LoraLayer):
         self, base_layer: nn.Module, adapter_name: str, config: FactorConfig, r: int = 0, **settings: Any
     ) -> None:
         super().__init__()
-        self.name = str(settings.get("target_name") or type(base_layer).__name__)
+        self.name: str = str(settings.get("target_name") or type(base_layer).__name__)
         weight_matrix(base_layer, f"layer {self.name!r}")  # refuses what cannot be split, before PEFT looks at it
         LoraLayer.__init__(self, base_layer)
         self.adapter_layer_names = self.trainable

@@ -57,11 +57,11 @@ class EMA(nn.Module):
     @allowed(decay=_DECAY.or_schedule(), buffers=Choice("copy", "average", "own"))
     def __init__(self, model: nn.Module, *, decay: Decay, buffers: Literal["copy", "average", "own"] = "copy") -> None:
         super().__init__()
-        self.module = copy.deepcopy(model)
+        self.module: nn.Module = copy.deepcopy(model)
         self.module.requires_grad_(False)
         self.decay = decay
         self.buffer_mode = buffers
-        self.updates = 0
+        self.updates: int = 0
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the averaged copy returns; its weights need no gradient, but gradients reach its inputs."""

@@ -45,7 +45,7 @@ class Frozen(nn.Module):
     def __init__(self, module: nn.Module, *, statistics: Statistics = "running") -> None:
         super().__init__()
         self.statistics = statistics
-        self.module = module.eval().requires_grad_(False)
+        self.module: nn.Module = module.eval().requires_grad_(False)
         if statistics == "batch":
             for part in self._norms():
                 part.training = True

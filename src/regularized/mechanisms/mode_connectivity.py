@@ -153,7 +153,7 @@ class WeightPlane:
         if not bool(across.norm() > 1e-9 * second.norm()):
             raise ValueError("the three networks lie on one line (or two are equal) and give no plane")
         self._axes = torch.stack([along, across / across.norm()])
-        self.corners = torch.stack([self.coordinates(network) for network in networks]).cpu()
+        self.corners: Tensor = torch.stack([self.coordinates(network) for network in networks]).cpu()
 
     def coordinates(self, network: nn.Module) -> Tensor:
         """(2,) float64 coordinates of a network, of its nearest point where it lies outside the plane."""

@@ -125,10 +125,10 @@ class ForwardRecorder:
 
     def __init__(self, model: nn.Module, layers: Sequence[str] | str) -> None:
         self.model = model
-        self.layers = layers if isinstance(layers, str) else tuple(layers)
+        self.layers: str | tuple[str, ...] = layers if isinstance(layers, str) else tuple(layers)
         self.mask: Tensor | None = None
         self.strict = False
-        self.listening = True
+        self.listening: bool = True
         self._runner = _Runner(model)
         self._passes: list[RecordedForward] = []
         self._open: RecordedForward | None = None

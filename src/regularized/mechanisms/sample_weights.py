@@ -198,7 +198,7 @@ class WeightedSampler(Sampler[int]):
         self._weights = weights if callable(weights) else torch.as_tensor(weights, dtype=torch.float64)
         self._epoch = 0
         self.seed = seed
-        self.num_samples = len(self._cumulated()) if num_samples is None else num_samples
+        self.num_samples: int = len(self._cumulated()) if num_samples is None else num_samples
         if self.num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
 

@@ -207,11 +207,11 @@ class CoTeaching:
         loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         seed: int = 0,
     ) -> None:
-        self.networks = (first, second)
+        self.networks: tuple[nn.Module, nn.Module] = (first, second)
         check_distinct(self.networks, remedy="train two networks, from different initial weights")
-        self.forget_rate = as_schedule(forget_rate, name="forget_rate")
+        self.forget_rate: Schedule = as_schedule(forget_rate, name="forget_rate")
         self.split = split
-        self.loss = _cross_entropy if loss is None else loss
+        self.loss: Callable[[Tensor, Tensor], Tensor] = _cross_entropy if loss is None else loss
         self.seed = seed
         self._frozen = [
             module
@@ -221,11 +221,11 @@ class CoTeaching:
         ]
         for module in self._frozen:
             module.requires_grad_(False)
-        self.optimizers = Optimizers(
+        self.optimizers: Optimizers = Optimizers(
             [optimizer([p for p in net.parameters() if p.requires_grad]) for net in self.networks], schedule=schedule
         )
-        self.epochs = Epochs(seed)
-        self.device = next(first.parameters()).device
+        self.epochs: Epochs = Epochs(seed)
+        self.device: torch.device = next(first.parameters()).device
         self._warned_of_odd_batch = False
 
     @property

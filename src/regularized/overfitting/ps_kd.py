@@ -164,7 +164,7 @@ class ProgressiveDistillationLoss(torch.nn.Module):
         store: PredictionStore | None = None,
     ) -> None:
         super().__init__()
-        self.store = _checked_store(store, num_samples, num_classes)
+        self.store: PredictionStore = _checked_store(store, num_samples, num_classes)
         self.epochs = epochs
         self.alpha = alpha
         self._share: float | None = None  # of the training that is done, the present epoch included
@@ -306,7 +306,7 @@ class ProgressiveDistillation(Term):
             self._alpha = alpha
         else:
             self._alpha = linear(0.0, alpha, unit="epoch")
-        self.store = _checked_store(store, num_samples, num_classes)
+        self.store: PredictionStore = _checked_store(store, num_samples, num_classes)
 
     def alpha(self, progress: Progress) -> float:
         """Share of the history in the targets at some point of the training.

@@ -137,8 +137,8 @@ class Compander(nn.Module):
         super().__init__()
         self.learnable = learnable
         if learnable:
-            self.log_a = nn.Parameter(torch.tensor(math.log(a), dtype=dtype))
-            self.log_b = nn.Parameter(torch.tensor(math.log(b), dtype=dtype))
+            self.log_a: nn.Parameter = nn.Parameter(torch.tensor(math.log(a), dtype=dtype))
+            self.log_b: nn.Parameter = nn.Parameter(torch.tensor(math.log(b), dtype=dtype))
         else:
             self.register_buffer("a", torch.tensor(float(a), dtype=dtype))
             self.register_buffer("b", torch.tensor(float(b), dtype=dtype))

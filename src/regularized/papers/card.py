@@ -55,7 +55,7 @@ class CardError(ValueError):
 
     def __init__(self, source: str, problems: Sequence[str]) -> None:
         self.source = source
-        self.problems = tuple(problems)
+        self.problems: tuple[str, ...] = tuple(problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__("\n".join([f"{source}: {count}", *(f"  - {problem}" for problem in problems)]))
 

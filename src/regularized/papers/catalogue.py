@@ -50,7 +50,7 @@ class UnknownPaper(LookupError):
 
     def __init__(self, slug: str, suggestions: Sequence[str]) -> None:
         self.slug = slug
-        self.suggestions = tuple(suggestions)
+        self.suggestions: tuple[str, ...] = tuple(suggestions)
         meant = f" Did you mean {' or '.join(suggestions)}?" if suggestions else ""
         super().__init__(f"there is no paper {slug!r} in the catalogue.{meant} List them with: regularized papers")
 

@@ -64,7 +64,7 @@ class SentenceEncoder:
             from transformers import AutoModel, AutoTokenizer
         except ImportError:
             raise ImportError('search by meaning needs transformers: pip install "regularized[meaning]"') from None
-        self.name = folder.parent.name if folder.name == "model" else folder.name
+        self.name: str = folder.parent.name if folder.name == "model" else folder.name
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
         self._one_at_a_time = threading.Lock()

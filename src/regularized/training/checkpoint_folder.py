@@ -69,7 +69,7 @@ class CheckpointFolder:
         rank: int,
         world: int,
     ) -> None:
-        self.folder = None if options is None else Path(options.folder)
+        self.folder: Path | None = None if options is None else Path(options.folder)
         self._keep = 0 if options is None else options.keep
         self._modules = {"model": model, "terms": terms}
         self._optimizer = optimizer

@@ -121,7 +121,7 @@ class TensorData:
             if not isinstance(tensor, Tensor) or tensor.ndim == 0:
                 raise TypeError(f"{name} must be a tensor (N, ...), got {type(tensor).__name__}; use torch.as_tensor")
         lengths = {name: len(tensor) for name, tensor in named.items()}
-        self.size = next(iter(lengths.values()), 0)
+        self.size: int = next(iter(lengths.values()), 0)
         if len(set(lengths.values())) != 1 or self.size == 0:
             raise ValueError(f"all tensors must have the same number of samples, at least one; got {lengths}")
         if drop_last and self.size < batch_size:
@@ -131,7 +131,7 @@ class TensorData:
             )
         self.inputs = inputs
         self.targets = targets
-        self.extras = dict(extras or {})
+        self.extras: dict[str, Tensor] = dict(extras or {})
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last

@@ -172,7 +172,7 @@ class TermsTrainer(transformers.Trainer):
             )
         if not self.label_names and self.args.label_names is None:
             # transformers looks for labels in the signature of the model; a model that leaves its loss to us has none.
-            self.label_names = ["labels"]
+            self.label_names: list[str] = ["labels"]
 
         self._transforms = self.objective.moments("transform")
         self._finite = FiniteCheck(self.objective, self.model, deferred=self.args.device.type != "cpu")

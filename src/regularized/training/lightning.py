@@ -24,7 +24,7 @@ from regularized.mechanisms.taps import Taps
 from regularized.training.evaluation import evaluation_loss
 from regularized.training.finite import FiniteCheck
 from regularized.training.objective import Objective
-from regularized.training.progress import Coefficient, Progress, as_schedule
+from regularized.training.progress import Coefficient, Progress, Schedule, as_schedule
 from regularized.training.randomness import generators
 from regularized.training.step import Batch, Step, call_model
 
@@ -134,13 +134,13 @@ class TermsModule(pl.LightningModule):
             )
         self.automatic_optimization = False
         self.model = model
-        self.objective = Objective(terms)
+        self.objective: Objective = Objective(terms)
         # At once, not in a hook: a checkpoint can only be loaded into the model that it was made of.
         for attach in self.objective.moments("attach"):
             attach(model)
         self.accumulate = accumulate
         self.clip_norm = clip_norm
-        self.schedule = as_schedule(schedule, name="schedule")
+        self.schedule: Schedule = as_schedule(schedule, name="schedule")
         self._factory = optimizer
         self._rates: list[float] = []
         self._optimized: list[nn.Parameter] = []

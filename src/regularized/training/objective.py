@@ -66,8 +66,8 @@ class Objective(nn.Module):
                     f"term {name!r} must be an nn.Module with forward(step), got {type(term).__name__}; "
                     "wrap a plain loss function as regularized.training.Loss(function)"
                 )
-        self.terms = nn.ModuleDict(terms)
-        self.entries = [
+        self.terms: nn.ModuleDict = nn.ModuleDict(terms)
+        self.entries: list[Entry] = [
             Entry(
                 name,
                 term,

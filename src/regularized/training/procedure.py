@@ -93,7 +93,7 @@ class Optimizers(Sequence[torch.optim.Optimizer]):
         self._optimizers = tuple(optimizers)
         count = len(self._optimizers)
         schedules = list(schedule) if isinstance(schedule, Sequence) else [schedule] * count
-        self.names = [f"network {number}" for number in range(count)] if names is None else list(names)
+        self.names: list[str] = [f"network {number}" for number in range(count)] if names is None else list(names)
         if not count or len(schedules) != count or len(self.names) != count:
             raise ValueError(
                 f"give at least one optimizer, and one name and one schedule for each: got {count} optimizers, "
@@ -101,7 +101,7 @@ class Optimizers(Sequence[torch.optim.Optimizer]):
             )
         self._schedules = [as_schedule(one, name="schedule") for one in schedules]
         self._remedy = remedy
-        self.steps = [0] * count
+        self.steps: list[int] = [0] * count
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 _built_rate(group)
@@ -303,7 +303,7 @@ class Epochs:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.done = 0
+        self.done: int = 0
         self._part = 0  # passes done in the present epoch
         self._batch = 0  # batches done in the present pass
         self._sums: list[Tensor] = []  # of what the steps returned, one for each pass of the epoch

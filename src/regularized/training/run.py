@@ -39,7 +39,7 @@ class Run:
         self.batches = batches
         self.accumulate = accumulate
         self.seed = seed
-        self.total_steps = epochs * -(-batches // accumulate)
+        self.total_steps: int = epochs * -(-batches // accumulate)
         self.step = 0  # optimizer steps done
         self.epoch = 0  # epochs done
         self.micro = 0  # micro-batches done in the present epoch

@@ -146,9 +146,9 @@ class Step:
         *,
         call: Callable[[nn.Module, Any], Any] = call_model,
     ) -> None:
-        self.model = model
-        self.batch = batch
-        self.progress = progress
+        self.model: nn.Module = model
+        self.batch: Batch = batch
+        self.progress: Progress = progress
         self._hidden = hidden
         self._call = call
         # What is shared must have its graph even if the first who asks (a term of coefficient 0, say) records none.

@@ -28,6 +28,7 @@ Optional moments, found by name and called in the order of the terms:
 """
 
 from collections.abc import Callable, Iterable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -209,12 +210,12 @@ class Ridge(Term):
             raise ValueError(f"weight of Ridge must be >= 0, got {weight}; 0 switches it off")
         if isinstance(parameters, str):
             raise ValueError(f"parameters must be several names, for example [{parameters!r}], got one string")
-        self.parameter_names = None if parameters is None else tuple(dict.fromkeys(parameters))
+        self.parameter_names: tuple[str, ...] | None = None if parameters is None else tuple(dict.fromkeys(parameters))
         if self.parameter_names == ():
             raise ValueError("parameters holds no name; leave it out for all parameters that are trained")
 
     @classmethod
-    def per_tensor(cls, model: nn.Module, *, weight: Coefficient) -> "dict[str, Ridge]":
+    def per_tensor(cls, model: nn.Module, *, weight: Coefficient) -> dict[str, Self]:
         """A term for each parameter that is trained, so that each has a coefficient of its own.
 
         Args:

@@ -41,7 +41,7 @@ class JSONLTracker(GeneralTracker):  # type: ignore[misc]
 
     def __init__(self, path: Path | str) -> None:
         super().__init__()
-        self.path = Path(path)
+        self.path: Path = Path(path)
         self._file: TextIO | None = None
 
     @property

@@ -23,7 +23,7 @@ from regularized.training.monitor import Monitor
 from regularized.training.objective import Objective
 from regularized.training.options import Checkpoints, Compute, Evaluation, Logging
 from regularized.training.peers import Peers
-from regularized.training.progress import Coefficient, Progress, as_schedule
+from regularized.training.progress import Coefficient, Progress, Schedule, as_schedule
 from regularized.training.randomness import preserved, seed_all
 from regularized.training.run import Run
 from regularized.training.step import Batch, Step, call_model
@@ -112,11 +112,11 @@ class Trainer:
         self.accelerator = make_accelerator(compute, logging)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self._peers = Peers(self.rank, self.world, compute.timeout)
-        self.device = self.accelerator.device
+        self.device: torch.device = self.accelerator.device
         self.precision = compute.precision
 
-        self.model = model.to(self.device)
-        self.objective = Objective(terms).to(self.device)
+        self.model: nn.Module = model.to(self.device)
+        self.objective: Objective = Objective(terms).to(self.device)
         synchronise(self.model, self.device)  # before terms derive anything from it
         for attach in self.objective.moments("attach"):
             attach(model)
@@ -124,13 +124,13 @@ class Trainer:
         self.objective.to(self.device)
         self._wrapped = self.accelerator.prepare_model(self.model)
         synchronise(self.objective, self.device)
-        self.optimizer = self._build(optimizer)
+        self.optimizer: torch.optim.Optimizer = self._build(optimizer)
         self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         own = {id(p) for p in self.model.parameters()}
         self._term_parameters = [p for p in self.objective.parameters() if p.requires_grad and id(p) not in own]
 
-        self.schedule = as_schedule(schedule, name="schedule")
+        self.schedule: Schedule = as_schedule(schedule, name="schedule")
         self.accumulate = accumulate
         self.clip_norm = clip_norm
         self.seed = seed

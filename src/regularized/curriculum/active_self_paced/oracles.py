@@ -44,7 +44,7 @@ class CSVOracle:
     """
 
     def __init__(self, path: Path | str, *, classes: Sequence[str] | None = None) -> None:
-        self.path = Path(path)
+        self.path: Path = Path(path)
         self.classes = classes
 
     def __call__(self, samples: Sequence[int]) -> list[int]:

@@ -178,10 +178,10 @@ class ActiveSelfPaced:
                 f"no certified sample of class(es) {without}; label at least one of each before the first round"
             )
         self.num_samples = num_samples
-        self.num_classes = num_classes
+        self.num_classes: int = num_classes
         self.cost = cost
-        self.pace = start
-        self.first_pace = float(start.mean())
+        self.pace: Tensor = start
+        self.first_pace: float = float(start.mean())
         self.pace_step = pace_step
         self.pace_rounds = pace_rounds
         self.max_pace = max_pace
@@ -189,18 +189,18 @@ class ActiveSelfPaced:
         self.weighting: Weighting = weighting
         self.accept: Acceptance = accept
         self.squared = squared
-        self.query = query_rule(query)
+        self.query: Query = query_rule(query)
         self.inner = inner
         self.no_class_weight = no_class_weight
         self.strikes = strikes
         self.new_classes = new_classes
-        self.round = 0
+        self.round: int = 0
         self.trail: list[LabelEvent] = []
-        self.certified = torch.zeros(num_samples, dtype=torch.bool)
-        self.doubts = torch.zeros(num_samples, dtype=torch.int64)
-        self.set_aside = torch.zeros(num_samples, dtype=torch.bool)
-        self.labels = torch.full((num_samples, num_classes), -1.0, dtype=torch.float64)
-        self.weights = torch.zeros(num_samples, num_classes, dtype=torch.float64)
+        self.certified: Tensor = torch.zeros(num_samples, dtype=torch.bool)
+        self.doubts: Tensor = torch.zeros(num_samples, dtype=torch.int64)
+        self.set_aside: Tensor = torch.zeros(num_samples, dtype=torch.bool)
+        self.labels: Tensor = torch.full((num_samples, num_classes), -1.0, dtype=torch.float64)
+        self.weights: Tensor = torch.zeros(num_samples, num_classes, dtype=torch.float64)
         self._pseudo: dict[int, int] = {}
         self._certify(list(certified), list(certified.values()), origin="initial")
 

@@ -45,7 +45,7 @@ from regularized.fine_tuning.lfu.penalty import (
     difference,
     positions,
 )
-from regularized.fine_tuning.lfu.steps import Aux, OwnStep, Steering, auxiliary, published_strength
+from regularized.fine_tuning.lfu.steps import Aux, AuxiliaryLoRA, OwnStep, Steering, auxiliary, published_strength
 from regularized.mechanisms.ascent import ascent_direction, global_norm
 from regularized.mechanisms.distributed import sum_over_processes, world_size
 from regularized.mechanisms.ranges import allowed, at_least, positive
@@ -133,9 +133,9 @@ class LfU:
     ) -> None:
         warn_of_long_step(alpha)
         self.model: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
-        self.aux = auxiliary(aux)
+        self.aux: OwnStep | AuxiliaryLoRA | Steering = auxiliary(aux)
         self.alpha = alpha
-        self.strength = published_strength(self.aux) if strength is None else strength
+        self.strength: float = published_strength(self.aux) if strength is None else strength
         self.reduction: Reduction = reduction
         self.clip_norm = clip_norm
         self.norm: Tensor | None = None

@@ -296,7 +296,7 @@ class Steering(nn.Module):
     def __init__(self, *, kind: Kind = "plain") -> None:
         super().__init__()
         self.kind: Kind = kind
-        self.alpha = 1.0
+        self.alpha: float = 1.0
         self._layers: tuple[str, ...] = ()
         self._zeros: dict[str, Tensor] = {}
         self._offsets: dict[str, Tensor] | None = None

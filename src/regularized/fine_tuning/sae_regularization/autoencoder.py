@@ -207,9 +207,9 @@ class TopKSAE(nn.Module):
         check_k(k, num_features)
         self.k = k
         # Kaiming-normal for relu over the d inputs of a feature: the official fan_out of a (d, C) matrix.
-        self.encoder = nn.Parameter(torch.randn(num_features, num_inputs) * (2.0 / num_inputs) ** 0.5)
-        self.encoder_bias = nn.Parameter(torch.zeros(num_features))
-        self.decoder_bias = nn.Parameter(torch.zeros(num_inputs))
+        self.encoder: nn.Parameter = nn.Parameter(torch.randn(num_features, num_inputs) * (2.0 / num_inputs) ** 0.5)
+        self.encoder_bias: nn.Parameter = nn.Parameter(torch.zeros(num_features))
+        self.decoder_bias: nn.Parameter = nn.Parameter(torch.zeros(num_inputs))
         self.register_parameter("decoder", None if tied else nn.Parameter(self.encoder.detach().clone()))
         self.register_buffer("threshold", None)
         self.register_buffer("fired", torch.zeros(num_features, dtype=torch.int64))

@@ -224,7 +224,7 @@ class SelfReg(nn.Module):
         compat: bool = False,
     ) -> None:
         super().__init__()
-        self.removal = FeatureRemoval(sae, unintended, compat=compat)
+        self.removal: FeatureRemoval = FeatureRemoval(sae, unintended, compat=compat)
         self.strength = strength
         self.similarity: Similarity = similarity
         chosen = self.removal

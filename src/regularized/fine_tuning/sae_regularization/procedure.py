@@ -109,14 +109,16 @@ class SAETraining:
                 raise ValueError("k_start belongs to pre-training; leave it out where dead_weight is above 0")
             if k_start < sae.k:
                 raise ValueError(f"k falls from k_start to the autoencoder's k={sae.k}; got k_start={k_start}")
-        self.sae = sae.requires_grad_(True).train()
-        self.optimizer = (_official_adam if optimizer is None else optimizer)(list(sae.parameters()))
-        self.k_start = max(sae.k, min(200, sae.num_features)) if k_start is None else k_start
+        self.sae: TopKSAE = sae.requires_grad_(True).train()
+        self.optimizer: torch.optim.Optimizer = (_official_adam if optimizer is None else optimizer)(
+            list(sae.parameters())
+        )
+        self.k_start: int = max(sae.k, min(200, sae.num_features)) if k_start is None else k_start
         self.k_steps = k_steps
         self.dead_weight = dead_weight
         self.seed = seed
-        self.epoch = 0
-        self.steps = 0
+        self.epoch: int = 0
+        self.steps: int = 0
 
     @property
     def k(self) -> int:

@@ -53,7 +53,7 @@ class SelfRegularization(Term):
         weight: Coefficient = 1.0,
     ) -> None:
         super().__init__(weight=weight)
-        self.reg = SelfReg(sae, unintended, similarity=similarity)
+        self.reg: SelfReg = SelfReg(sae, unintended, similarity=similarity)
         self.layer = layer
 
     def forward(self, step: Step) -> Tensor:

@@ -80,7 +80,7 @@ class SparseAdapter:
     def __init__(self, changes: Mapping[str, Change], *, threshold: float = float("nan")) -> None:
         if not changes:
             raise ValueError("an adapter needs the changes of one parameter at least")
-        self.changes = dict(changes)
+        self.changes: dict[str, Change] = dict(changes)
         self.threshold = threshold
         self._replaced: dict[str, Tensor] | None = None
 

@@ -200,7 +200,7 @@ class SparseEntries(nn.Module):
         start = torch.cat([read_entries(s.parameter, self.index[s.first]).to(dtype) for s in self.segments])
         self.register_buffer("base", start, persistent=False)
         self.register_buffer("live", torch.ones(position, dtype=torch.bool, device=start.device), persistent=False)
-        self.values = nn.Parameter(start.clone())
+        self.values: nn.Parameter = nn.Parameter(start.clone())
         self._index = self.index  # of the live entries
         self._gradient: Tensor | None = None
         self._late = late

@@ -181,7 +181,7 @@ class SaRA(Term):
         if (threshold is None) == (fraction is None):
             raise ValueError("give either threshold=... or fraction=..., for example fraction=0.1")
         self._lambda = as_schedule(lambda_rank, name="lambda_rank")
-        self.threshold = math.nan if threshold is None else float(threshold)
+        self.threshold: float = math.nan if threshold is None else float(threshold)
         self.fraction = fraction
         self.total_steps = total_steps
         self.reselect_at = reselect_at
@@ -190,9 +190,9 @@ class SaRA(Term):
         self.polar: Polar = polar
         self.include, self.exclude = tuple(include), tuple(exclude)
         self.seed = seed
-        self.steps = 0
+        self.steps: int = 0
         self.penalised: Tensor | None = None
-        self.entries = nn.ModuleList()
+        self.entries: nn.ModuleList = nn.ModuleList()
         self._plain: list[tuple[nn.Parameter, bool]] = []  # parameters with the requires_grad that they had
         self._handles: list[RemovableHandle] = []
         self._looking: RemovableHandle | None = None  # for the optimizer of a loop

@@ -133,8 +133,8 @@ class SorsaLinear(nn.Linear, SingularFactors):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__(in_features, out_features, bias)
-        self.scale = 1.0
-        self.dropout = 0.0
+        self.scale: float = 1.0
+        self.dropout: float = 0.0
         # While merged: the whole weight. The residual stays, so that unmerging is exact and a state_dict complete.
         self.register_buffer("_whole", None, persistent=False)
         self._whole: Tensor | None

@@ -53,7 +53,7 @@ class Sorsa(Term):
         if not callable(gamma):
             check_gamma(gamma, lr)
         self.r, self.lr, self.gamma = r, lr, gamma
-        self.target_modules = None if target_modules is None else tuple(target_modules)
+        self.target_modules: tuple[str, ...] | None = None if target_modules is None else tuple(target_modules)
         self.alpha, self.dropout = alpha, dropout
         self._penalty: OrthonormalPenalty | None = None
         self._injected = False

@@ -181,7 +181,9 @@ class SingularValueShift(nn.Module, SingularValues):
         self.register_buffer("left", svd.left.to(dtype, copy=True).contiguous())
         self.register_buffer("right", svd.right.to(dtype, copy=True).contiguous())
         self.register_buffer("values", svd.values.clone())
-        self.trained = nn.Parameter(svd.values.clone() if decay == "sigma" else torch.zeros_like(svd.values))
+        self.trained: nn.Parameter = nn.Parameter(
+            svd.values.clone() if decay == "sigma" else torch.zeros_like(svd.values)
+        )
 
     @classmethod
     def of(
@@ -276,7 +278,7 @@ class SVFitLayer(nn.Module):
 
     def __init__(self, base_layer: nn.Module, directions: SingularValueShift) -> None:
         super().__init__()
-        self.base_layer = base_layer.requires_grad_(False)
+        self.base_layer: nn.Module = base_layer.requires_grad_(False)
         self.directions = directions
 
     @classmethod

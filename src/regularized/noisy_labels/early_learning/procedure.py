@@ -35,7 +35,7 @@ from regularized.noisy_labels.early_learning.penalty import STRENGTH, Prediction
 from regularized.noisy_labels.early_learning.plus_loss import EarlyLearningPlusLoss
 from regularized.training.data import as_source
 from regularized.training.procedure import Epochs, Optimizers, Part, restore, state_of
-from regularized.training.progress import Coefficient, Progress, as_schedule
+from regularized.training.progress import Coefficient, Progress, Schedule, as_schedule
 from regularized.training.randomness import mix as mix_seeds
 from regularized.training.step import Batch
 
@@ -122,28 +122,30 @@ class EarlyLearningPlus:
         device: torch.device | str | None = None,
         seed: int = 0,
     ) -> None:
-        self.networks = (make_model(), make_model())
+        self.networks: tuple[nn.Module, nn.Module] = (make_model(), make_model())
         check_distinct(self.networks, remedy="make_model must build a new one at each call")
         if device is not None:
             for network in self.networks:
                 network.to(device)
-        self.device = next(self.networks[0].parameters()).device
+        self.device: torch.device = next(self.networks[0].parameters()).device
         decay = ramped_decay() if decay is None else decay
-        self.averages = tuple(EMA(network, decay=decay, buffers="own") for network in self.networks)
-        self.losses = tuple(
+        self.averages: tuple[EMA, ...] = tuple(EMA(network, decay=decay, buffers="own") for network in self.networks)
+        self.losses: tuple[EarlyLearningPlusLoss, ...] = tuple(
             EarlyLearningPlusLoss(num_samples, num_classes, momentum=momentum, eps=eps, refine_labels=refine_labels).to(
                 self.device
             )
             for _ in self.networks
         )
-        self.optimizers = Optimizers(
+        self.optimizers: Optimizers = Optimizers(
             [optimizer(list(network.parameters())) for network in self.networks], schedule=schedule
         )
-        self.strength = as_schedule(strength, name="strength")
+        self.strength: Schedule = as_schedule(strength, name="strength")
         self.mixup = mixup
         self.seed = seed
-        self.mixing = tuple(torch.Generator().manual_seed(mix_seeds(seed, net)) for net in range(2))
-        self.epochs = Epochs(seed)
+        self.mixing: tuple[torch.Generator, ...] = tuple(
+            torch.Generator().manual_seed(mix_seeds(seed, net)) for net in range(2)
+        )
+        self.epochs: Epochs = Epochs(seed)
 
     @property
     def epoch(self) -> int:

@@ -304,7 +304,7 @@ class NestedLinear(nn.Linear):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias=bias)
-        self.nested = NestedDropout(in_features, sigma=sigma, mu=mu, dim=-1, generator=generator)
+        self.nested: NestedDropout = NestedDropout(in_features, sigma=sigma, mu=mu, dim=-1, generator=generator)
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, ..., D) to (B, ..., C)."""

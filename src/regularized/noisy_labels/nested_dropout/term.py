@@ -62,12 +62,12 @@ class NestedWidth(Term):
     @allowed(sigma=SIGMA, mu=MU)
     def __init__(self, layers: str | Sequence[str], *, sigma: float, mu: float = 0.0, seed: int = 0) -> None:
         super().__init__()
-        self.layers = (layers,) if isinstance(layers, str) else tuple(layers)
+        self.layers: tuple[str, ...] = (layers,) if isinstance(layers, str) else tuple(layers)
         if not self.layers:
             raise ValueError("layers must name at least one linear layer of the model")
         self.sigma = sigma
         self.mu = mu
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator: torch.Generator = torch.Generator().manual_seed(seed)
         self._nested: tuple[NestedDropout, ...] = ()
         self._due = True
 

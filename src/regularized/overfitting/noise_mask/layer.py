@@ -118,8 +118,8 @@ class BetaMaskPolicy(nn.Module):
         self.decay = decay
         self.momentum = momentum
         cells = grid * grid
-        self.alpha_head = _head(features, cells)
-        self.beta_head = _head(features, cells)
+        self.alpha_head: nn.Sequential = _head(features, cells)
+        self.beta_head: nn.Sequential = _head(features, cells)
         if twice:
             for module in self.modules():
                 if isinstance(module, nn.BatchNorm1d):

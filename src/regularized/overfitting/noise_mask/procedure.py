@@ -94,17 +94,17 @@ class NoiseMaskPretraining:
             )
         self.classifier = classifier
         self.noise_mask = noise_mask
-        self.optimizers = Optimizers(
+        self.optimizers: Optimizers = Optimizers(
             [optimizer(list(classifier.parameters())), policy_optimizer(list(noise_mask.parameters()))],
             schedule=(as_schedule(schedule, name="schedule"), as_schedule(policy_schedule, name="policy_schedule")),
             names=("the classifier", "the policy"),
             remedy="lower the learning rates, or use coupled=False",
         )
-        self.loss = _cross_entropy if loss is None else loss
+        self.loss: Callable[[Tensor, Tensor], Tensor] = _cross_entropy if loss is None else loss
         self.credit: Credit = credit
         self.coupled = coupled
         self.seed = seed
-        self.epochs = Epochs(seed)
+        self.epochs: Epochs = Epochs(seed)
 
     @property
     def epoch(self) -> int:

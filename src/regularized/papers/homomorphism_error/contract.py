@@ -25,9 +25,9 @@ class Tagger(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(6, 8)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(16, 8), nn.Tanh()) for _ in range(2))
-        self.head = nn.Linear(8, 6)
+        self.embedding: nn.Embedding = nn.Embedding(6, 8)
+        self.blocks: nn.ModuleList = nn.ModuleList(nn.Sequential(nn.Linear(16, 8), nn.Tanh()) for _ in range(2))
+        self.head: nn.Linear = nn.Linear(8, 6)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, T) tokens to logits (B, T, 6)."""

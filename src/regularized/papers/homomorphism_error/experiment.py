@@ -100,14 +100,14 @@ class Transformer(nn.Module):
 
     def __init__(self, width: int, layers: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(len(VOCABULARY), width)
+        self.embedding: nn.Embedding = nn.Embedding(len(VOCABULARY), width)
         place = torch.arange(LONGEST)[:, None] / 10_000 ** (torch.arange(0, width, 2) / width)
         self.register_buffer("positions", torch.stack([place.sin(), place.cos()], dim=-1).flatten(1))
-        self.blocks = nn.ModuleList(
+        self.blocks: nn.ModuleList = nn.ModuleList(
             nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.1, activation="gelu", batch_first=True)
             for _ in range(layers)
         )
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(VOCABULARY)))
+        self.head: nn.Sequential = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(VOCABULARY)))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, T) to logits (B, T, V)."""

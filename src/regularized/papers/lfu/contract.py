@@ -30,9 +30,9 @@ class TinyLM(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(TOKENS, WIDTH)
-        self.blocks = nn.ModuleList(_Block() for _ in range(2))
-        self.head = nn.Linear(WIDTH, TOKENS)
+        self.embedding: nn.Embedding = nn.Embedding(TOKENS, WIDTH)
+        self.blocks: nn.ModuleList = nn.ModuleList(_Block() for _ in range(2))
+        self.head: nn.Linear = nn.Linear(WIDTH, TOKENS)
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) tokens to logits (B, T, tokens)."""

@@ -185,7 +185,7 @@ class RandomSubset(nn.Module):
 
     def __init__(self, features: int, sigma: float) -> None:
         super().__init__()
-        self.probabilities = width_distribution(features, sigma=sigma)
+        self.probabilities: Tensor = width_distribution(features, sigma=sigma)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D) to (B, D)."""

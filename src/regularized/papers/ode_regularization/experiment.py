@@ -164,8 +164,8 @@ class Field(nn.Module):
 
     def __init__(self, features: int, hidden: int) -> None:
         super().__init__()
-        self.inner = nn.Linear(features + 1, hidden)
-        self.outer = nn.Linear(hidden + 1, features)
+        self.inner: nn.Linear = nn.Linear(features + 1, hidden)
+        self.outer: nn.Linear = nn.Linear(hidden + 1, features)
 
     def forward(self, t: Tensor, u: Tensor) -> Tensor:
         """Derivative (B, D) of the state (B, D)."""
@@ -179,7 +179,7 @@ class Autonomous(nn.Module):
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
-        self.net = nn.Sequential(*layers)
+        self.net: nn.Sequential = nn.Sequential(*layers)
 
     def forward(self, t: Tensor, u: Tensor) -> Tensor:
         """Derivative (B, D) of the state (B, D), at any time."""
@@ -206,7 +206,7 @@ class Classifier(nn.Module):
             kind = LocalNeuralODE if s["local"] else NeuralODE
             layer = kind(Field(features, s["hidden"]), rtol=tolerance, atol=tolerance)
             self.equation = RandomEndTime(layer, spread=s["spread"]) if s["spread"] else layer
-        self.readout = nn.Linear(state, 10)
+        self.readout: nn.Linear = nn.Linear(state, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, 10) of images (B, D)."""

@@ -145,7 +145,7 @@ class ShuffledHistory(nn.Module):
 
     def __init__(self, labels: Tensor, num_classes: int, *, epochs: int, alpha: float, seed: int) -> None:
         super().__init__()
-        self.store = DenseStore(len(labels), num_classes)
+        self.store: DenseStore = DenseStore(len(labels), num_classes)
         self.epochs, self.alpha = epochs, alpha
         partner = torch.arange(len(labels))
         draws = torch.Generator().manual_seed(seed)
@@ -157,7 +157,7 @@ class ShuffledHistory(nn.Module):
 
     def set_epoch(self, epoch: int) -> None:
         """As that of the loss."""
-        self.current_alpha = self.alpha * (epoch + 1) / self.epochs if epoch else 0.0
+        self.current_alpha: float = self.alpha * (epoch + 1) / self.epochs if epoch else 0.0
 
     def forward(self, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
         """As that of the loss, but read at the partner's row."""

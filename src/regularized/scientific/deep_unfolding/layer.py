@@ -100,7 +100,7 @@ class Unfolded(nn.Module):
     ) -> None:
         super().__init__()
         self.gradient, self.prox, self.signal = gradient, prox, signal
-        self.steps = nn.Parameter(torch.full((layers,), step, dtype=dtype))
+        self.steps: nn.Parameter = nn.Parameter(torch.full((layers,), step, dtype=dtype))
         self.register_load_state_dict_post_hook(_check_steps)  # type: ignore[no-untyped-call]
 
     def forward(

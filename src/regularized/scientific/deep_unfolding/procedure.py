@@ -42,7 +42,7 @@ class BernoulliGaussian:
     @allowed(density=between(0.0, 1.0, "(]"), noise=at_least(0.0))
     def __init__(self, matrix: Tensor, *, density: float = 0.1, noise: float = 0.01, seed: int = 0) -> None:
         self.matrix, self.density, self.noise = matrix, density, noise
-        self.generator = torch.Generator(matrix.device).manual_seed(seed)
+        self.generator: torch.Generator = torch.Generator(matrix.device).manual_seed(seed)
 
     def __call__(self, size: int) -> tuple[Tensor, Tensor]:
         """``size`` signals (B, N) and their measurements (B, M)."""
@@ -104,8 +104,8 @@ class IncrementalTraining:
             _warn_if_not_its_own(network, loss)
         self.network, self.sampler, self.loss = network, sampler, loss
         self.steps_per_layer, self.batch_size, self.freeze_prefix = steps_per_layer, batch_size, freeze_prefix
-        self.optimizer = torch.optim.Adam(network.parameters(), lr=lr)
-        self.generation = 0
+        self.optimizer: torch.optim.Adam = torch.optim.Adam(network.parameters(), lr=lr)
+        self.generation: int = 0
 
     def fit(self, *, layers: int | None = None) -> list[float]:
         """Train up to ``layers`` layers (default all) from where training stands.

@@ -61,7 +61,7 @@ class SquaredError(nn.Module):
     def __init__(self, clean: Tensor) -> None:
         super().__init__()
         self.register_buffer("clean", clean.detach().clone())
-        self.lipschitz = 1.0 / len(clean)
+        self.lipschitz: float = 1.0 / len(clean)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, H, W) to a scalar."""

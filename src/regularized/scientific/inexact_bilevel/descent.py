@@ -110,7 +110,7 @@ class BilevelDescent:
                 raise ValueError(f"{name} is missing: give {meaning}, as a number or a function of theta")
         if min(max_inner, max_cg) < 1:
             raise ValueError(f"max_inner and max_cg must be at least 1, got {max_inner} and {max_cg}")
-        self.problem = BilevelProblem(lower, upper, x, theta)
+        self.problem: BilevelProblem = BilevelProblem(lower, upper, x, theta)
         self._mu, self._L = mu, L
         self.max_inner, self.max_cg, self.lower_solver = max_inner, max_cg, lower_solver
         self._theta, self._x = self.problem.theta_shape.flatten(theta), self.problem.x_shape.flatten(x)

@@ -117,7 +117,7 @@ class OfficialMAID(BilevelDescent):
         self._cross_lipschitz = self._inverse_lipschitz = 0.0
         self._ll_calls = self._cg_calls = 0
         first = float(self.problem.upper_gradient(self._x, self._theta)[0])
-        self.trace = OfficialTrace([first], [], [eps], [delta], [0], [0])
+        self.trace: OfficialTrace = OfficialTrace([first], [], [eps], [delta], [0], [0])
 
     def step(self) -> BilevelStep:
         """One outer iteration: at most three rounds of hypergradient and line search."""

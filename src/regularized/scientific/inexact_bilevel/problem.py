@@ -65,7 +65,7 @@ class FlatTree:
             raise ValueError(f"all tensors of {name} must have one dtype and device, got {', '.join(kinds)}")
         self._shapes = [leaf.shape for leaf in leaves]
         self._sizes = [leaf.numel() for leaf in leaves]
-        self.size = sum(self._sizes)
+        self.size: int = sum(self._sizes)
 
     def flatten(self, tree: Tree) -> Tensor:
         """(n,) a copy without graph."""
@@ -94,7 +94,7 @@ class Linearised:
             value = problem.lower_value(self._x, self._theta)
             self._graph = problem.differentiate(value, self._x, create_graph=True)
         problem.inner_gradients += 1
-        self.gradient = self._graph.detach()
+        self.gradient: Tensor = self._graph.detach()
 
     def hessian(self, v: Tensor) -> Tensor:
         """A v, (n,)."""
@@ -188,9 +188,9 @@ class BilevelProblem:
     def __init__(self, lower: Lower, upper: Upper, x: Tree, theta: Tree) -> None:
         self.x_shape, self.theta_shape = FlatTree(x, "x"), FlatTree(theta, "theta")
         self._lower, self._upper = lower, upper
-        self.upper_takes_theta = _takes_theta(upper)
+        self.upper_takes_theta: bool = _takes_theta(upper)
         self._given_theta = [leaf for leaf in pytree.tree_leaves(theta) if leaf.requires_grad]
-        self.inner_gradients = 0
+        self.inner_gradients: int = 0
         self.products = 0
 
     def lower_value(self, x: Tensor, theta: Tensor) -> Tensor:

@@ -118,11 +118,11 @@ class StrengthProblem:
         deterministic: bool,
     ) -> None:
         self._objective = objective
-        self.names = _checked_names(objective, terms)
+        self.names: tuple[str, ...] = _checked_names(objective, terms)
         self.strengths, self._fixed = _weights(objective, self.names)
         self._frozen = not deterministic
         tensors = next(model.parameters(), None)
-        self.device = torch.device("cpu") if tensors is None else tensors.device
+        self.device: torch.device = torch.device("cpu") if tensors is None else tensors.device
         self._batch = whole_batch(data, device=self.device)
         self._counts = objective.counts([self._batch])
         self._build(model, objective, {})

@@ -31,7 +31,7 @@ class SolverLayer(nn.Module):
         max_steps: int,
     ) -> None:
         super().__init__()
-        self.span = tuple(check_times(span))
+        self.span: tuple[float, ...] = tuple(check_times(span))
         if len(self.span) != 2:
             raise ValueError(f"span must hold the first and the last time, got {span}")
         self.method, self.rtol, self.atol, self.norm, self.steps = method, rtol, atol, norm, steps

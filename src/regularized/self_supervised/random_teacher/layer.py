@@ -62,9 +62,9 @@ class BottleneckHead(nn.Module):
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise(widths[:-1]):
             layers += [nn.Linear(fan_in, fan_out), nn.GELU()]
-        self.mlp = nn.Sequential(*layers)
-        self.bottleneck = nn.Linear(widths[-2], bottleneck)
-        self.outputs = nn.Linear(bottleneck, out_features, bias=False)
+        self.mlp: nn.Sequential = nn.Sequential(*layers)
+        self.bottleneck: nn.Linear = nn.Linear(widths[-2], bottleneck)
+        self.outputs: nn.Linear = nn.Linear(bottleneck, out_features, bias=False)
         self.weight_norm = weight_norm
         self.reset_parameters(generator)
 

@@ -67,7 +67,7 @@ class FrozenTeacher(nn.Module):
     ) -> None:
         super().__init__()
         check_settings(loss, student_temperature, teacher_temperature)
-        self.teacher = Frozen(teacher, statistics=statistics)
+        self.teacher: Frozen = Frozen(teacher, statistics=statistics)
         self.loss: Loss = loss
         self.student_temperature = student_temperature
         self.teacher_temperature = teacher_temperature
@@ -245,7 +245,7 @@ class RandomTeacher(FrozenTeacher):
         self._check_student(student)
         self.student = student
         self.chunk = chunk
-        self.steps = 0
+        self.steps: int = 0
 
     def forward(self, x: Any, index: Tensor | None = None) -> Tensor:
         """Mean loss of a batch.

@@ -64,7 +64,7 @@ class GradientFlow:
         self.features, self.targets, self.initial = x, y, w
         self.weight_decay = weight_decay
         left, singular, self._modes = torch.linalg.svd(x, full_matrices=False)
-        self.eigenvalues = singular.square()
+        self.eigenvalues: Tensor = singular.square()
         self._pull = singular[:, None] * (left.T @ y)  # X^T y in the modes
         self._start = self._modes @ w
         self._frozen = w - self._modes.T @ self._start

@@ -108,16 +108,16 @@ class ModularArithmetic:
         table, results = _table(p, op)
         order = list(range(len(table)))
         random.Random(pair_seed).shuffle(order)
-        self.num_train = int(frac * len(table))
+        self.num_train: int = int(frac * len(table))
         if self.num_train < 1:
             raise ValueError(f"frac = {frac} of {len(table)} pairs leaves none for training; at least 1/{len(table)}")
         self.p, self.op, self.frac, self.noise = p, op, frac, noise
-        self.order = torch.tensor(order)
+        self.order: Tensor = torch.tensor(order)
         self.pairs, self.clean = table[self.order], results[self.order]
         replaced = int(noise * self.num_train)
         draws = torch.Generator().manual_seed(label_seed)
-        self.labels = torch.cat([torch.randint(0, p, (replaced,), generator=draws), self.clean[replaced:]])
-        self.corrupted = torch.arange(self.num_train) < replaced
+        self.labels: Tensor = torch.cat([torch.randint(0, p, (replaced,), generator=draws), self.clean[replaced:]])
+        self.corrupted: Tensor = torch.arange(self.num_train) < replaced
 
     @property
     def train(self) -> TensorDataset:
@@ -245,11 +245,11 @@ class QuadraticMLP(nn.Module):
         if norm not in (None, "batch", "layer"):
             raise ValueError(f"norm must be 'batch', 'layer' or None, got {norm!r}")
         self.p = p
-        self.fc1 = nn.Linear(2 * p, width, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.fc1: nn.Linear = nn.Linear(2 * p, width, bias=False)
+        self.dropout: nn.Dropout = nn.Dropout(dropout)
         kinds: dict[str | None, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
-        self.norm1 = kinds[norm](width) if norm else nn.Identity()
-        self.fc2 = nn.Linear(width, p, bias=False)
+        self.norm1: nn.Module = kinds[norm](width) if norm else nn.Identity()
+        self.fc2: nn.Linear = nn.Linear(width, p, bias=False)
         for layer in (self.fc1, self.fc2):
             nn.init.normal_(layer.weight, std=0.5 / (2 * width) ** (1 / 3))
 
@@ -315,13 +315,13 @@ class ModularTransformer(nn.Module):
             raise ValueError(f"width must be a multiple of heads, got width={width}, heads={heads}")
         neurons = 4 * width if neurons is None else neurons
         self.p, self.width, self.heads = p, width, heads
-        self.tokens = nn.Embedding(p, width)
-        self.places = nn.Embedding(2, width)
+        self.tokens: nn.Embedding = nn.Embedding(p, width)
+        self.places: nn.Embedding = nn.Embedding(2, width)
         self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
-        self.fc = nn.Linear(width, neurons, bias=False)
-        self.proj = nn.Linear(neurons, width, bias=False)
-        self.head = nn.Linear(width, p, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.fc: nn.Linear = nn.Linear(width, neurons, bias=False)
+        self.proj: nn.Linear = nn.Linear(neurons, width, bias=False)
+        self.head: nn.Linear = nn.Linear(width, p, bias=False)
+        self.dropout: nn.Dropout = nn.Dropout(dropout)
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")

@@ -52,7 +52,7 @@ class CompositionOperators(nn.Module):
         if not modifiers or len(set(modifiers)) != len(modifiers):
             raise ValueError(f"modifiers must be one or more different tokens, got {list(modifiers)}")
         self.dim, self.modifiers = dim, tuple(modifiers)
-        self.ops = nn.ModuleDict(
+        self.ops: nn.ModuleDict = nn.ModuleDict(
             {
                 str(modifier): nn.Sequential(nn.Linear(2 * dim, hidden), nn.ReLU(), nn.Linear(hidden, dim))
                 for modifier in modifiers

@@ -50,10 +50,10 @@ class CompositionProbe(nn.Module):
         super().__init__()
         self.family = family
         if family == "mlp":
-            self.fc1 = nn.Linear(2 * dim, max(4 * dim, 128))
-            self.fc2 = nn.Linear(max(4 * dim, 128), dim)
+            self.fc1: nn.Linear = nn.Linear(2 * dim, max(4 * dim, 128))
+            self.fc2: nn.Linear = nn.Linear(max(4 * dim, 128), dim)
         else:
-            self.lin = nn.Linear((2 if family == "linear" else 3) * dim, dim)
+            self.lin: nn.Linear = nn.Linear((2 if family == "linear" else 3) * dim, dim)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """(n, d) states of the parts to (n, d) of the whole."""

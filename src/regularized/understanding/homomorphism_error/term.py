@@ -69,7 +69,7 @@ class Compositionality(Term):
                 f"words must be one or more tokens that are no modifiers, got {list(words)} and {list(modifiers)}"
             )
         self.detach_target = detach_target
-        self.operators = CompositionOperators(dim, modifiers, hidden=hidden)
+        self.operators: CompositionOperators = CompositionOperators(dim, modifiers, hidden=hidden)
         # On the device with the rest, so that no step copies them there; part of no state.
         self.register_buffer("words", torch.tensor(list(words)), persistent=False)
         self.register_buffer("modifiers", torch.tensor(list(modifiers)), persistent=False)
