@@ -1,0 +1,28 @@
+"""The types that a user's checker sees: ours checks function bodies, theirs reads what the package says outside."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+# What remains has no place for a type within a function: loggers and routers of modules, attributes that are assigned
+# several at once, and whatever is made of these.
+SHARE = 0.93
+
+
+@pytest.mark.slow
+def test_a_users_type_checker_knows_the_public_names():
+    """Fails when constructors leave the types of their attributes to be guessed, and each checker guesses its own."""
+    pytest.importorskip("pyright", reason="needs pyright")
+    command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--verifytypes", "regularized"]
+    # No look for a newer pyright in the network.
+    quiet = os.environ | {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
+    done = subprocess.run(
+        [*command, "--ignoreexternal", "--outputjson"], capture_output=True, text=True, env=quiet, check=False
+    )
+    assert done.stdout, done.stderr
+    report = json.loads(done.stdout)["typeCompleteness"]
+    unknown = [symbol["name"] for symbol in report["symbols"] if symbol["isExported"] and not symbol["isTypeKnown"]]
+    assert report["completenessScore"] >= SHARE, unknown
