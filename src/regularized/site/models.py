@@ -5,7 +5,7 @@ and ledger say is in the same row for the paper's page; :mod:`regularized.site.s
 """
 
 import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, MetaData, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
@@ -38,7 +38,7 @@ Seconds = Annotated[int, mapped_column(BigInteger)]
 class Base(DeclarativeBase):
     """Base of all tables: constraints have names, so that later migrations can change them."""
 
-    metadata = MetaData(
+    metadata: ClassVar[MetaData] = MetaData(
         naming_convention={
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",
             "uq": "uq_%(table_name)s_%(column_0_N_name)s",
