@@ -69,6 +69,7 @@ def width_distribution(features: int, *, sigma: float, mu: float = 0.0) -> Tenso
         ValueError: ``features`` < 1, ``sigma`` <= 0, or all probabilities underflow to 0.
 
     Examples:
+        >>> import math
         >>> width_distribution(3, sigma=math.inf)
         tensor([0.3333, 0.3333, 0.3333], dtype=torch.float64)
         >>> p = width_distribution(512, sigma=10.0)

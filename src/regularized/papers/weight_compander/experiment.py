@@ -83,11 +83,11 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
 _NOISY = {"noise": 0.3}
 _NOISY_COMPANDED = {**_NOISY, "weight_decay": 1e-2, "shape": 0.75}
 ARMS: Mapping[str, Mapping[str, Any]] = {
-    "clean_plain": {"weight_decay": 1e-3},
+    "clean_plain": {"lr": 0.02, "weight_decay": 1e-3},
     "clean_companded": {"weight_decay": 1e-4, "shape": 3.0},
     "clean_learned": {"weight_decay": 5e-2, "shape": 3.0, "learnable": True, "shape_lr": 5e-4},
-    "noisy_plain": {**_NOISY, "weight_decay": 1e-1},
-    "noisy_early_stopping": {**_NOISY, "weight_decay": 5e-2, "early_stopping": True},
+    "noisy_plain": {**_NOISY, "lr": 0.02, "weight_decay": 1e-1},
+    "noisy_early_stopping": {**_NOISY, "lr": 0.02, "weight_decay": 5e-2, "early_stopping": True},
     "noisy_mixup": {**_NOISY, "weight_decay": 5e-2, "mixup": 0.5},
     "noisy_generalized": {**_NOISY, "weight_decay": 5e-2, "q": 0.3},
     "noisy_companded": _NOISY_COMPANDED,
@@ -96,7 +96,11 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "noisy_clipped_start": {**_NOISY_COMPANDED, "only_start": True},
 }
 
-SEEDS = Seeds(first=100, why="The digits of the first edition had seeds 0 to 9; data and network are others now.")
+SEEDS = Seeds(
+    first=200,
+    why="The digits of the first edition had seeds 0 to 9; in a first block on Fashion-MNIST, from 100, plain training "
+    "missed the learning rate that tuning had chosen for it.",
+)
 
 
 def _with_decays(**knob: tuple[float, ...]) -> list[dict[str, float]]:
