@@ -4,8 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 
 import pytest
+
+import regularized
 
 # What remains has no place for a type within a function: loggers and routers of modules, attributes that are assigned
 # several at once, and whatever is made of these.
@@ -17,8 +21,9 @@ def test_a_users_type_checker_knows_the_public_names():
     """Fails when constructors leave the types of their attributes to be guessed, and each checker guesses its own."""
     pytest.importorskip("pyright", reason="needs pyright")
     command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--verifytypes", "regularized"]
-    # No look for a newer pyright in the network.
-    quiet = os.environ | {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}
+    # No look for a newer pyright in the network; editable and other installations are found by the path alone.
+    paths = os.pathsep.join([str(Path(regularized.__file__).parents[1]), sysconfig.get_paths()["purelib"]])
+    quiet = os.environ | {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1", "PYTHONPATH": paths}
     done = subprocess.run(
         [*command, "--ignoreexternal", "--outputjson"], capture_output=True, text=True, env=quiet, check=False
     )
