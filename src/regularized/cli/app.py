@@ -45,7 +45,7 @@ class _Commands(TyperGroup):
 
 _CODES = "\n\n".join(f"{code.value}: {MEANING[code]}" for code in Exit)
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     name="regularized",
     cls=_Commands,
     help="Published techniques for regularized training that work, compose, and are proven: every paper is a command.",
@@ -98,7 +98,7 @@ def _print_version(*, as_json: bool) -> None:
 # -- find ---------------------------------------------------------------------------------------
 
 
-papers_app = typer.Typer(help="List or search the catalogue; get further papers in.")
+papers_app: typer.Typer = typer.Typer(help="List or search the catalogue; get further papers in.")
 app.add_typer(papers_app, name="papers")
 
 

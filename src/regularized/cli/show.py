@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["print_paper", "to_json"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 _STYLES = {
     Verdict.HOLDS: "green",

@@ -28,7 +28,7 @@ from regularized.evidence.store import Run, Store, canonical
 
 __all__ = ["Interrupted", "reproduce", "run_jobs", "tune"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 _WAIT = 1.0  # seconds between looks at the store for a run that another process is making
 

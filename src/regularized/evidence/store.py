@@ -25,7 +25,7 @@ from regularized.evidence.reservations import Heart, Owner, holds
 
 __all__ = ["Run", "Store", "StoreError", "canonical", "home"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 _APPLICATION = 0x52454755  # "REGU": tells our file from another program's
 _BUSY_SECONDS = 60.0

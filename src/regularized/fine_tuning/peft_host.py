@@ -41,10 +41,10 @@ try:
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file
     from transformers.pytorch_utils import Conv1D
-except ModuleNotFoundError as error:
-    if error.name not in ("peft", "transformers"):
+except ModuleNotFoundError as _error:
+    if _error.name not in ("peft", "transformers"):
         raise
-    raise ImportError(f'adapters on PEFT need {error.name}: pip install "regularized[peft]"') from error
+    raise ImportError(f'adapters on PEFT need {_error.name}: pip install "regularized[peft]"') from _error
 
 __all__ = ["base_state_dict", "export_lora", "factor_layers", "inject", "load"]
 

@@ -23,10 +23,10 @@ try:
     from peft.tuners._buffer_dict import BufferDict
     from peft.tuners.lora import LoraLayer
     from peft.tuners.tuners_utils import check_adapters_to_merge
-except ModuleNotFoundError as error:
-    if error.name not in ("peft", "transformers"):
+except ModuleNotFoundError as _error:
+    if _error.name not in ("peft", "transformers"):
         raise
-    raise ImportError(f'adapters on PEFT need {error.name}: pip install "regularized[peft]"') from error
+    raise ImportError(f'adapters on PEFT need {_error.name}: pip install "regularized[peft]"') from _error
 
 __all__ = ["FREE_SETTINGS", "WEIGHTS", "FactorConfig", "FactorLayer", "Factors"]
 

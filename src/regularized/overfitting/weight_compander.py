@@ -402,8 +402,14 @@ class WeightCompander(Term):
     ) -> None:
         super().__init__()
         Compander(a, b)
-        self.a, self.b, self.relative, self.learnable = a, b, relative, learnable
-        self.init, self.include, self.exclude, self.shape_lr = init, include, tuple(exclude), shape_lr
+        self.a = a
+        self.b = b
+        self.relative = relative
+        self.learnable = learnable
+        self.init = init
+        self.include = include
+        self.exclude: tuple[str, ...] = tuple(exclude)
+        self.shape_lr = shape_lr
 
     def attach(self, model: nn.Module) -> None:
         """Compand the layers; a model that already is companded is left as it is."""

@@ -37,7 +37,7 @@ PACKAGE = "regularized.papers"
 PARTS = ("experiment", "conformance", "bench", "contract")
 """Modules of an implemented paper's folder."""
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 
 class UnknownPaper(LookupError):

@@ -22,7 +22,7 @@ from regularized.site.visitors import VisitorOf
 
 __all__ = ["router"]
 
-router = APIRouter()
+router: APIRouter = APIRouter()
 
 _NO_NULL = r"^[^\x00]*$"  # refused for all addresses, see security
 Family = StrEnum("Family", {name: name for name in FAMILIES})  # type: ignore[misc]

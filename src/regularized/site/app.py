@@ -30,7 +30,7 @@ from regularized.site.visitors import Forbidden, SignInNeeded, visitor_of
 
 __all__ = ["create_app", "open_site"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 _TITLES = {
     400: "That cannot be asked",

@@ -21,7 +21,7 @@ from regularized.site.state import Site
 
 __all__ = ["Sent", "send_digests"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 _INTERVAL = {"daily": 24 * 3600, "weekly": 7 * 24 * 3600}
 # Cron starts a little earlier or later every day; who is nearly due is due.

@@ -22,7 +22,7 @@ from regularized.site.visitors import VisitorOf
 
 __all__ = ["code_state", "router"]
 
-router = APIRouter(include_in_schema=False)
+router: APIRouter = APIRouter(include_in_schema=False)
 
 ENTRIES = 50
 """Entries of a feed."""

@@ -24,7 +24,7 @@ __all__ = ["Encoder", "Meaning", "SentenceEncoder", "open_encoder"]
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 _BATCH = 64
 _LONGEST = 1000

@@ -21,7 +21,7 @@ from regularized.site.visitors import Visitor, VisitorOf
 
 __all__ = ["BadRequest", "FiltersOf", "NotFound", "PageNumber", "bibtex", "router"]
 
-router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+router: APIRouter = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
 PageNumber = Annotated[int, Query(alias="page", ge=1, le=10_000, description="Which page, from 1.")]
 QuestionText = Annotated[str, Query(alias="q", max_length=400, description="Your problem, in your words.")]

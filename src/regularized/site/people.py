@@ -32,7 +32,7 @@ from regularized.site.visitors import (
 
 __all__ = ["FREQUENCIES", "LONGEST_COMMENT", "router", "unsubscribe_link"]
 
-router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+router: APIRouter = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
 FREQUENCIES = ("daily", "weekly")
 LONGEST_COMMENT = 8000

@@ -23,7 +23,7 @@ from regularized.site.state import Site
 
 __all__ = ["Plots", "draw_all", "plots_of", "safe_svg"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 _TAGS = {"svg", "g", "defs", "path", "use", "text", "tspan", "clipPath", "rect", "line", "circle", "polyline"}

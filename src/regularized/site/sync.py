@@ -36,7 +36,7 @@ from regularized.site.models import (
 
 __all__ = ["Changes", "find_known", "index_paper", "sync_catalogue", "title_key"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 _LAYOUT = 1
 """Raised when what is written for an unchanged card changes, so that all rows are written again."""

@@ -34,12 +34,12 @@ from regularized.training.step import INDEX_NAME, Batch, Step, call_model
 
 try:
     import transformers
-except ModuleNotFoundError as error:
-    if error.name != "transformers":
+except ModuleNotFoundError as _error:
+    if _error.name != "transformers":
         raise
     raise ImportError(
         'regularized.training.huggingface needs transformers: pip install "regularized[huggingface]"'
-    ) from error
+    ) from _error
 
 __all__ = ["TermsTrainer"]
 

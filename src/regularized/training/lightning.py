@@ -32,12 +32,12 @@ try:
     import pytorch_lightning as pl
     from pytorch_lightning.core.optimizer import LightningOptimizer
     from pytorch_lightning.strategies import DDPStrategy, ParallelStrategy, SingleDeviceStrategy
-except ModuleNotFoundError as error:
-    if error.name != "pytorch_lightning":
+except ModuleNotFoundError as _error:
+    if _error.name != "pytorch_lightning":
         raise
     raise ImportError(
         'regularized.training.lightning needs pytorch_lightning: pip install "regularized[lightning]"'
-    ) from error
+    ) from _error
 
 __all__ = ["TermsModule"]
 

@@ -9,12 +9,12 @@ from regularized.fine_tuning.lfu.regularizer import LfU
 
 try:
     import transformers
-except ModuleNotFoundError as error:
-    if error.name != "transformers":
+except ModuleNotFoundError as _error:
+    if _error.name != "transformers":
         raise
     raise ImportError(
         'regularized.fine_tuning.lfu.huggingface needs transformers: pip install "regularized[huggingface]"'
-    ) from error
+    ) from _error
 
 __all__ = ["LfUCallback"]
 

@@ -213,4 +213,6 @@ class SAETraining:
         """Restore what :meth:`state_dict` gave."""
         self.sae.load_state_dict(state["sae"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch, self.steps, self.k_steps = state["epoch"], state["steps"], state["k_steps"]
+        self.epoch = state["epoch"]
+        self.steps = state["steps"]
+        self.k_steps = state["k_steps"]

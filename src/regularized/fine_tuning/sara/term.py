@@ -188,7 +188,8 @@ class SaRA(Term):
         self.lambda_rank = lambda_rank
         self.rank_of: Of = rank_of
         self.polar: Polar = polar
-        self.include, self.exclude = tuple(include), tuple(exclude)
+        self.include: tuple[str, ...] = tuple(include)
+        self.exclude: tuple[str, ...] = tuple(exclude)
         self.seed = seed
         self.steps: int = 0
         self.penalised: Tensor | None = None

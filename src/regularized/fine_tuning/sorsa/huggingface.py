@@ -12,12 +12,12 @@ from regularized.mechanisms.ranges import allowed
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-except ModuleNotFoundError as error:
-    if error.name != "transformers":
+except ModuleNotFoundError as _error:
+    if _error.name != "transformers":
         raise
     raise ImportError(
         'regularized.fine_tuning.sorsa.huggingface needs transformers: pip install "regularized[huggingface]"'
-    ) from error
+    ) from _error
 
 __all__ = ["SorsaCallback"]
 

@@ -17,8 +17,8 @@ from regularized.mechanisms.svd import SVD
 
 try:
     from peft import PeftModel
-except ModuleNotFoundError as error:
-    raise ImportError(f'SORSA on PEFT needs {error.name}: pip install "regularized[peft]"') from error
+except ModuleNotFoundError as _error:
+    raise ImportError(f'SORSA on PEFT needs {_error.name}: pip install "regularized[peft]"') from _error
 
 __all__ = ["SorsaConfig", "SorsaLayer", "inject", "load"]
 

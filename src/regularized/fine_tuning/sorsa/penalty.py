@@ -157,7 +157,10 @@ class OrthonormalPenalty:
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
         check_gamma(gamma, lr)
-        self.gamma, self.lr, self.eps, self.reduction = gamma, lr, eps, reduction
+        self.gamma = gamma
+        self.lr = lr
+        self.eps = eps
+        self.reduction = reduction
         self._layers: list[SingularFactors] = []
         self._given: list[Tensor] = []
         if isinstance(model, nn.Module):

@@ -52,9 +52,12 @@ class Sorsa(Term):
         as_schedule(gamma, name="gamma")
         if not callable(gamma):
             check_gamma(gamma, lr)
-        self.r, self.lr, self.gamma = r, lr, gamma
+        self.r = r
+        self.lr = lr
+        self.gamma = gamma
         self.target_modules: tuple[str, ...] | None = None if target_modules is None else tuple(target_modules)
-        self.alpha, self.dropout = alpha, dropout
+        self.alpha = alpha
+        self.dropout = dropout
         self._penalty: OrthonormalPenalty | None = None
         self._injected = False
 

@@ -37,8 +37,8 @@ from regularized.mechanisms.svd import SVD, thin_svd, weight_matrix
 
 try:
     from peft import PeftModel
-except ModuleNotFoundError as error:
-    raise ImportError(f'SVFit on PEFT needs {error.name}: pip install "regularized[peft]"') from error
+except ModuleNotFoundError as _error:
+    raise ImportError(f'SVFit on PEFT needs {_error.name}: pip install "regularized[peft]"') from _error
 
 __all__ = ["HostedSVFit", "SVFitConfig", "inject", "load"]
 

@@ -52,7 +52,8 @@ class _Dense(nn.Module):
     def __init__(self, width: int, features: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(features, width) * (2.0 / width) ** 0.5)
-        self.bias, self.shift = nn.Parameter(torch.zeros(features)), nn.Parameter(torch.zeros(width))
+        self.bias = nn.Parameter(torch.zeros(features))
+        self.shift = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(F.linear(x - self.shift, self.weight, self.bias).relu(), self.weight.T, self.shift)

@@ -165,7 +165,8 @@ class LowRank(nn.Module):
         super().__init__()
         if adapter == "pissa":
             left, values, right = thin_svd(weight, rank=r)
-            self.b, self.a = nn.Parameter(left * values.sqrt()), nn.Parameter(values.sqrt()[:, None] * right)
+            self.b: nn.Parameter = nn.Parameter(left * values.sqrt())
+            self.a: nn.Parameter = nn.Parameter(values.sqrt()[:, None] * right)
         else:
             bound = 1 / math.sqrt(weight.shape[1])  # PEFT's
             self.a = nn.Parameter((2 * torch.rand(r, weight.shape[1], generator=generator) - 1) * bound)

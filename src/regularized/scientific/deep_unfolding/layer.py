@@ -99,7 +99,9 @@ class Unfolded(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.gradient, self.prox, self.signal = gradient, prox, signal
+        self.gradient = gradient
+        self.prox = prox
+        self.signal = signal
         self.steps: nn.Parameter = nn.Parameter(torch.full((layers,), step, dtype=dtype))
         self.register_load_state_dict_post_hook(_check_steps)  # type: ignore[no-untyped-call]
 

@@ -40,7 +40,8 @@ class SparseObjective(nn.Module):
         super().__init__()
         check_problem(matrix, penalty)
         self.register_buffer("matrix", matrix.detach().clone())
-        self.penalty, self.norm = penalty, norm
+        self.penalty = penalty
+        self.norm = norm
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Signals (..., N) and measurements (..., M) to values (...,)."""

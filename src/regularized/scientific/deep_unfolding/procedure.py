@@ -41,7 +41,9 @@ class BernoulliGaussian:
 
     @allowed(density=between(0.0, 1.0, "(]"), noise=at_least(0.0))
     def __init__(self, matrix: Tensor, *, density: float = 0.1, noise: float = 0.01, seed: int = 0) -> None:
-        self.matrix, self.density, self.noise = matrix, density, noise
+        self.matrix = matrix
+        self.density = density
+        self.noise = noise
         self.generator: torch.Generator = torch.Generator(matrix.device).manual_seed(seed)
 
     def __call__(self, size: int) -> tuple[Tensor, Tensor]:
@@ -102,8 +104,12 @@ class IncrementalTraining:
             raise ValueError(f"loss must be 'supervised' or an objective called as loss(x, y), got {loss!r}")
         if isinstance(loss, SparseObjective):
             _warn_if_not_its_own(network, loss)
-        self.network, self.sampler, self.loss = network, sampler, loss
-        self.steps_per_layer, self.batch_size, self.freeze_prefix = steps_per_layer, batch_size, freeze_prefix
+        self.network = network
+        self.sampler = sampler
+        self.loss = loss
+        self.steps_per_layer = steps_per_layer
+        self.batch_size = batch_size
+        self.freeze_prefix = freeze_prefix
         self.optimizer: torch.optim.Adam = torch.optim.Adam(network.parameters(), lr=lr)
         self.generation: int = 0
 

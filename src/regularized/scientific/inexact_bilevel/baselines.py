@@ -96,8 +96,10 @@ class HOAG(BilevelDescent):
             lower_solver=lower_solver,
             deterministic=deterministic,
         )
-        self.schedule, self._first_eps = schedule, eps
-        self._k, self._tightened = 0, 1.0
+        self.schedule = schedule
+        self._first_eps = eps
+        self._k = 0
+        self._tightened = 1.0
         self._lipschitz = None if step is None else 1.0 / step  # L_lambda
         self._accepted: tuple[Tensor, Tensor, Tensor] | None = None  # theta, x and z of the last accepted point
         self._accepted_loss = math.inf
@@ -257,7 +259,11 @@ class FixedAccuracy(BilevelDescent):
             lower_solver=lower_solver,
             deterministic=deterministic,
         )
-        self.eps, self.step_size, self.eta, self.rho, self.growth = eps, step, eta, rho, growth
+        self.eps = eps
+        self.step_size: float = step
+        self.eta = eta
+        self.rho = rho
+        self.growth = growth
 
     def step(self) -> BilevelStep:
         """Hypergradient, and Armijo's rule along it."""

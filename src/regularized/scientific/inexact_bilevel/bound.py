@@ -161,7 +161,8 @@ class RigorousBound:
         needed += ["direct_lipschitz"] if problem.upper_takes_theta else []
         if missing := [name for name in needed if getattr(constants, name) is None]:
             raise ValueError(f'a rigorous bound needs the constants {missing}; give them, or use bound="heuristic"')
-        self._problem, self._constants = problem, constants
+        self._problem = problem
+        self._constants = constants
 
     def omega(self, at: Inexact, eps: float, delta: float) -> float:
         """A true bound, for true constants."""
@@ -210,7 +211,8 @@ class EstimatedBound:
     """
 
     def __init__(self, problem: BilevelProblem, constants: BilevelConstants) -> None:
-        self._problem, self._constants = problem, constants
+        self._problem = problem
+        self._constants = constants
         self._largest = {"cross_lipschitz": 0.0, "hessian_lipschitz": 0.0, "direct_lipschitz": 0.0}
         self._cross_direction: Tensor | None = None
         self._upper_direction: Tensor | None = None

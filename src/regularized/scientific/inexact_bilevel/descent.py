@@ -111,9 +111,13 @@ class BilevelDescent:
         if min(max_inner, max_cg) < 1:
             raise ValueError(f"max_inner and max_cg must be at least 1, got {max_inner} and {max_cg}")
         self.problem: BilevelProblem = BilevelProblem(lower, upper, x, theta)
-        self._mu, self._L = mu, L
-        self.max_inner, self.max_cg, self.lower_solver = max_inner, max_cg, lower_solver
-        self._theta, self._x = self.problem.theta_shape.flatten(theta), self.problem.x_shape.flatten(x)
+        self._mu = mu
+        self._L = L
+        self.max_inner = max_inner
+        self.max_cg = max_cg
+        self.lower_solver = lower_solver
+        self._theta = self.problem.theta_shape.flatten(theta)
+        self._x = self.problem.x_shape.flatten(x)
         self._q: Tensor | None = None
         self._budget: int | None = None
         if deterministic:

@@ -194,7 +194,8 @@ class _Curvature:
     """mu as a function of theta, from what is given, declared and measured."""
 
     def __init__(self, problem: StrengthProblem, given: float | None) -> None:
-        self._problem, self._given = problem, given
+        self._problem = problem
+        self._given = given
         self.kind: Curvature = "declared" if given is None else "given"
         self.smallest = math.nan
         self._at: Tensor | None = None
@@ -244,7 +245,8 @@ class _Learner:
     """MAID on a problem of strengths, with its constants."""
 
     def __init__(self, problem: StrengthProblem, tolerance: float, mu: float | None) -> None:
-        self._problem, self._curvature = problem, _Curvature(problem, mu)
+        self._problem = problem
+        self._curvature = _Curvature(problem, mu)
         theta = problem.theta()
         self._earlier = 0  # iterations that MAID does not count
         probe = BilevelProblem(problem.lower, problem.upper, problem.start, theta)
@@ -254,7 +256,8 @@ class _Learner:
             self._curvature.measure(probe, flat, theta)
             self._earlier += probe.inner_gradients + probe.products
         first = self._curvature.mu(theta)
-        self._solver, self._L = AdaptiveFista(), first
+        self._solver = AdaptiveFista()
+        self._L = first
         # A start at zero may be near enough to the solution to be left as it is, where a ridge has no derivative.
         distance = float(probe.inner_gradient(flat, theta).norm()) / first
         self._earlier += 1

@@ -47,7 +47,11 @@ class InnerToleranceNotReached(RuntimeError):
             f"the inner solver reached ||grad_x h|| = {norm:.3g} after {iterations} iterations, not the tolerance mu "
             f"eps = {tol:.3g}. {advice}"
         )
-        self.norm, self.tol, self.iterations, self.stagnated, self.x = norm, tol, iterations, stagnated, x
+        self.norm = norm
+        self.tol = tol
+        self.iterations = iterations
+        self.stagnated = stagnated
+        self.x = x
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +262,8 @@ class _Test:
         self._patience = 100 + int(L / mu)
         # It is seen sooner where a gradient is no more than the rounding of its own evaluation.
         self._rounding = 32.0 * torch.finfo(x.dtype).eps * L
-        self._best, self._since = math.inf, 0
+        self._best = math.inf
+        self._since = 0
 
     def passed(self, gradient: Tensor, new: Tensor, iteration: int) -> bool:
         if iteration % self._every and iteration != self._last and iteration != 1:

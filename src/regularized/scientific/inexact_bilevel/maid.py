@@ -172,11 +172,18 @@ class MAID(BilevelDescent):
             lower_solver=lower_solver,
             deterministic=deterministic,
         )
-        self.eta, self.rho, self.tau, self.nu, self.growth = eta, rho, tau, nu, growth
-        self.convex, self.tolerance = convex, tolerance
+        self.eta = eta
+        self.rho = rho
+        self.tau = tau
+        self.nu = nu
+        self.growth = growth
+        self.convex = convex
+        self.tolerance = tolerance
         make: Any = EstimatedBound if bound == "heuristic" else RigorousBound
         self._bound: ErrorBound = make(self.problem, constants or BilevelConstants())
-        self.eps, self.delta, self.step_size = eps, delta, step
+        self.eps: float = eps
+        self.delta: float = delta
+        self.step_size: float = step
         self._failures = 0  # line searches that failed since the last success
 
     def step(self) -> BilevelStep:

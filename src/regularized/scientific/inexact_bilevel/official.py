@@ -111,8 +111,14 @@ class OfficialMAID(BilevelDescent):
         )
         if self.problem.upper_takes_theta:
             raise ValueError("the official code knows upper(x) only; use MAID for upper(x, theta)")
-        self.Lg, self.eps, self.delta, self.step_size = Lg, eps, delta, step
-        self.eta, self.rho, self.tau, self.nu = eta, rho, tau, nu
+        self.Lg = Lg
+        self.eps: float = eps
+        self.delta: float = delta
+        self.step_size: float = step
+        self.eta = eta
+        self.rho = rho
+        self.tau = tau
+        self.nu = nu
         self._perturbations = perturbations
         self._cross_lipschitz = self._inverse_lipschitz = 0.0
         self._ll_calls = self._cg_calls = 0

@@ -89,7 +89,8 @@ class Linearised:
 
     def __init__(self, problem: "BilevelProblem", x: Tensor, theta: Tensor) -> None:
         self._problem = problem
-        self._x, self._theta = x.detach().requires_grad_(), theta.detach().requires_grad_()
+        self._x = x.detach().requires_grad_()
+        self._theta = theta.detach().requires_grad_()
         with torch.enable_grad():
             value = problem.lower_value(self._x, self._theta)
             self._graph = problem.differentiate(value, self._x, create_graph=True)
@@ -186,8 +187,10 @@ class BilevelProblem:
     """
 
     def __init__(self, lower: Lower, upper: Upper, x: Tree, theta: Tree) -> None:
-        self.x_shape, self.theta_shape = FlatTree(x, "x"), FlatTree(theta, "theta")
-        self._lower, self._upper = lower, upper
+        self.x_shape: FlatTree = FlatTree(x, "x")
+        self.theta_shape: FlatTree = FlatTree(theta, "theta")
+        self._lower = lower
+        self._upper = upper
         self.upper_takes_theta: bool = _takes_theta(upper)
         self._given_theta = [leaf for leaf in pytree.tree_leaves(theta) if leaf.requires_grad]
         self.inner_gradients: int = 0

@@ -73,7 +73,8 @@ class _Whole(nn.Module):
 
     def __init__(self, model: nn.Module, objective: Objective, taps: Iterable[str]) -> None:
         super().__init__()
-        self.model, self.objective = model, objective
+        self.model = model
+        self.objective = objective
         self.taps = tuple(taps)
 
     def forward(self, compute: Callable[[nn.Module, Mapping[str, Tensor] | None], Any]) -> Any:
@@ -119,7 +120,8 @@ class StrengthProblem:
     ) -> None:
         self._objective = objective
         self.names: tuple[str, ...] = _checked_names(objective, terms)
-        self.strengths, self._fixed = _weights(objective, self.names)
+        strengths, self._fixed = _weights(objective, self.names)
+        self.strengths: dict[str, float] = strengths
         self._frozen = not deterministic
         tensors = next(model.parameters(), None)
         self.device: torch.device = torch.device("cpu") if tensors is None else tensors.device

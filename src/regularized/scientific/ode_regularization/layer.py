@@ -34,7 +34,11 @@ class SolverLayer(nn.Module):
         self.span: tuple[float, ...] = tuple(check_times(span))
         if len(self.span) != 2:
             raise ValueError(f"span must hold the first and the last time, got {span}")
-        self.method, self.rtol, self.atol, self.norm, self.steps = method, rtol, atol, norm, steps
+        self.method = method
+        self.rtol = rtol
+        self.atol = atol
+        self.norm = norm
+        self.steps = steps
         self.max_steps = max_steps
         self._statistics: SolverStatistics | None = None
 
@@ -212,7 +216,8 @@ class NeuralSDE(SolverLayer):
         max_steps: int = 1000,
     ) -> None:
         super().__init__(span, method, rtol, atol, norm, steps, max_steps)
-        self.drift, self.diffusion = drift, diffusion
+        self.drift = drift
+        self.diffusion = diffusion
 
     def forward(self, u: Tensor) -> Tensor:
         """State at the end of the span; the noise comes from torch's global generator."""

@@ -69,7 +69,8 @@ class LocalNeuralODE(NeuralODE):
             raise ValueError(f"the error of a random step needs adaptive steps; leave steps=None, got {self.steps}")
         if detach and sampling == "biased":
             raise ValueError('detach=True needs sampling="unbiased": a biased step is a part of the solve itself')
-        self.sampling, self.detach = sampling, detach
+        self.sampling = sampling
+        self.detach = detach
 
     def forward(self, u: Tensor) -> Tensor:
         """State at the end of the span, from the state (B, ...) at its start."""
@@ -147,7 +148,8 @@ class RandomEndTime(nn.Module):
         start, end = layer.span
         if not 0.0 < spread < abs(end - start):
             raise ValueError(f"spread must lie between 0 and the span's length {abs(end - start):g}, got {spread}")
-        self.layer, self.spread = layer, spread
+        self.layer = layer
+        self.spread = spread
 
     @property
     def statistics(self) -> SolverStatistics:

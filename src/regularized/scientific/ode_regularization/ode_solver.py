@@ -95,8 +95,10 @@ class _Pair:
         recompute: bool,
         statistics: SolverStatistics,
     ) -> None:
-        self.f, self.pair = f, pair
-        self.rtol, self.norm = rtol, norm
+        self.f = f
+        self.pair = pair
+        self.rtol = rtol
+        self.norm = norm
         self.atol = torch.full((), atol, dtype=u.dtype, device=u.device)
         self.recompute = recompute
         self.statistics = statistics

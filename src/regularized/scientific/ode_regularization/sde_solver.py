@@ -166,8 +166,11 @@ class _Method:
         norm: Norm,
         statistics: SolverStatistics,
     ) -> None:
-        self.drift, self.diffusion, self.table = drift, diffusion, table
-        self.rtol, self.norm = rtol, norm
+        self.drift = drift
+        self.diffusion = diffusion
+        self.table = table
+        self.rtol = rtol
+        self.norm = norm
         self.atol = torch.full((), atol, dtype=u.dtype, device=u.device)
         self.statistics = statistics
 

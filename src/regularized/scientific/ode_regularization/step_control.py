@@ -57,8 +57,11 @@ class StepController:
     """
 
     def __init__(self, order: float, *, largest: float = 10.0, smallest: float = 0.2, safety: float = 0.9) -> None:
-        self._proportional, self._integral = 0.7 / order, 0.4 / order
-        self._largest, self._smallest, self._safety = largest, smallest, safety
+        self._proportional = 0.7 / order
+        self._integral = 0.4 / order
+        self._largest = largest
+        self._smallest = smallest
+        self._safety = safety
         self._previous = 1e-4
 
     def accepted(self, h: float, error: float) -> float:
@@ -92,7 +95,9 @@ class IntegralController:
 
     def __init__(self, order: float, *, largest: float = 10.0, smallest: float = 0.2, safety: float = 0.9) -> None:
         self._power = 1.0 / order
-        self._largest, self._smallest, self._safety = largest, smallest, safety
+        self._largest = largest
+        self._smallest = smallest
+        self._safety = safety
 
     def accepted(self, h: float, error: float) -> float:
         """Next step size after a step of error <= 1."""

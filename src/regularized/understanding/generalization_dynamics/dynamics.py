@@ -176,7 +176,10 @@ class LinearDynamics:
         weight_decay: float = 0.0,
         spectrum: Spectrum | None = None,
     ) -> None:
-        self.alpha, self.signal, self.noise, self.start = alpha, signal, noise, start
+        self.alpha = alpha
+        self.signal = signal
+        self.noise = noise
+        self.start = start
         self.weight_decay = weight_decay
         self._given = spectrum
 

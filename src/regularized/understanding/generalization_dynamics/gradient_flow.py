@@ -61,7 +61,9 @@ class GradientFlow:
             w = initial.detach().double().reshape(shape)
         if not all(bool(tensor.isfinite().all()) for tensor in (x, y, w)):
             raise ValueError("features, targets and initial weights must be finite")
-        self.features, self.targets, self.initial = x, y, w
+        self.features = x
+        self.targets = y
+        self.initial = w
         self.weight_decay = weight_decay
         left, singular, self._modes = torch.linalg.svd(x, full_matrices=False)
         self.eigenvalues: Tensor = singular.square()

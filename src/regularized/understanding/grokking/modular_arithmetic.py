@@ -111,9 +111,13 @@ class ModularArithmetic:
         self.num_train: int = int(frac * len(table))
         if self.num_train < 1:
             raise ValueError(f"frac = {frac} of {len(table)} pairs leaves none for training; at least 1/{len(table)}")
-        self.p, self.op, self.frac, self.noise = p, op, frac, noise
+        self.p = p
+        self.op = op
+        self.frac = frac
+        self.noise = noise
         self.order: Tensor = torch.tensor(order)
-        self.pairs, self.clean = table[self.order], results[self.order]
+        self.pairs: Tensor = table[self.order]
+        self.clean: Tensor = results[self.order]
         replaced = int(noise * self.num_train)
         draws = torch.Generator().manual_seed(label_seed)
         self.labels: Tensor = torch.cat([torch.randint(0, p, (replaced,), generator=draws), self.clean[replaced:]])
@@ -314,10 +318,15 @@ class ModularTransformer(nn.Module):
         if width < 1 or heads < 1 or width % heads:
             raise ValueError(f"width must be a multiple of heads, got width={width}, heads={heads}")
         neurons = 4 * width if neurons is None else neurons
-        self.p, self.width, self.heads = p, width, heads
+        self.p = p
+        self.width = width
+        self.heads = heads
         self.tokens: nn.Embedding = nn.Embedding(p, width)
         self.places: nn.Embedding = nn.Embedding(2, width)
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.query: nn.Linear = nn.Linear(width, width, bias=False)
+        self.key: nn.Linear = nn.Linear(width, width, bias=False)
+        self.value: nn.Linear = nn.Linear(width, width, bias=False)
+        self.out: nn.Linear = nn.Linear(width, width, bias=False)
         self.fc: nn.Linear = nn.Linear(width, neurons, bias=False)
         self.proj: nn.Linear = nn.Linear(neurons, width, bias=False)
         self.head: nn.Linear = nn.Linear(width, p, bias=False)

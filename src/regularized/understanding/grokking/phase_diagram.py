@@ -97,7 +97,8 @@ class _Runs(nn.Module):
         self.gain = self.shift = None
         if batch_norm:
             width = self.first.shape[2]
-            self.gain, self.shift = nn.Parameter(torch.ones(runs, 1, width)), nn.Parameter(torch.zeros(runs, 1, width))
+            self.gain = nn.Parameter(torch.ones(runs, 1, width))
+            self.shift = nn.Parameter(torch.zeros(runs, 1, width))
             self.register_buffer("mean", torch.zeros(runs, 1, width))
             self.register_buffer("variance", torch.ones(runs, 1, width))
 

@@ -51,7 +51,8 @@ class CompositionOperators(nn.Module):
         super().__init__()
         if not modifiers or len(set(modifiers)) != len(modifiers):
             raise ValueError(f"modifiers must be one or more different tokens, got {list(modifiers)}")
-        self.dim, self.modifiers = dim, tuple(modifiers)
+        self.dim = dim
+        self.modifiers: tuple[int, ...] = tuple(modifiers)
         self.ops: nn.ModuleDict = nn.ModuleDict(
             {
                 str(modifier): nn.Sequential(nn.Linear(2 * dim, hidden), nn.ReLU(), nn.Linear(hidden, dim))

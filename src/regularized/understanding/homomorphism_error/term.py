@@ -73,7 +73,7 @@ class Compositionality(Term):
         # On the device with the rest, so that no step copies them there; part of no state.
         self.register_buffer("words", torch.tensor(list(words)), persistent=False)
         self.register_buffer("modifiers", torch.tensor(list(modifiers)), persistent=False)
-        self.taps = tuple(layers)
+        self.taps: tuple[str, ...] = tuple(layers)
 
     def count(self, batch: Batch) -> int | Tensor:
         """Number of pairs in the batch."""
