@@ -397,4 +397,6 @@ def test_saved_outcomes(tmp_path, monkeypatch):
     path.write_text("{}")
     with pytest.raises(ValueError, match="contract SLUG --save"):
         contract_suite.load(path)
+    with pytest.raises(ValueError, match="contract SLUG --save"):
+        contract_suite.load(home)  # a folder where the file should be
     assert contract_suite.load(tmp_path / "nothing.json") is None

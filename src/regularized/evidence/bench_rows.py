@@ -4,11 +4,12 @@ Public names: :class:`BenchRow`, :func:`departures`, :func:`save`, :func:`load`.
 :mod:`regularized.evidence.bench`.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from regularized.evidence.kept import keep, read_kept
 
 __all__ = ["BenchRow", "departures", "load", "save"]
 
@@ -96,24 +97,13 @@ def save(rows: Sequence[BenchRow], module_name: str, path: Path | None = None) -
         The file.
     """
     from datetime import UTC, datetime
-    from importlib.util import find_spec
 
-    from regularized.evidence.provenance import code_key, environment
-
-    if path is None:
-        spec = find_spec(module_name)
-        if spec is None or spec.origin is None:
-            raise ModuleNotFoundError(f"there is no module {module_name!r}", name=module_name)
-        path = Path(spec.origin).with_name("bench.json")
     content = {
         "format": 2,
         "measured": datetime.now(UTC).date().isoformat(),
-        "code_key": code_key(module_name),
-        "environment": environment(module_name),
         "rows": [row.to_dict() for row in rows],
     }
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return path
+    return keep(content, module_name, "bench.json", path=path)
 
 
 def load(path: Path) -> dict[str, Any] | None:
@@ -122,13 +112,9 @@ def load(path: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: the file is damaged; the message says how to make it again.
     """
-    if not path.is_file():
-        return None
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        content["rows"] = [
-            BenchRow(**{**row, "ratio_interval": tuple(row["ratio_interval"])}) for row in content["rows"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: damaged ({error}); write it again with `regularized bench SLUG --save`") from error
-    return content
+    return read_kept(
+        path,
+        "rows",
+        lambda row: BenchRow(**{**row, "ratio_interval": tuple(row["ratio_interval"])}),
+        command="regularized bench SLUG --save",
+    )

@@ -1,6 +1,5 @@
 """The whole contract: which checks a subject has, what came of each, and the file that remembers it."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from regularized.evidence.contract.diagnostics import DIAGNOSTIC_CHECKS
 from regularized.evidence.contract.procedures import PROCEDURE_CHECKS
 from regularized.evidence.contract.subjects import AnySubject, NotApplicable, ProcedureSubject, Subject
 from regularized.evidence.contract.terms import CHECKS
+from regularized.evidence.kept import keep, read_kept
 
 __all__ = ["Outcome", "Status", "all_checks", "checks_of", "load", "run", "save"]
 
@@ -117,25 +117,15 @@ def save(outcomes: Sequence[Outcome], module_name: str) -> Path:
         ValueError: a check failed.
     """
     from datetime import UTC, datetime
-    from importlib.util import find_spec
-
-    from regularized.evidence.provenance import code_key, environment
 
     if failed := [f"{outcome.subject}: {outcome.check}" for outcome in outcomes if outcome.status == "failed"]:
         raise ValueError(f"not saved, since checks fail: {', '.join(failed)}")
-    spec = find_spec(module_name)
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"there is no module {module_name!r}", name=module_name)
-    path = Path(spec.origin).with_name("contract.json")
     content = {
         "format": 1,
         "made": datetime.now(UTC).date().isoformat(),
-        "code_key": code_key(module_name),
-        "environment": environment(module_name),
         "outcomes": [outcome.to_dict() for outcome in outcomes],
     }
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
+    return keep(content, module_name, "contract.json")
 
 
 def load(path: Path) -> dict[str, Any] | None:
@@ -144,13 +134,4 @@ def load(path: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: the file is damaged; the message says how to make it again.
     """
-    if not path.exists():
-        return None
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        content["outcomes"] = [Outcome(**outcome) for outcome in content["outcomes"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: damaged ({error}); write it again with `regularized contract SLUG --save`"
-        ) from error
-    return content
+    return read_kept(path, "outcomes", lambda outcome: Outcome(**outcome), command="regularized contract SLUG --save")
