@@ -256,11 +256,15 @@ def _bench(entry: Entry, up: str) -> str:
         for row in saved["rows"]
     ]
     heads = ["size", "plain step, ms", "with it, ms", "ratio (from, to)", "floor", "peak memory"]
+    if any(row.size_bytes for row in saved["rows"]):
+        heads.append("bytes kept")
+        for cells, row in zip(rows, saved["rows"], strict=True):
+            cells.append("–" if row.size_ratio is None else f"{row.size_ratio:.2f}")
     environment = saved["environment"]
     processes = min(row.processes for row in saved["rows"])
     interval = f"lowest and highest of {processes} fresh processes" if processes > 1 else "95 % interval in one process"
     return (
-        _table(heads, rows, frozenset(range(1, 6)))
+        _table(heads, rows, frozenset(range(1, len(heads))))
         + f"\n\n*Made by `regularized bench {entry.slug} --save` on {saved['measured']}: steps interleaved, "
         f"{interval}, one thread, {environment['cpu']}, torch {environment['torch']}; memory as ratio of the peaks of "
         "fresh processes.*"
@@ -363,6 +367,7 @@ def _compare(family: str, up: str) -> str:
         cost = [
             f"{row.ratio:.2f} x step"
             + ("" if row.peak_memory_ratio is None else f", {row.peak_memory_ratio:.2f} x memory")
+            + ("" if row.size_ratio is None else f", {row.size_ratio:.2f} x bytes kept")
             + f": {row.size}"
             + (f" ({row.note})" if row.note else "")
             for row in (saved["rows"] if saved else ())

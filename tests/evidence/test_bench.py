@@ -129,9 +129,27 @@ def test_peak_memory_is_of_fresh_processes(tmp_path, monkeypatch):
     assert 2.5 < row.peak_memory_ratio < 5.0
 
 
+def test_what_is_kept_is_counted_in_bytes(tmp_path, monkeypatch):
+    """Fails when the two sizes are swapped, or a row without them gets some."""
+    (tmp_path / "small_bench.py").write_text(
+        "import time\n"
+        "from regularized.evidence.bench import Workload\n"
+        "def build():\n"
+        "    return (lambda: time.sleep(0.001)), (lambda: time.sleep(0.001))\n"
+        "def workloads():\n"
+        "    return [Workload('small', build, kept=lambda: (400, 100)), Workload('plain', build)]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    small, plain = bench("slug", "small_bench", seconds=0.02, memory=False)
+    assert small.size_bytes == (400.0, 100.0)
+    assert small.size_ratio == small.to_dict()["size_ratio"] == 0.25
+    assert (plain.size_bytes, plain.size_ratio) == (None, None)
+
+
 def test_save_and_load(tmp_path):
     """Fails when a row does not survive, or a damaged file passes."""
-    row = BenchRow("slug", "size", 1.0, 2.0, 2.0, (1.9, 2.1), 1.0, None, 10)
+    row = BenchRow("slug", "size", 1.0, 2.0, 2.0, (1.9, 2.1), 1.0, None, 10, size_bytes=(8.0, 2.0))
     path = save([row], "regularized.evidence.bench", tmp_path / "bench.json")
     content = load(path)
     assert content is not None

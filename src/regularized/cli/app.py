@@ -428,11 +428,32 @@ def bench(
     if as_json:
         emit_json([row.to_dict() for row in rows])
     else:
-        columns = ["slug", "size", "plain ms>", "method ms>", "ratio>", "low>", "high>", "floor>", "peak memory ratio>"]
+        columns = [
+            "slug",
+            "size",
+            "plain ms>",
+            "method ms>",
+            "ratio>",
+            "low>",
+            "high>",
+            "floor>",
+            "peak memory ratio>",
+            "size ratio>",
+        ]
         emit_table(
             columns,
             [
-                [r.slug, r.size, r.plain_ms, r.method_ms, r.ratio, *r.ratio_interval, r.floor, r.peak_memory_ratio]
+                [
+                    r.slug,
+                    r.size,
+                    r.plain_ms,
+                    r.method_ms,
+                    r.ratio,
+                    *r.ratio_interval,
+                    r.floor,
+                    r.peak_memory_ratio,
+                    r.size_ratio,
+                ]
                 for r in rows
             ],
         )

@@ -37,12 +37,16 @@ class Workload:
             step (forward, backward, optimizer) of equal models on equal batches.
         note: what to know when reading the row.
         floor: floor for this size where it differs from the card's.
+        kept: returns the bytes of what is kept of the plain and of the method's model, of files that were written or of
+            tensors that were counted; default None, for a technique that makes nothing smaller. Called in a process of
+            its own.
     """
 
     size: str
     build: Callable[[], tuple[StepFunction, StepFunction]]
     note: str = ""
     floor: float | None = None
+    kept: Callable[[], tuple[float, float]] | None = None
 
 
 class BenchModule(Protocol):
@@ -98,6 +102,8 @@ def bench(
         ]
         ratios = [method / plain for plain, method in times]
         medians = [float(np.median(of_one)) for of_one in ratios]
+        peaks = _peaks(module_name, number, seed) if memory else None
+        kept = _in_fresh_process(_measure_kept, module_name, number, seed) if workload.kept else None
         row = BenchRow(
             slug=slug,
             size=workload.size,
@@ -106,10 +112,12 @@ def bench(
             ratio=float(np.median(medians)),
             ratio_interval=(min(medians), max(medians)) if processes > 1 else _median_interval(ratios[0], seed),
             floor=workload.floor if workload.floor is not None else floor,
-            peak_memory_ratio=_memory_ratio(module_name, number, seed) if memory else None,
+            peak_memory_ratio=peaks[1] / peaks[0] if peaks else None,
             pairs=sum(map(len, ratios)),
             processes=processes,
             note=workload.note,
+            peak_bytes=peaks,
+            size_bytes=kept,
         )
         rows.append(row)
         if on_row is not None:
@@ -164,10 +172,9 @@ def _median_interval(values: Any, seed: int, resamples: int = 2000) -> tuple[flo
     return float(low), float(high)
 
 
-def _memory_ratio(module_name: str, number: int, seed: int) -> float:
+def _peaks(module_name: str, number: int, seed: int) -> tuple[float, float]:
     plain, method = (_in_fresh_process(_measure_peak, module_name, number, which, seed) for which in (0, 1))
-    ratio: float = method / plain
-    return ratio
+    return plain, method
 
 
 def _measure_peak(module_name: str, number: int, which: int, seed: int) -> float:
@@ -181,6 +188,15 @@ def _measure_peak(module_name: str, number: int, which: int, seed: int) -> float
     for _ in range(4):
         step()
     return max(_peak_bytes() - base, 1.0)
+
+
+def _measure_kept(module_name: str, number: int, seed: int) -> tuple[float, float]:
+    from importlib import import_module
+
+    torch.manual_seed(seed)
+    kept = import_module(module_name).workloads()[number].kept
+    plain, method = kept()
+    return float(plain), float(method)
 
 
 def _in_fresh_process(measure: Callable[..., Any], module_name: str, number: int, *arguments: Any) -> Any:

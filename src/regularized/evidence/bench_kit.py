@@ -10,7 +10,17 @@ from torch.nn import functional as F
 from regularized.evidence.bench import StepFunction
 from regularized.evidence.models import mlp, resnet18, seeded
 
-__all__ = ["batch", "classifier_step", "device", "image_net", "perceptron", "placed", "stepper", "trained"]
+__all__ = [
+    "batch",
+    "classifier_step",
+    "device",
+    "image_net",
+    "on_first_call",
+    "perceptron",
+    "placed",
+    "stepper",
+    "trained",
+]
 
 Optimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -71,6 +81,30 @@ def stepper(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> Ste
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()
+
+    return step
+
+
+def on_first_call(build: Callable[[], StepFunction]) -> StepFunction:
+    """A step that is built when it is first taken, so that measuring the memory of one does not hold the other's model.
+
+    Args:
+        build: makes model, optimizer and step.
+
+    Examples:
+        >>> step = on_first_call(lambda: print("built") or (lambda: print("step")))
+        >>> step(), step()
+        built
+        step
+        step
+        (None, None)
+    """
+    built: list[StepFunction] = []
+
+    def step() -> None:
+        if not built:
+            built.append(build())
+        built[0]()
 
     return step
 

@@ -33,6 +33,8 @@ class BenchRow:
         pairs: number of timed pairs.
         note: what to know when reading the row.
         processes: how many fresh processes measured it.
+        peak_bytes: the two peaks, plain and method, where they were measured.
+        size_bytes: bytes of what is kept of the plain and of the method's model, where a workload says so.
     """
 
     slug: str
@@ -46,6 +48,13 @@ class BenchRow:
     pairs: int
     note: str = ""
     processes: int = 1
+    peak_bytes: tuple[float, float] | None = None
+    size_bytes: tuple[float, float] | None = None
+
+    @property
+    def size_ratio(self) -> float | None:
+        """What is kept of the method's model over what is kept of the plain one, in bytes."""
+        return None if self.size_bytes is None else self.size_bytes[1] / self.size_bytes[0]
 
     def has_left(self, saved: "BenchRow") -> bool:
         """Whether this figure lies outside of what the processes of a saved row gave, by more than they differ.
@@ -63,7 +72,15 @@ class BenchRow:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary for JSON."""
-        return {**asdict(self), "ratio_interval": list(self.ratio_interval)}
+        fields = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {**fields, "size_ratio": self.size_ratio}
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> "BenchRow":
+        """What :meth:`to_dict` wrote."""
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+        fields.pop("size_ratio", None)  # follows from the bytes
+        return cls(**fields)
 
 
 def departures(rows: Iterable[BenchRow], saved: Mapping[str, Any] | None) -> Iterator[str]:
@@ -112,9 +129,4 @@ def load(path: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: the file is damaged; the message says how to make it again.
     """
-    return read_kept(
-        path,
-        "rows",
-        lambda row: BenchRow(**{**row, "ratio_interval": tuple(row["ratio_interval"])}),
-        command="regularized bench SLUG --save",
-    )
+    return read_kept(path, "rows", BenchRow.from_dict, command="regularized bench SLUG --save")

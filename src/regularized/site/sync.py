@@ -301,7 +301,7 @@ def _cost(entry: Entry) -> dict[str, Any] | None:
         return None
     if saved is None:
         return None
-    names = ("size", "ratio", "ratio_interval", "floor", "peak_memory_ratio", "note")
+    names = ("size", "ratio", "ratio_interval", "floor", "peak_memory_ratio", "size_ratio", "note")
     rows = [{name: row.to_dict()[name] for name in names} for row in saved["rows"]]
     return {"measured": saved["measured"], "cpu": saved["environment"].get("cpu", ""), "rows": rows}
 
