@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regularized.evidence.datasets.samples import display_name, sampling
+from regularized.evidence.datasets.samples import display_name, resplit
 from regularized.evidence.experiment import About
 from regularized.mechanisms.calibration import expected_calibration_error
 from regularized.mechanisms.two_networks import mean_logits
@@ -233,8 +233,8 @@ def about_images(data: str, *, train: int, test: int, model: str, build: Callabl
     """
     with torch.device("meta"):
         weights = sum(p.numel() for p in build().parameters())
-    resplit = 0.0 if sampling(data) == "fresh" else test / train
-    return About(f"{train:,} {display_name(data)}", train, f"{model}, {_short(weights)} weights", weights, resplit)
+    words = f"{train:,} {display_name(data)}", f"{model}, {_short(weights)} weights"
+    return About(words[0], train, words[1], weights, resplit(data, train=train, test=test))
 
 
 def _short(count: int) -> str:

@@ -13,7 +13,14 @@ from regularized.evidence.datasets.folder import data_folder
 from regularized.evidence.datasets.idx import fashion_mnist, mnist
 from regularized.evidence.datasets.images import Split, cifar, digits, kodak, photographs
 from regularized.evidence.datasets.noise import flip_labels
-from regularized.evidence.datasets.samples import Sample, disjoint_rows, draw, eight_by_eight, with_wrong_labels
+from regularized.evidence.datasets.samples import (
+    Sample,
+    disjoint_rows,
+    draw,
+    eight_by_eight,
+    eight_by_eight_split,
+    with_wrong_labels,
+)
 
 __all__ = [
     "Sample",
@@ -24,6 +31,7 @@ __all__ = [
     "disjoint_rows",
     "draw",
     "eight_by_eight",
+    "eight_by_eight_split",
     "fashion_mnist",
     "flip_labels",
     "kodak",

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from regularized.evidence.datasets.idx import FASHION_MNIST, MNIST, labelled_images
-from regularized.evidence.datasets.images import cifar
+from regularized.evidence.datasets.images import Split, cifar
 from regularized.evidence.datasets.noise import flip_labels
 from regularized.evidence.experiment import data_fingerprint
 
@@ -35,6 +35,9 @@ __all__ = [
     "display_name",
     "draw",
     "eight_by_eight",
+    "eight_by_eight_name",
+    "eight_by_eight_split",
+    "resplit",
     "sampling",
     "with_wrong_labels",
 ]
@@ -84,6 +87,21 @@ def sampling(name: str) -> Literal["fresh", "resplit"]:
     """
     display_name(name)
     return "fresh" if name in _IDX else "resplit"
+
+
+def resplit(name: str, *, train: int, test: int) -> float:
+    """What :class:`~regularized.evidence.experiment.About` wants to know: test over training size, 0 for ``"fresh"``.
+
+    Args:
+        name: of the set.
+        train: number of training images.
+        test: number of test images.
+
+    Examples:
+        >>> resplit("fashion_mnist", train=1000, test=500), resplit("digits", train=1000, test=500)
+        (0.0, 0.5)
+    """
+    return 0.0 if sampling(name) == "fresh" else test / train
 
 
 def display_name(name: str) -> str:
@@ -170,6 +188,37 @@ def eight_by_eight(name: str, seed: int, count: int) -> tuple[Tensor, Tensor]:
     pixels, labels = _digits()
     (rows,) = _dealt(name, _shuffled(len(labels), seed), (count,))
     return pixels[rows].flatten(1).double() / 16.0, labels[rows]
+
+
+def eight_by_eight_split(name: str, seed: int, *, train: int, test: int, scale: float = 0.3) -> Split:
+    """A seed's 8 x 8 images in two parts; inputs (pixel - its training mean) / scale, (N, 64) float32.
+
+    Args:
+        name: as in :func:`eight_by_eight`.
+        seed: of the experiment.
+        train: number of training images.
+        test: number of others.
+        scale: divisor after centring; default 0.3, about the standard deviation of a pixel in the centre.
+
+    Examples:
+        >>> split = eight_by_eight_split("digits", 0, train=1000, test=500)
+        >>> split.train_x.shape, split.test_y.shape, split.train_x.mean().abs().item() < 1e-6
+        (torch.Size([1000, 64]), torch.Size([500]), True)
+    """
+    pixels, labels = eight_by_eight(name, seed, train + test)
+    x = ((pixels - pixels[:train].mean(dim=0)) / scale).float()
+    return Split(x[:train], labels[:train], x[train:], labels[train:])
+
+
+def eight_by_eight_name(name: str) -> str:
+    """What people call the images of :func:`eight_by_eight`.
+
+    Examples:
+        >>> eight_by_eight_name("fashion_mnist"), eight_by_eight_name("digits")
+        ('Fashion-MNIST images of 8x8 pixels', 'digits of 8x8 pixels')
+    """
+    own = display_name(name)
+    return own if name == "digits" else f"{own} of 8x8 pixels"
 
 
 def with_wrong_labels(sample: Sample, share: float, *, seed: int, num_classes: int = 10) -> tuple[Sample, Tensor]:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regularized.evidence.datasets import data_folder, eight_by_eight
-from regularized.evidence.datasets.samples import display_name, sampling
+from regularized.evidence.datasets.samples import display_name, resplit
 from regularized.evidence.experiment import About, Measurements, Seeds, Tuning, Unavailable, data_fingerprint
 from regularized.evidence.models import mlp, seeded
 from regularized.fine_tuning.glad.classifier import FewShotClassifier
@@ -129,9 +129,9 @@ def about(s: Mapping[str, Any]) -> About:
     shots = 5 * s["shots"]
     if s["model"] == "CLIP ViT-B/16":
         return About(f"{shots} EuroSAT images", shots, "CLIP ViT-B/16, 150M weights", 150_000_000, 8100 / shots)
-    resplit = 0.0 if sampling(s["images"]) == "fresh" else 577 / 920
+    again = resplit(s["images"], train=920, test=577)
     data = f"{shots} {display_name(s['images'])}, 8x8"
-    return About(data, shots, "two MLPs pretrained on 900, 58k weights", 58_048, resplit)
+    return About(data, shots, "two MLPs pretrained on 900, 58k weights", 58_048, again)
 
 
 def run(settings: Mapping[str, Any], seed: int) -> Measurements:
