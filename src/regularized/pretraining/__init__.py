@@ -1,0 +1,1 @@
+"""I pretrain, and memory or data run out: techniques for pretraining of large models."""
