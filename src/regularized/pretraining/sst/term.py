@@ -15,6 +15,7 @@ vectors, and the learning rate warms up. At the end of a round the weight is dec
 
 import math
 import warnings
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -42,9 +43,9 @@ class SST(Term):
     """Pretrain with optimizer state for a few singular directions of each weight, and reach full rank all the same.
 
     In a loop of your own give the model, build *any* optimizer of torch but LBFGS on ``model.parameters()`` afterwards,
-    and :meth:`bind` it; nothing else in the loop changes. As a term of
-    :class:`~regularized.training.trainer.Trainer` or :class:`~regularized.training.huggingface.TermsTrainer` leave the
-    model out. :meth:`merge` leaves plain layers behind.
+    and :meth:`bind` it; nothing else in the loop changes. One that is not bound is found at its first step. As a term
+    of :class:`~regularized.training.trainer.Trainer` or :class:`~regularized.training.huggingface.TermsTrainer` leave
+    the model out. :meth:`merge` leaves plain layers behind.
 
     Each chosen ``nn.Linear`` becomes a :class:`~regularized.pretraining.sst.layer.SpectralLinear` that computes the
     same. The linear part of a hyperbolic :class:`~regularized.pretraining.sst.lorentz.LorentzLinear` is an
@@ -65,9 +66,9 @@ class SST(Term):
         sampling: how directions are drawn; default ``"mixed"``, see
             :func:`~regularized.pretraining.sst.sampling.draw_directions`.
         gradient: of the vectors; default ``"enhanced"`` (paper, section 4.2), or ``"default"``.
-        target_modules: layers by name or last part of the name, such as ``["q_proj", "v_proj"]``; default every
-            ``nn.Linear`` (paper).
-        exclude: layers to leave out, likewise, such as ``["lm_head"]``; default none.
+        target_modules: layers, or modules with all layers below them, by name or by its last part, such as
+            ``["attn", "up_proj"]``; default every ``nn.Linear`` (paper).
+        exclude: what to leave out, likewise, such as ``["lm_head"]``; default nothing.
         seed: of the draws; default 0.
 
     Attributes:
@@ -141,20 +142,18 @@ class SST(Term):
         self.layers: Mapping[str, SpectralLinear] = {}
         self._rates: list[tuple[dict[str, Any], Any]] = []  # groups whose rate is lowered for this step, with the rate
         self._handles: list[RemovableHandle] = []
-        self._looking: RemovableHandle | None = None  # for the optimizer of a loop
+        self._looking: RemovableHandle | None = None  # for an optimizer that nobody has bound
+        self._replaced: list[weakref.ref[Tensor]] = []  # weights that an optimizer of before may hold
         if model is not None:
-            self._convert(model)
+            self.attach(model)
 
     # -- surgery -----------------------------------------------------------------------------------
 
     def attach(self, model: nn.Module) -> None:
-        """Convert the layers, in a loop that owns the optimizer, which is recognised at its first step.
-
-        A model that is attached already is left as it is.
-        """
+        """Convert the layers, before the optimizer is built. A model that is attached already is left as it is."""
         if not self.layers:
             self._convert(model)
-        if not self._handles and self._looking is None:
+        if self.layers and not self._handles and self._looking is None:
             self._looking = bind_at_first_step(self)
 
     def _convert(self, model: nn.Module) -> None:
@@ -164,6 +163,7 @@ class SST(Term):
                 "DistributedDataParallel(model) then"
             )
         chosen = self._chosen(model)
+        self._replaced = [weakref.ref(linear.weight) for linear in chosen.values()]
         layers: dict[str, SpectralLinear] = {}
         for number, (name, linear) in enumerate(chosen.items()):
             first = torch.arange(self.rank)  # of a decomposition that does not exist yet
@@ -187,11 +187,10 @@ class SST(Term):
 
     def _chosen(self, model: nn.Module) -> dict[str, nn.Linear]:
         """The layers, all of them looked at before any is changed."""
-        chosen = match_modules(model, self.target_modules)
-        left_out = match_modules(model, self.exclude, option="exclude") if self.exclude else {}
+        left_out = set(_linears(model, self.exclude, option="exclude"))
         found: dict[str, nn.Linear] = {}
         tied = tied_parameters(model)
-        for name, layer in chosen.items():
+        for name, layer in _linears(model, self.target_modules, option="target_modules").items():
             if name in left_out:
                 continue
             if parametrize.is_parametrized(layer):
@@ -210,6 +209,11 @@ class SST(Term):
                 )
             if not weight.requires_grad:
                 raise ValueError(f"layer {name!r} is frozen, and SST would train it; exclude={[name]}")
+            if hasattr(weight, "placements"):
+                raise ValueError(
+                    f"the weight of layer {name!r} is sharded (DTensor, FSDP2), and a shard has no singular vectors of the "
+                    "whole; use DDP, which exchanges the active vectors alone"
+                )
             if weight.is_meta:
                 raise ValueError(f"layer {name!r} has no values yet (meta device); initialise the model first")
             if not weight.is_floating_point() or weight.element_size() < 2:
@@ -311,8 +315,9 @@ class SST(Term):
         return optimizer
 
     def awaited(self) -> list[nn.Parameter]:
-        """What the optimizer of a loop is known by, as long as it is not bound."""
-        return [] if self._handles else self.vectors()
+        """What the optimizer is known by as long as none is bound: the vectors, or the weights that they replace."""
+        replaced = [weight for weight in (reference() for reference in self._replaced) if weight is not None]
+        return [] if self._handles else [*self.vectors(), *replaced]
 
     def before_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Lower the rates while an iteration warms up; a bound optimizer calls it by itself."""
@@ -418,3 +423,18 @@ class SST(Term):
             f"rank={self.rank}, steps_per_iteration={self.steps_per_iteration}, layers={len(self.layers)}, "
             f"steps={self.steps}"
         )
+
+
+def _linears(model: nn.Module, names: Iterable[str] | None, *, option: str) -> dict[str, nn.Linear]:
+    """Linear layers that are named, or stand below what is named; None names all."""
+    every = {name: layer for name, layer in model.named_modules() if name and isinstance(layer, nn.Linear)}
+    if names is None:
+        return every
+    found: dict[str, nn.Linear] = {}
+    for above in match_modules(model, names, option=option):
+        below = {name: layer for name, layer in every.items() if name == above or name.startswith(f"{above}.")}
+        if not below:
+            kind = type(model.get_submodule(above)).__name__
+            raise ValueError(f"{option}: there is no nn.Linear in {above!r}, a {kind}; name linear layers")
+        found |= below
+    return {name: layer for name, layer in every.items() if name in found}
