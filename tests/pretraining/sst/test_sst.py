@@ -169,6 +169,7 @@ def test_the_rate_warms_up_in_each_iteration_and_follows_a_schedule():
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=5, gamma=0.1)
     for batch in batches(10):
         train(model, optimizer, [batch])
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 if len(seen) <= 5 else 0.01)
         scheduler.step()
     ramp = [0.025, 0.05, 0.075, 0.1, 0.1]
     assert seen == pytest.approx([*ramp, *(rate / 10 for rate in ramp)])

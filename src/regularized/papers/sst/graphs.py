@@ -1,4 +1,4 @@
-"""A disease that spreads in a tree, and the hyperbolic graph network that tells who falls ill."""
+"""A hierarchy as a graph, and the hyperbolic network that tells in which branch a node stands."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from regularized.evidence.datasets.folder import data_folder
 from regularized.evidence.requirements import need_files
 from regularized.pretraining.sst.lorentz import LorentzLinear, lorentz_centroid, lorentz_lift, lorentz_product
 
-__all__ = ["Graph", "HyperbolicGraphNetwork", "disease_graph", "spreading_tree"]
+__all__ = ["Graph", "HyperbolicGraphNetwork", "disease_graph", "hierarchy"]
 
 PARTS = (0.3, 0.1, 0.6)
 """Shares of the nodes for training, validation and test, as for HGCN's disease."""
@@ -32,40 +32,38 @@ class Graph(NamedTuple):
     parts: tuple[Tensor, Tensor, Tensor]
 
 
-def spreading_tree(seed: int, nodes: int, *, features: int = 32, infectious: float = 0.9) -> Graph:
-    """A random tree in which an infection goes from the root to the leaves, as in HGCN's disease data.
+def hierarchy(seed: int, nodes: int, *, branches: int = 8, features: int = 32, noise: float = 3.0) -> Graph:
+    """A random tree whose nodes show traces of their ancestors; to be told is the branch in which a node stands.
 
-    Who stands below an ill node falls ill with a chance that depends on an own resistance, which the features show in a
-    random mixture with noise, and who does not never infects anybody. So a label hangs on the whole way to the root.
+    Every node has a random vector. Its features are the sum of the vectors from its branch's first node down to itself,
+    each step upwards counted 0.7 times as much, and noise. So siblings are alike, cousins less.
 
     Args:
         seed: of all of it.
-        nodes: n; each but the root hangs on an earlier one, which has at most four below it.
-        features: f, coordinates in which resistance and noise are mixed.
-        infectious: chance of falling ill without any resistance.
+        nodes: n; one is the root, on which the branches hang. Each later node joins a branch at random, and hangs there
+            on any node.
+        branches: how many classes.
+        features: f.
+        noise: its standard deviation; the vectors have 1.
 
     Examples:
-        >>> graph = spreading_tree(0, 100)
+        >>> graph = hierarchy(0, 100)
         >>> int(graph.adjacency.sum())  # 99 edges twice, and 100 loops
         298
-        >>> 20 < int(graph.labels.sum()) < 80
-        True
+        >>> graph.labels.bincount().tolist()
+        [18, 15, 15, 9, 15, 12, 7, 9]
     """
     draw = np.random.default_rng(seed)
-    resistance = draw.random(nodes)
-    parents, ill = np.zeros(nodes, dtype=np.int64), np.zeros(nodes, dtype=bool)
-    below = np.zeros(nodes, dtype=np.int64)
-    ill[0] = True
-    for node in range(1, nodes):
-        parent = int(draw.choice(np.flatnonzero(below[:node] < 4)))
-        parents[node] = parent
-        below[parent] += 1
-        ill[node] = ill[parent] and draw.random() < infectious * (1.0 - resistance[node] ** 4)
-    shown = np.concatenate([resistance[:, None], 0.5 * draw.standard_normal((nodes, features - 1))], axis=1)
-    mixed = shown @ np.linalg.qr(draw.standard_normal((features, features)))[0]
+    own = draw.standard_normal((nodes, features))
+    shown, branch = own.copy(), np.zeros(nodes, dtype=np.int64)
     adjacency = np.eye(nodes)
-    adjacency[np.arange(1, nodes), parents[1:]] = adjacency[parents[1:], np.arange(1, nodes)] = 1.0
-    return _graph(mixed, adjacency, ill, draw.permutation(nodes))
+    for node in range(1, nodes):
+        branch[node] = node - 1 if node <= branches else draw.integers(branches)
+        parent = 0 if node <= branches else int(draw.choice(np.flatnonzero(branch[1:node] == branch[node]))) + 1
+        shown[node] += 0.7 * shown[parent] * (parent > 0)
+        adjacency[node, parent] = adjacency[parent, node] = 1.0
+    shown += noise * draw.standard_normal((nodes, features))
+    return _graph(shown, adjacency, branch, draw.permutation(nodes))
 
 
 def disease_graph(seed: int) -> Graph:

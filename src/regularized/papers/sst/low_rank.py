@@ -38,7 +38,7 @@ class LowRankUpdate(nn.Module):
     @torch.no_grad()
     def fold(self) -> None:
         """Add the product to the weight, and begin anew."""
-        self.weight += self.up @ self.down
+        self.weight.add_(self.up @ self.down)
         self.begin()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -314,7 +314,7 @@ class SST(Term):
         ]
         return optimizer
 
-    def awaited(self) -> list[nn.Parameter]:
+    def awaited(self) -> list[Tensor]:
         """What the optimizer is known by as long as none is bound: the vectors, or the weights that they replace."""
         replaced = [weight for weight in (reference() for reference in self._replaced) if weight is not None]
         return [] if self._handles else [*self.vectors(), *replaced]
