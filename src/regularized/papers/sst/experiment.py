@@ -57,15 +57,15 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
         "graph_steps": 6,
         "graph_iteration": 2,
     },
-    # Ours. As in the paper a tenth of an iteration warms up, and a round is d / r iterations: two are completed here. The
-    # rank is 9 % of the width (OPT-125M: 8 %).
+    # Ours. As in the paper a tenth of an iteration warms up, and a round is d / r iterations: two are completed here.
+    # About as large a part of the blocks is trained (19 %) as of the paper's LLaMA-1.3B.
     "laptop": {
         "text": "library",
         "width": 64,
         "layers": 2,
-        "steps": 250,
+        "steps": 200,
         "batch": 8,
-        "characters": 620_000,
+        "characters": 300_000,
         "iteration": 10,
         "warm_up": 1,
         "graph": "tree",
@@ -93,12 +93,12 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
-_LOW = {"rank": 6}
+_LOW = {"rank": 8}
 _TREE = {"problem": "graph"}
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "full_rank": {"method": "full"},
-    "lora": {"method": "lora", "rank": 7},
-    "relora": {"method": "relora", "rank": 7},
+    "lora": {"method": "lora", "rank": 9},
+    "relora": {"method": "relora", "rank": 9},
     "sst_fixed": {"method": "sst", **_LOW, "draws": False, "sampling": "largest"},
     "sst_largest": {"method": "sst", **_LOW, "sampling": "largest"},
     "sst_default_gradient": {"method": "sst", **_LOW, "gradient": "default"},
@@ -172,7 +172,7 @@ def prepare(
     iteration: int,
     warm_up: int,
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
-) -> tuple[torch.optim.Optimizer, SST | None]:
+) -> torch.optim.Optimizer:
     """Surgery below the targets, and the optimizer of what is trained then.
 
     Args:
@@ -210,7 +210,7 @@ def prepare(
         sst.bind(trainer)
     elif s["method"] == "relora":
         restart_every(iteration, trainer, updates, warm_up=warm_up)
-    return trainer, sst
+    return trainer
 
 
 @torch.no_grad()
@@ -245,7 +245,7 @@ def _model_text(s: Mapping[str, Any], seed: int) -> Measurements:
     model = _model(s, seed, text.vocabulary.size)
     whole = sum(p.numel() for p in model.blocks.parameters())
     steps = {"iteration": s["iteration"], "warm_up": s["warm_up"]}
-    optimizer, _ = prepare(model, ["blocks"], s, seed, **steps, optimizer=_adam(s["lr"]))
+    optimizer = prepare(model, ["blocks"], s, seed, **steps, optimizer=_adam(s["lr"]))
     start = time.process_time()
     curve = fit(model, text.train, optimizer, steps=s["steps"], batch=s["batch"], seed=seed)
     seconds = time.process_time() - start
@@ -299,7 +299,7 @@ def _classify_nodes(s: Mapping[str, Any], seed: int) -> Measurements:
     whole = sum(p.numel() for p in layers.parameters())
     iteration = s["graph_iteration"]
     steps = {"iteration": iteration, "warm_up": max(1, iteration // 10)}
-    optimizer, _ = prepare(model, ["layers"], s, seed, **steps, optimizer=_adam(s["lr"]))
+    optimizer = prepare(model, ["layers"], s, seed, **steps, optimizer=_adam(s["lr"]))
     train, validation, test = graph.parts
     curve: list[tuple[float, float]] = []
     start = time.process_time()

@@ -18,7 +18,7 @@ CONTEXT = 1024
 MICRO_BATCH = 24
 VALIDATION = 4_000_000  # tokens, the last of the file
 
-Prepare = Callable[..., tuple[torch.optim.Optimizer, Any]]
+Prepare = Callable[..., torch.optim.Optimizer]
 
 
 def pretrain_opt(s: Mapping[str, Any], seed: int, prepare: Prepare) -> Measurements:
@@ -75,7 +75,7 @@ def pretrain(
     text = torch.from_file(str(tokens), size=tokens.stat().st_size // 2, dtype=torch.uint16)
     train, last = text[:-held_out], text[-held_out:]
     whole = sum(p.numel() for p in model.parameters())
-    optimizer, _ = prepare(
+    optimizer = prepare(
         model,
         ["layers"],
         s,

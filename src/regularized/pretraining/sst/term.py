@@ -211,8 +211,8 @@ class SST(Term):
                 raise ValueError(f"layer {name!r} is frozen, and SST would train it; exclude={[name]}")
             if hasattr(weight, "placements"):
                 raise ValueError(
-                    f"the weight of layer {name!r} is sharded (DTensor, FSDP2), and a shard has no singular vectors of the "
-                    "whole; use DDP, which exchanges the active vectors alone"
+                    f"the weight of layer {name!r} is sharded (DTensor, FSDP2), and a shard has other singular vectors "
+                    "than the whole; use DDP, which exchanges the active vectors alone"
                 )
             if weight.is_meta:
                 raise ValueError(f"layer {name!r} has no values yet (meta device); initialise the model first")
