@@ -1,1 +1,1 @@
-"""Fire Together Wire Together: A Dynamic Pruning Approach with Self-Supervised Mask Prediction: card."""
+"""Fire Together Wire Together: card, experiment and checks."""
