@@ -39,7 +39,8 @@ def mask_loss(logits: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
 
 def _cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
     goals = wanted.detach() if wanted.is_floating_point() else wanted.to(logits.dtype)
-    return F.binary_cross_entropy_with_logits(logits, goals, reduction="none").mean(dim=0).sum()
+    each = F.binary_cross_entropy_with_logits(logits, goals, reduction="none")
+    return (each.sum(dim=0) / max(len(each), 1)).sum()  # the part of a batch that a process has may be empty
 
 
 @torch.no_grad()

@@ -450,11 +450,16 @@ def _warn(groups: Sequence[FilterGroup], modules: Mapping[str, nn.Module], summe
             f"no activation follows {raw}: their filters are judged by the largest magnitude of their raw output",
             stacklevel=5,
         )
-    twice = [g.conv for g in groups if g.source is not None and cast(nn.Conv2d, modules[g.conv]).groups > 1]
+    twice = [
+        group.conv
+        for group in groups
+        if group.source is not None
+        and 1 < cast(nn.Conv2d, modules[group.conv]).groups == modules[group.conv].in_channels
+    ]
     if twice:
         warnings.warn(
-            f"the filters of {twice} see a channel or few each, which are pruned already: masks of their own prune "
-            "twice; leave these layers out to prune once",
+            f"{twice} are depthwise, and their channels are pruned already: masks of their own prune twice; leave "
+            "these layers out to prune once",
             stacklevel=5,
         )
 
