@@ -411,10 +411,10 @@ def test_picture():
     by_class = found.picture(y, height=2)
     assert by_class.shape == (6, 6 + 1 + 4)
     assert by_class[0, 6] == 0.5
-    sorted_columns = by_class[:, :6].mean(axis=0)
+    sorted_columns = by_class[:, :6].mean(dim=0)
     assert (sorted_columns[:-1] <= sorted_columns[1:] + 1e-12).all()
     assert found.picture().shape == (7 * 6, 11)
-    assert by_class[0, :6].sum() == pytest.approx(float(found.kept["0"][y == 0].double().mean(dim=0).sum()))
+    assert float(by_class[0, :6].sum()) == pytest.approx(float(found.kept["0"][y == 0].double().mean(dim=0).sum()))
 
 
 def test_random_masks_keep_as_many():

@@ -246,7 +246,8 @@ def run(s: Mapping[str, Any], seed: int) -> Measurements:
         return Measurements(metrics, curves, data=sample.fingerprint)
     some = sample.test_y[:100].argsort(stable=True)
     few = Operations(found.dense, found.macs[some], {name: kept[some] for name, kept in found.kept.items()})
-    images = {"filters_by_class": found.picture(sample.test_y, height=12), "filters_of_100_images": few.picture()}
+    by_class = found.picture(sample.test_y, height=12)
+    images = {"filters_by_class": by_class.numpy(), "filters_of_100_images": few.picture().numpy()}
     return Illustrated(metrics, curves, data=sample.fingerprint, images=images)
 
 
