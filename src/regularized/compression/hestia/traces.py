@@ -244,7 +244,6 @@ def _add_products(
             columns if batched else [c[0] for c in columns],
             retain_graph=True,
             is_grads_batched=batched,
-            materialize_grads=True,
         )
         for total, product in zip(sums, found, strict=True):
             width = min(together, total.shape[1] - first)
@@ -255,7 +254,8 @@ def _explained(error: RuntimeError) -> RuntimeError | ValueError:
     text = str(error)
     if "not have been used in the graph" in text or "does not require grad" in text:
         return ValueError(
-            f"the calibration loss does not reach every layer, or is linear in its weight ({text}); exclude such layers"
+            "a weight has no second derivative: the calibration loss does not reach it, is linear in it, or passes "
+            f"through an operation whose backward pass cannot be differentiated ({text}); exclude such layers"
         )
     return RuntimeError(
         f"the second derivative failed: {text}. Fused kernels often have none: build the model with "
