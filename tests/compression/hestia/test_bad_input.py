@@ -16,7 +16,6 @@ from regularized.compression.hestia import (
     PackedLinear,
     anneal,
     anneal_weights,
-    encode,
     freeze_weights,
     hessian_traces,
     hutchpp,
@@ -26,6 +25,7 @@ from regularized.compression.hestia import (
     pack_weights,
     save_packed,
     sensitivities,
+    to_codes,
     unpack_codes,
 )
 from regularized.evidence.models import mlp
@@ -119,7 +119,7 @@ def bad_inputs():
         ),
         refused("NaN weights in training", _nan_in_training, ValueError, ("layer '0'", "NaN")),
         refused(
-            "NaN weights to codes", lambda: encode(torch.full((1, 4), math.nan), group_size=-1), ValueError, ("NaN",)
+            "NaN weights to codes", lambda: to_codes(torch.full((1, 4), math.nan), group_size=-1), ValueError, ("NaN",)
         ),
         refused(
             "training without a length", lambda: Annealer(model(), total_steps=0), ValueError, ("total_steps", "0")

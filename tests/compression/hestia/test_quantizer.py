@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from regularized.compression.hestia import (
     anneal,
-    decode,
-    encode,
+    from_codes,
     group_scales,
     optimal_temperature,
     quantize_weight,
     soft_levels,
+    to_codes,
 )
 from regularized.compression.hestia.quantizer import CODEBOOKS, levels_of
 
@@ -142,8 +142,8 @@ def test_tiny_weights_have_the_smallest_scale():
 def test_codes_decode_to_the_hard_weight(codebook, dtype):
     """Fails when export and evaluation round in two ways: they must agree to the last bit."""
     w = weights(6, 32).to(dtype)
-    codes, scales = encode(w, codebook=codebook, group_size=16)
-    decoded = decode(codes, scales, codebook=codebook, dtype=dtype)
+    codes, scales = to_codes(w, codebook=codebook, group_size=16)
+    decoded = from_codes(codes, scales, codebook=codebook, dtype=dtype)
     hard = quantize_weight(w, codebook=codebook, group_size=16)
     assert decoded.dtype == hard.dtype == dtype
     assert torch.equal(decoded.view(torch.uint8), hard.view(torch.uint8))  # 0.0 and -0.0 differ here

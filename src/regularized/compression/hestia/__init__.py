@@ -20,13 +20,13 @@ from regularized.compression.hestia.packed import (
 )
 from regularized.compression.hestia.quantizer import (
     anneal,
-    decode,
-    encode,
+    from_codes,
     group_scales,
     levels_of,
     optimal_temperature,
     quantize_weight,
     soft_levels,
+    to_codes,
 )
 from regularized.compression.hestia.schedule import Annealing, sensitivities, temperature_factors
 from regularized.compression.hestia.term import Hestia
@@ -42,9 +42,8 @@ __all__ = [
     "anneal",
     "anneal_weights",
     "annealed_weights",
-    "decode",
-    "encode",
     "freeze_weights",
+    "from_codes",
     "group_scales",
     "hessian_traces",
     "hutchpp",
@@ -61,6 +60,7 @@ __all__ = [
     "soft_evaluation",
     "soft_levels",
     "temperature_factors",
+    "to_codes",
     "unpack_codes",
     "unpack_weights",
 ]

@@ -37,10 +37,6 @@ __all__ = [
 ]
 
 
-def _is_finite(weight: Tensor) -> bool:
-    return bool(weight.detach().sum(dtype=torch.float64).isfinite())
-
-
 class AnnealedWeight(nn.Module):
     """The parametrization of one weight, for ``torch.nn.utils.parametrize``.
 
@@ -104,12 +100,18 @@ class AnnealedWeight(nn.Module):
             out = self.soft(weight)
         else:
             out = quantize_weight(weight, codebook=self.levels, group_size=self.group_size)
-        if not torch.compiler.is_compiling() and weight.device.type == "cpu" and not _is_finite(out):
+        if not torch.compiler.is_compiling() and weight.device.type == "cpu" and not self._is_finite(out):
             raise ValueError(
                 f"the weight of layer {self.name!r} holds NaN or infinite entries; lower the learning rate, or look "
                 "for a loss that is not finite"
             )
         return out
+
+    def _is_finite(self, weight: Tensor) -> bool:
+        """One weight of each group: what is not finite makes the scale so, and with it the whole group."""
+        rows = weight.detach().reshape(1, -1) if self.group_size == 0 else weight.detach()
+        group = self.group_size if self.group_size > 0 else rows.shape[-1]
+        return bool(rows[..., ::group].isfinite().all())
 
     def soft(self, weight: Tensor) -> Tensor:
         """What the layer computes with in training."""

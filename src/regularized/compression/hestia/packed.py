@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regularized.compression.hestia.layer import annealed_weights, latent_weights
-from regularized.compression.hestia.quantizer import Codebook, encode, levels_of
+from regularized.compression.hestia.quantizer import Codebook, levels_of, to_codes
 from regularized.mechanisms.ranges import allowed, count
 
 __all__ = ["PackedLinear", "bits_for", "pack_codes", "pack_weights", "size_in_bytes", "unpack_codes", "unpack_weights"]
@@ -181,7 +181,7 @@ class PackedLinear(nn.Module):
             ValueError: the weight holds NaN or infinite entries, or ``group_size`` does not fit.
         """
         out_features, in_features = weight.shape
-        codes, scales = encode(weight, codebook=codebook, group_size=group_size)
+        codes, scales = to_codes(weight, codebook=codebook, group_size=group_size)
         layer = cls(
             in_features,
             out_features,

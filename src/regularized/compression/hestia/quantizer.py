@@ -45,13 +45,13 @@ __all__ = [
     "StraightThrough",
     "anneal",
     "check_group_size",
-    "decode",
-    "encode",
+    "from_codes",
     "group_scales",
     "levels_of",
     "optimal_temperature",
     "quantize_weight",
     "soft_levels",
+    "to_codes",
 ]
 
 Codebook: TypeAlias = Literal["binary", "ternary", "quaternary"] | Sequence[float]
@@ -126,23 +126,27 @@ def _steps(levels: tuple[float, ...], temperature: float) -> tuple[float, ...] |
     return (rho, *between, -rho)
 
 
-def _expected(z: Tensor, levels: tuple[float, ...], temperature: float, *, slope: bool) -> tuple[Tensor, Tensor | None]:
-    """Expected level at each z, and its derivative where it is asked for."""
+def _expected(
+    weight: Tensor, scale: Tensor | float, levels: tuple[float, ...], temperature: float, *, slope: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Expected level at each ``z = weight / scale``, and its derivative by z where it is asked for."""
     steps = _steps(levels, temperature)
     if steps is None:
-        return _expected_by_softmax(z, levels, temperature, slope=slope)
+        return _expected_by_softmax(weight / scale, levels, temperature, slope=slope)
     distance = levels[1] - levels[0]
-    x = z * (2.0 * distance / temperature)
+    x = weight * (2.0 * distance / temperature / scale)
     value: Tensor | None = None
     rise: Tensor | None = None
     for rho in steps:
-        step = torch.sigmoid(x + rho if rho else x)
-        value = step.clone() if value is None else value.add_(step)
+        step = (x + rho).sigmoid_()
         if slope:
-            risen = step.addcmul_(step, step, value=-1.0)  # sigma (1 - sigma)
+            risen = torch.addcmul(step, step, step, value=-1.0)  # sigma (1 - sigma)
             rise = risen if rise is None else rise.add_(risen)
+        value = step if value is None else value.add_(step)
     assert value is not None
-    value.mul_(distance).add_(levels[0])
+    if distance != 1.0:
+        value.mul_(distance)
+    value.add_(levels[0])
     return value, None if rise is None else rise.mul_(2.0 * distance * distance / temperature)
 
 
@@ -186,7 +190,7 @@ def soft_levels(z: Tensor, temperature: float, *, codebook: Codebook = "ternary"
     """
     levels = levels_of(codebook)
     with torch.no_grad():
-        return _nearest(z, levels) if temperature == 0.0 else _expected(z, levels, temperature, slope=False)[0]
+        return _nearest(z, levels) if temperature == 0.0 else _expected(z, 1.0, levels, temperature, slope=False)[0]
 
 
 # -- groups -------------------------------------------------------------------------------------------
@@ -265,11 +269,10 @@ class _Anneal(torch.autograd.Function):
     ) -> Tensor:
         grouped = _grouped(weight, group_size)
         scale = _scales(grouped)
-        z = grouped / scale
         if temperature == 0.0:
-            value = _nearest(z, levels)
+            value = _nearest(grouped / scale, levels)
         else:
-            value, _ = _expected(z, levels, temperature + _TEMPERATURE_OFFSET, slope=False)
+            value, _ = _expected(grouped, scale, levels, temperature + _TEMPERATURE_OFFSET, slope=False)
         out = value.mul_(scale)
         if pressure < 1.0:
             out = torch.lerp(grouped, out, pressure, out=out)
@@ -286,16 +289,16 @@ class _Anneal(torch.autograd.Function):
         if temperature == 0.0 and not with_scale:
             return grads[0], None, None, None, None, None
         grouped = _grouped(weight, group_size)
-        z = grouped / scale
-        # q = scale Psi(z):  dq / dw = Psi'(z), and through the scale  Psi(z) - z Psi'(z).
+        # q = scale Psi(w / scale):  dq / dw = Psi', and through the scale  Psi - Psi' w / scale.
         if temperature == 0.0:
             through = grad
-            of_scale = (grad * _nearest(z, levels)).sum(dim=1, keepdim=True)
+            of_scale = (grad * _nearest(grouped / scale, levels)).sum(dim=1, keepdim=True)
         else:
-            value, slope = _expected(z, levels, temperature + _TEMPERATURE_OFFSET, slope=True)
+            value, slope = _expected(grouped, scale, levels, temperature + _TEMPERATURE_OFFSET, slope=True)
             assert slope is not None
             through = slope.mul_(grad)
-            of_scale = value.mul_(grad).addcmul_(through, z, value=-1.0).sum(dim=1, keepdim=True)
+            of_scale = value.mul_(grad).sum(dim=1, keepdim=True)
+            of_scale -= torch.mul(through, grouped, out=value).sum(dim=1, keepdim=True) / scale
         of_scale = torch.where(scale > SMALLEST_SCALE, of_scale / grouped.shape[1], 0.0)
         out = torch.addcmul(through, torch.sign(grouped), of_scale)
         if pressure < 1.0:
@@ -355,7 +358,7 @@ def anneal(
 # -- hard ---------------------------------------------------------------------------------------------
 
 
-def encode(weight: Tensor, *, codebook: Codebook = "ternary", group_size: int = 128) -> tuple[Tensor, Tensor]:
+def to_codes(weight: Tensor, *, codebook: Codebook = "ternary", group_size: int = 128) -> tuple[Tensor, Tensor]:
     """Hard quantization: the number of the nearest level of each weight, and the scale of each group.
 
     Args:
@@ -370,7 +373,7 @@ def encode(weight: Tensor, *, codebook: Codebook = "ternary", group_size: int = 
         ValueError: ``weight`` holds NaN or infinite entries, or a setting does not fit.
 
     Examples:
-        >>> codes, scales = encode(torch.tensor([[0.1, -0.9, 2.0, 1.0]]), group_size=-1)
+        >>> codes, scales = to_codes(torch.tensor([[0.1, -0.9, 2.0, 1.0]]), group_size=-1)
         >>> codes, scales
         (tensor([[1, 0, 2, 2]], dtype=torch.uint8), tensor([[1.]]))
     """
@@ -384,8 +387,8 @@ def encode(weight: Tensor, *, codebook: Codebook = "ternary", group_size: int = 
     return codes.to(torch.uint8).reshape(weight.shape), scale
 
 
-def decode(codes: Tensor, scales: Tensor, *, codebook: Codebook = "ternary", dtype: torch.dtype) -> Tensor:
-    """The weights of :func:`encode`'s codes and scales.
+def from_codes(codes: Tensor, scales: Tensor, *, codebook: Codebook = "ternary", dtype: torch.dtype) -> Tensor:
+    """The weights of :func:`to_codes`'s codes and scales.
 
     Args:
         codes: uint8, any shape.
@@ -397,7 +400,7 @@ def decode(codes: Tensor, scales: Tensor, *, codebook: Codebook = "ternary", dty
         Like ``codes``, of type ``dtype``.
 
     Examples:
-        >>> decode(torch.tensor([[1, 0, 2]], dtype=torch.uint8), torch.tensor([[0.5]]), dtype=torch.float32)
+        >>> from_codes(torch.tensor([[1, 0, 2]], dtype=torch.uint8), torch.tensor([[0.5]]), dtype=torch.float32)
         tensor([[ 0.0000, -0.5000,  0.5000]])
     """
     table = scales.new_tensor(levels_of(codebook))
@@ -406,7 +409,7 @@ def decode(codes: Tensor, scales: Tensor, *, codebook: Codebook = "ternary", dty
 
 
 def quantize_weight(weight: Tensor, *, codebook: Codebook = "ternary", group_size: int = 128) -> Tensor:
-    """The hard weight: what the layer computes with in evaluation and after freezing, bit for bit as :func:`decode`.
+    """The hard weight: what a layer computes with in evaluation and after freezing; bit for bit :func:`from_codes`.
 
     Quantizing twice is not quantizing once: the scale of a quantized group is smaller, since its zeros count.
 
@@ -462,7 +465,7 @@ def _optimal_temperature(levels: tuple[float, ...], low: float, high: float) -> 
     density = torch.exp(-z.square() / math.pi)
 
     def error(temperature: float) -> float:
-        return float(((_expected(z, levels, temperature, slope=False)[0] - z).square() * density).sum())
+        return float(((_expected(z, 1.0, levels, temperature, slope=False)[0] - z).square() * density).sum())
 
     golden = (math.sqrt(5.0) - 1.0) / 2.0
     a, b = low, high

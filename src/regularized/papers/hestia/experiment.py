@@ -29,7 +29,7 @@ from torch.optim import AdamW
 
 from regularized.compression.hestia import traces as traces_module
 from regularized.compression.hestia.layer import freeze_weights
-from regularized.compression.hestia.quantizer import encode
+from regularized.compression.hestia.quantizer import to_codes
 from regularized.compression.hestia.traces import hessian_traces
 from regularized.evidence import language_models
 from regularized.evidence.corpora import Text, draw_text
@@ -123,7 +123,7 @@ def run(settings: Mapping[str, Any], seed: int) -> Measurements:
     text = draw_text("library", seed, train=s["train"], validation=s["held_out"] // 2, test=s["held_out"])
     model, traces = _in_full_precision(s, text, seed)
     metrics = {"nll_in_full_precision": evaluate(model, text.test)}
-    before = {name: encode(model.get_submodule(name).weight, group_size=-1)[0] for name in traces}  # type: ignore[arg-type]
+    before = {name: to_codes(model.get_submodule(name).weight, group_size=-1)[0] for name in traces}  # type: ignore[arg-type]
     training = quantized_training(model, s, traces=traces, head="head", group_size=-1)
     curve = fit(model, text.train, training.optimizer, steps=s["steps"], seed=seed, after_step=training.after_step)
     metrics["soft_test_nll"] = training.in_the_last_step(lambda: evaluate(model, text.test))
@@ -159,9 +159,9 @@ def _in_full_precision(s: Mapping[str, Any], text: Text, seed: int) -> tuple[nn.
     name that hangs on all that makes it.
     """
     model = _network(s, seed, text.vocabulary.size)
-    makers = [inspect.getsource(module).encode() for module in (language_models, traces_module)]
+    makers = [inspect.getsource(module).to_codes() for module in (language_models, traces_module)]
     settings = {name: s[name] for name in ("width", "layers", "pretraining", "probes")}
-    known_by = json.dumps([seed, settings, text.fingerprint, torch.__version__, inspect.getsource(_recipe)]).encode()
+    known_by = json.dumps([seed, settings, text.fingerprint, torch.__version__, inspect.getsource(_recipe)]).to_codes()
     file = models_folder() / f"hestia-{hashlib.sha256(b''.join([known_by, *makers])).hexdigest()[:16]}.pt"
     if not file.exists():
         traces = _recipe(model, s, text, seed)
