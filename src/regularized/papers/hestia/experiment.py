@@ -159,9 +159,9 @@ def _in_full_precision(s: Mapping[str, Any], text: Text, seed: int) -> tuple[nn.
     name that hangs on all that makes it.
     """
     model = _network(s, seed, text.vocabulary.size)
-    makers = [inspect.getsource(module).to_codes() for module in (language_models, traces_module)]
+    makers = [inspect.getsource(module).encode() for module in (language_models, traces_module)]
     settings = {name: s[name] for name in ("width", "layers", "pretraining", "probes")}
-    known_by = json.dumps([seed, settings, text.fingerprint, torch.__version__, inspect.getsource(_recipe)]).to_codes()
+    known_by = json.dumps([seed, settings, text.fingerprint, torch.__version__, inspect.getsource(_recipe)]).encode()
     file = models_folder() / f"hestia-{hashlib.sha256(b''.join([known_by, *makers])).hexdigest()[:16]}.pt"
     if not file.exists():
         traces = _recipe(model, s, text, seed)
