@@ -31,9 +31,9 @@ DENSE_ABOVE = 0.5
 
 @dataclass(slots=True)
 class _Active:
-    """Masks of the layers in the pass that is under way, by name."""
+    """Active filters of the layers in the pass that is under way: for each image their numbers, by layer."""
 
-    masks: dict[str, Tensor] = field(default_factory=dict)
+    filters: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
 class SparseConv2d(nn.Module):
@@ -65,35 +65,40 @@ class SparseConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, Ci, H, W) to (B, Co, H', W'); filters that are off are 0."""
         kept = predicted_mask(self.predictor(x))
-        given = None if self.source is None else self.active.masks[self.source]
-        self.active.masks[self.name] = kept
-        images = [self._image(x[i : i + 1], kept[i], None if given is None else given[i]) for i in range(len(x))]
+        found = [of_image.nonzero().flatten() for of_image in kept]
+        given = None if self.source is None or self.depthwise else self.active.filters[self.source]
+        self.active.filters[self.name] = found
+        images = [self._image(x[i : i + 1], rows, None if given is None else given[i]) for i, rows in enumerate(found)]
         return images[0] if len(images) == 1 else torch.cat(images)
 
-    def _image(self, x: Tensor, kept: Tensor, given: Tensor | None) -> Tensor:
-        rows = kept.nonzero().flatten()
-        columns = None if given is None or self.depthwise else given.nonzero().flatten()
+    def _image(self, x: Tensor, rows: Tensor, columns: Tensor | None) -> Tensor:
+        """One image, of which the filters ``rows`` are wanted, and channels ``columns`` are filled; None: all are."""
         conv = self.conv
-        share = len(rows) / conv.out_channels
-        if columns is not None:
-            share *= len(columns) / conv.in_channels
-        if not self.gathers or share > self.dense_above:
-            full: Tensor = conv(x)
-            return full * kept[:, None, None].to(x.dtype)
-        if not len(rows):  # the size of the output is asked of one filter
+        silent = len(rows) == 0
+        share = len(rows) / conv.out_channels * (1.0 if columns is None else len(columns) / conv.in_channels)
+        if silent:  # the size of the output is asked of one filter
             rows = rows.new_zeros(1)
-        if columns is not None and not len(columns):  # any channel: all are empty, and what is left is the bias
-            columns = columns.new_zeros(1)
-        weight = conv.weight.index_select(0, rows)
+        if not self.gathers or share > self.dense_above:
+            found: Tensor = conv(x)
+            found = found if len(rows) == conv.out_channels else found.index_select(1, rows)
+        else:
+            found = self._gathered(x, rows, columns)
+        if len(rows) == conv.out_channels and not silent:
+            return found
+        out: Tensor = found.new_zeros(1, conv.out_channels, *found.shape[2:])
+        return out if silent else out.index_copy_(1, rows, found)
+
+    def _gathered(self, x: Tensor, rows: Tensor, columns: Tensor | None) -> Tensor:
+        conv = self.conv
+        weight, groups = conv.weight.index_select(0, rows), 1
         bias = None if conv.bias is None else conv.bias.index_select(0, rows)
-        groups = 1
         if self.depthwise:
             x, groups = x.index_select(1, rows), len(rows)
         elif columns is not None:
+            if not len(columns):  # any channel: all are empty, and what is left is the bias
+                columns = columns.new_zeros(1)
             x, weight = x.index_select(1, columns), weight.index_select(1, columns)
-        found = F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, groups)
-        out: Tensor = found.new_zeros(1, conv.out_channels, *found.shape[2:])
-        return out.index_copy_(1, rows, found) if bool(kept.any()) else out
+        return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, groups)
 
     def extra_repr(self) -> str:
         """Where its empty channels come from, for ``repr``."""
