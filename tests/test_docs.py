@@ -1,9 +1,16 @@
 """Docs that run: every Python block of every page is executed, every command that a page names exists."""
 
+import importlib.util
+import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from regularized.evidence.bench_rows import BenchRow
+from regularized.evidence.claims import Claim, Outcome, Verdict
+from regularized.papers.catalogue import load_catalogue
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("[A-Z]*.md"))]
@@ -43,10 +50,72 @@ def test_commands_exist(page, line, code):
 
 def test_every_implemented_paper_has_a_page():
     """A technique without a page cannot be used by a practitioner, and a page must show what was measured."""
-    from regularized.papers.catalogue import load_catalogue
-
     for entry in load_catalogue():
         if entry.implemented:
             text = (ROOT / "docs" / "techniques" / f"{entry.slug}.md").read_text(encoding="utf-8")
             for marker in ("evidence", "bench"):
                 assert f"{{{{ {marker}:{entry.slug} }}}}" in text
+
+
+# -- the table of what is smaller or cheaper ---------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hooks():
+    """What mkdocs builds the pages with; it lies beside them, and is no package."""
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "_site" / "hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def paper(tmp_path, *, outcomes=(), rows=(), implemented=True, hardware="any machine"):
+    (tmp_path / "bench.json").write_text(json.dumps({"rows": [row.to_dict() for row in rows]}), encoding="utf-8")
+    card = SimpleNamespace(hardware=hardware)
+    return SimpleNamespace(slug="mine", card=card, implemented=implemented, folder=tmp_path, outcomes=outcomes)
+
+
+def claimed(name, metric, least, effect):
+    claim = Claim(name, "s", metric, "higher", "plain", name, smallest_effect=least, differs=("x",), unit="points")
+    return Outcome(claim, Verdict.HOLDS, effect=effect, interval=(effect - 1, effect + 1))
+
+
+def test_what_is_cheaper_in_columns(hooks, tmp_path, monkeypatch):
+    """Fails when a figure is put into the wrong column, or other claims stand beside the one of what it costs."""
+    rows = [
+        BenchRow("mine", "LM", 1.0, 1.2, 1.2, (1.1, 1.3), None, 0.7, 10, size_bytes=(2e6, 5e5)),
+        BenchRow("mine", "inference, 1 image", 1.0, 0.4, 0.4, (0.3, 0.5), None, 0.9, 10),
+    ]
+    outcomes = [
+        claimed("close", "test_accuracy", -2.0, -0.5),
+        claimed("better", "test_accuracy", 1.0, 3.0),
+        claimed("short", "file_bits", 0.5, 0.6),
+        claimed("other", "largest_residual", 0.5, 0.8),
+    ]
+    papers = [paper(tmp_path, outcomes=outcomes, rows=rows, hardware=hardware) for hardware in ("any machine", "")]
+    monkeypatch.setattr(hooks, "load_catalogue", lambda: papers)
+    lines = hooks._cheaper("../").splitlines()
+    assert len(lines) == 3  # one without hardware saves nothing
+    size, quality, step, inference, hardware = [cell.strip() for cell in lines[2].split("|")[2:-1]]
+    assert size.startswith("0.25 x, 2.00 MB to 500.0 kB: LM<br>`short` over `plain`: +0.6 points")
+    assert size.endswith("peak of a step 0.70 x: LM")
+    assert quality.startswith("`close` over `plain`: -0.5 points ([-1.5, 0.5])")
+    assert "<br>" not in quality
+    assert (step, inference, hardware) == ("1.20 x: LM", "0.40 x: inference, 1 image", "any machine")
+
+
+def test_what_is_cheaper_and_not_measured(hooks, tmp_path, monkeypatch):
+    """Fails when what nobody has measured is left empty, or a paper without code is said to run."""
+    nothing = [paper(tmp_path), paper(tmp_path, implemented=False)]
+    monkeypatch.setattr(hooks, "load_catalogue", lambda: nothing)
+    runs, card = hooks._cheaper("../").splitlines()[2:]
+    assert runs.count("not measured") == 4
+    assert "card only" in card
+
+
+def test_every_paper_of_compression_is_in_the_table(hooks):
+    """Fails when a technique for smaller models lands without saying on which hardware it saves anything."""
+    table = hooks._cheaper("../")
+    for entry in load_catalogue():
+        if "compression" in entry.card.families:
+            assert f"[{entry.slug}](" in table, entry.slug

@@ -5,6 +5,7 @@ Markers in a page:
 - ``{{ evidence:SLUG }}``: claims with verdicts, what each arm measured, and the learning curves, from the ledger;
 - ``{{ bench:SLUG }}``: overhead per step, from the saved bench rows;
 - ``{{ compare:FAMILY }}``: the techniques of a problem side by side: claims with effects, cost, what they need;
+- ``{{ cheaper }}``: what makes a model smaller or cheaper, side by side: bytes, quality, step, inference, hardware;
 - ``{{ rates }}``: how often the rule for verdicts errs, and what it sees, from the saved simulation;
 - ``{{ contract }}``: the checks of the contract, and what came of them for each paper, from the saved outcomes;
 - ``{{ catalogue }}``: all papers by problem.
@@ -35,7 +36,9 @@ from regularized.papers.catalogue import Entry, find, load_catalogue
 
 log = logging.getLogger("mkdocs.hooks.regularized")
 
-_MARKER = re.compile(r"\{\{ *(?P<kind>evidence|bench|compare|catalogue|contract|rates)(?::(?P<slug>[a-z_0-9]+))? *\}\}")
+_MARKER = re.compile(
+    r"\{\{ *(?P<kind>evidence|bench|compare|cheaper|catalogue|contract|rates)(?::(?P<slug>[a-z_0-9]+))? *\}\}"
+)
 _ROOT = Path(__file__).parents[2]
 _FIRST = ["index.md", "use", "evidence.md", "contract.md", "command_line.md", "papers.md"]
 _LAST = ["new_paper.md", "architecture.md", "contributing.md", "changelog.md"]
@@ -95,6 +98,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return _contract(up)
         if match["kind"] == "rates":
             return _rates()
+        if match["kind"] == "cheaper":
+            return _cheaper(up)
         if match["kind"] == "compare":
             return _compare(match["slug"], up)
         return {"evidence": _evidence, "bench": _bench}[match["kind"]](find(match["slug"]), up)
@@ -383,6 +388,86 @@ def _compare(family: str, up: str) -> str:
     return _table(["technique", "use it for", *_COLUMNS, "cost of a step"], rows)
 
 
+# Which claims and which rows of a bench speak of what: by words that their metrics and sizes have.
+_QUALITY = ("accuracy", "loss", "perplexity", "nll")
+_BYTES = ("bits", "bytes", "megabytes")
+_INFERENCE = ("inference", "forward pass")
+
+
+def _cheaper(up: str) -> str:
+    """One row for each paper whose card names the hardware on which it saves something; nothing here is typed in."""
+    rows = []
+    for entry in load_catalogue():
+        if not entry.card.hardware:
+            continue
+        name = f"[{entry.slug}]({up}{'techniques' if entry.implemented else 'papers'}/{entry.slug}.md)"
+        if not entry.implemented:
+            rows.append([name, "card only, nothing runs yet", "–", "–", "–", entry.card.hardware])
+            continue
+        saved = bench_rows.load(entry.folder / "bench.json")
+        timed = saved["rows"] if saved else []
+        measured = [o for o in entry.outcomes if o.effect is not None and o.claim.kind == "claim"]
+        files = [
+            f"{row.size_ratio:.2f} x, {_size(row.size_bytes[0])} to {_size(row.size_bytes[1])}: {row.size}"
+            for row in timed
+            if row.size_bytes is not None
+        ]
+        peaks = [
+            f"peak of a step {row.peak_memory_ratio:.2f} x: {row.size}"
+            for row in timed
+            if row.peak_memory_ratio is not None and row.peak_memory_ratio < 1.0 and not _is_inference(row)
+        ]
+        # What the method may cost beside the model without it: claims of "not worse by more than"; else all there are.
+        quality = [o for o in measured if any(word in o.claim.metric for word in _QUALITY)]
+        quality = [o for o in quality if (o.claim.smallest_effect or 0.0) < 0.0] or quality
+        rows.append(
+            [
+                name,
+                _lines(
+                    [*files, *(_said(o) for o in measured if _is_size(o)), *peaks],
+                    nothing="not smaller, or not measured",
+                ),
+                _lines([_said(o) for o in quality]),
+                _lines([_cost(row) for row in timed if not _is_inference(row)]),
+                _lines(
+                    [_cost(row) for row in timed if _is_inference(row)],
+                    nothing="as the model without it, or not measured",
+                ),
+                entry.card.hardware,
+            ]
+        )
+    heads = ["technique", "size", "quality, beside the model without it", "a step", "inference", "hardware"]
+    return _table(heads, rows)
+
+
+def _lines(texts: list[str], *, nothing: str = "not measured yet") -> str:
+    return "<br>".join(texts) or nothing
+
+
+def _is_size(outcome: Outcome) -> bool:
+    return any(word in outcome.claim.metric for word in _BYTES)
+
+
+def _is_inference(row: bench_rows.BenchRow) -> bool:
+    return row.size.startswith(_INFERENCE)
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def _said(outcome: Outcome) -> str:
+    claim = outcome.claim
+    return (
+        f"`{claim.method}` over `{claim.baseline}`: {effect_text(claim, outcome.effect)} "
+        f"({interval_text(claim, outcome)}), {claim.metric.replace('_', ' ')}; {_badge(outcome.verdict)}"
+    )
+
+
+def _cost(row: bench_rows.BenchRow) -> str:
+    return f"{row.ratio:.2f} x: {row.size}"
+
+
 def _catalogue(up: str) -> str:
     lines = []
     for family, words in FAMILIES.items():
@@ -417,6 +502,7 @@ def _paper(entry: Entry) -> str:
         ["arXiv", f"[{card.arxiv}](https://arxiv.org/abs/{card.arxiv})" if card.arxiv else "–"],
         ["changes", card.changes],
         ["needs", ", ".join(card.needs) or "nothing from the loop"],
+        *([["saves on", card.hardware]] if card.hardware else []),
     ]
     if card.official is not None:
         licence = card.official.licence or "licence not stated"

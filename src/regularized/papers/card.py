@@ -137,6 +137,7 @@ class Card:
         authors: the authors that are known by name.
         authors_count: how many there are; 0 if unknown.
         organization: that of the authors; empty if unknown.
+        hardware: of what makes a model smaller or cheaper, the machine on which that is so; empty for everything else.
         comments: discussion entries where the paper was listed.
         unconfirmed: statements about the paper that nobody has checked.
         claims: what the paper claims.
@@ -169,6 +170,7 @@ class Card:
     authors: tuple[str, ...] = ()
     authors_count: int = 0
     organization: str = ""
+    hardware: str = ""
     comments: int = 0
     unconfirmed: tuple[str, ...] = ()
     claims: tuple[Claim, ...] = ()
@@ -357,6 +359,7 @@ _CARD: Mapping[str, _Key] = {
     "authors": _Key(_texts(0, None, _LINE), convert=tuple),
     "authors_count": _Key(_whole),
     "organization": _Key(_MAYBE),
+    "hardware": _Key(_MAYBE, required=False),
     "comments": _Key(_whole),
     "families": _Key(_texts(1, 4, _one_of(*FAMILIES)), convert=tuple),
     "tags": _Key(_texts(3, 8, _text(r"[^A-Z]+", "lower case")), convert=tuple),
