@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from regularized._version import __version__
 
 if TYPE_CHECKING:
+    from regularized.papers.comparison import compare
     from regularized.training import CrossEntropy, Loss, Ridge, Term, Trainer
 
 # Techniques are not listed here: the catalogue knows them.
 _LAZY = {
+    "compare": "regularized.papers.comparison",
     "CrossEntropy": "regularized.training.terms",
     "Loss": "regularized.training.terms",
     "Ridge": "regularized.training.terms",
@@ -24,7 +26,7 @@ _LAZY = {
     "Trainer": "regularized.training.trainer",
 }
 
-__all__ = ["CrossEntropy", "Loss", "Ridge", "Term", "Trainer", "__version__"]
+__all__ = ["CrossEntropy", "Loss", "Ridge", "Term", "Trainer", "__version__", "compare"]
 
 
 def _techniques() -> dict[str, str]:

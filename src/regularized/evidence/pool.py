@@ -4,14 +4,14 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from regularized.evidence.worker_process import TookTooLong, WorkerProcess
 
-__all__ = ["Answer", "Job", "Pool"]
+__all__ = ["Answer", "AnyPool", "Here", "Job", "Pool"]
 
 STARTS = 3  # a process that is killed while it starts is started again, so often in all
 PAUSE_SECONDS = 1.0  # before it is: what killed it, most often a lack of memory, may have passed
@@ -19,16 +19,97 @@ PAUSE_SECONDS = 1.0  # before it is: what killed it, most often a lack of memory
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run to make."""
+    """One run to make.
+
+    Args:
+        arm: its arm.
+        seed: its seed.
+        scale: its scale.
+        overrides: settings that win over those of arm and scale.
+        label: what a person is shown instead of arm and overrides.
+    """
 
     arm: str
     seed: int
     scale: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    label: str = field(default="", compare=False)
 
 
 Answer = dict[str, Any]
 """``status`` is done, failed, unavailable, started, or fatal; the rest is as the worker wrote it."""
+
+
+class AnyPool(Protocol):
+    """Where runs are made: leaving the ``with`` block ends what is still under way."""
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End."""
+        ...
+
+    def answers(self) -> Iterator[tuple[Job, Answer]]:
+        """Answers as they come, ``started`` before the last one of each job."""
+        ...
+
+    def arrived(self) -> Iterator[tuple[Job, Answer]]:
+        """Answers that are already here."""
+        ...
+
+
+class Here:
+    """Runs one after the other in this process, for what no other can import; arguments as of :class:`Pool`.
+
+    A run that crashes the process takes the others with it, and none can be ended early.
+    """
+
+    def __init__(
+        self, module_name: str, jobs: Sequence[Job], *, workers: int, code_key: str, time_limit: float | None = None
+    ) -> None:
+        self._module_name = module_name
+        self._jobs = tuple(jobs)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def answers(self) -> Iterator[tuple[Job, Answer]]:
+        """Make the runs, in the order of the jobs."""
+        from importlib import import_module
+
+        import torch
+
+        from regularized.evidence.provenance import environment
+        from regularized.evidence.worker import answer_to
+        from regularized.training.randomness import preserved
+
+        experiment, about = import_module(self._module_name), environment(self._module_name)
+        threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        for job in self._jobs:
+            yield job, {"status": "started"}
+            torch.set_num_threads(1)
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            try:
+                with preserved():
+                    answer = answer_to(experiment, asdict(job))
+            finally:
+                torch.set_num_threads(threads)
+                torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+            yield job, answer | {"environment": about}
+
+    def arrived(self) -> Iterator[tuple[Job, Answer]]:
+        """Nothing: each answer was handed over when it was there."""
+        return iter(())
 
 
 class Pool:

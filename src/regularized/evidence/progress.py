@@ -62,6 +62,8 @@ class _Bar:
 
 
 def _name(job: Job) -> str:
+    if job.label:
+        return job.label
     tried = "".join(f" {name}={value}" for name, value in job.overrides.items())
     return f"{job.arm}{tried} seed {job.seed}"
 

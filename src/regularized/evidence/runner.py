@@ -10,7 +10,7 @@ The result goes to :mod:`regularized.evidence.report` (``write``, ``to_json``, `
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib import import_module
@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 from regularized.evidence import ledger, pictures
 from regularized.evidence.claims import Claim
 from regularized.evidence.experiment import Tuning, Unavailable, describe_arms, resolve, seeds_of
-from regularized.evidence.pool import Answer, Job, Pool
+from regularized.evidence.pool import Answer, AnyPool, Job, Pool
 from regularized.evidence.progress import Display, display
 from regularized.evidence.provenance import checkout_state, closure, code_key, cores, environment, versions
 from regularized.evidence.results import Failure, ReproduceResult, TuningResult, outcomes, rank_trials
@@ -178,13 +178,25 @@ def run_jobs(
     store: Store,
     workers: int | None = None,
     progress: bool = True,
+    fresh: bool = True,
+    pool: Callable[..., AnyPool] = Pool,
 ) -> tuple[list[Run], list[Failure], int]:
-    """Make single runs, whatever the store holds; see :func:`reproduce` for arguments and errors.
+    """Make single runs; see :func:`reproduce` for the other arguments and errors.
+
+    Args:
+        slug: under which they are kept.
+        module_name: the experiment.
+        jobs: the runs.
+        store: where they are kept.
+        workers: parallel processes.
+        progress: show how far it is.
+        fresh: make them whatever the store holds; default True.
+        pool: what makes them; default processes of their own.
 
     Returns:
-        The runs in the order of the jobs, what failed, and 0: nothing is reused.
+        The runs in the order of the jobs, what failed, and how many were there before.
     """
-    return _run_matrix(slug, module_name, _load(module_name), jobs, workers, store, True, progress)
+    return _run_matrix(slug, module_name, _load(module_name), jobs, workers, store, fresh, progress, pool=pool)
 
 
 def _run_matrix(
@@ -197,6 +209,7 @@ def _run_matrix(
     fresh: bool,
     progress: bool,
     time_limit: float | None = None,
+    pool: Callable[..., AnyPool] = Pool,
 ) -> tuple[list[Run], list[Failure], int]:
     """Runs of all jobs that finished, in the order of the jobs; failures; how many runs were there before."""
     if workers is not None and workers < 1:
@@ -266,13 +279,13 @@ def _run_matrix(
 
     def make(jobs: Sequence[Job], shown: Display) -> None:
         count = min(workers or cores(), len(jobs))
-        with Pool(module_name, jobs, workers=count, code_key=key, time_limit=time_limit) as pool:
+        with pool(module_name, jobs, workers=count, code_key=key, time_limit=time_limit) as opened:
             try:
-                for job, answer in pool.answers():
+                for job, answer in opened.answers():
                     keep(job, answer)
                     shown.show(job, answer)
             except KeyboardInterrupt:
-                for job, answer in pool.arrived():
+                for job, answer in opened.arrived():
                     keep(job, answer)
                 raise
 

@@ -43,7 +43,7 @@ def main() -> None:
         _send(out, answer)
         if answer["status"] == "ready":
             for line in lines:
-                _send(out, _run(experiment, json.loads(line)))
+                _send(out, answer_to(experiment, json.loads(line)))
 
 
 def _lines(messages: TextIO) -> Iterator[str]:
@@ -79,7 +79,8 @@ def _load(module_name: str) -> tuple["ModuleType", dict[str, Any]]:
     return experiment, {"code_key": code_key(module_name), "environment": environment(module_name)}
 
 
-def _run(experiment: "ModuleType", job: Mapping[str, Any]) -> dict[str, Any]:
+def answer_to(experiment: "ModuleType", job: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a run in this process: what came of it, as it is sent."""
     import random
 
     import numpy as np

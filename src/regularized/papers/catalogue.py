@@ -35,7 +35,10 @@ __all__ = ["Entry", "UnknownPaper", "broken_cards", "find", "load_catalogue", "m
 
 PACKAGE = "regularized.papers"
 PARTS = ("experiment", "conformance", "bench", "contract")
-"""Modules of an implemented paper's folder."""
+"""Modules of an implemented paper's folder, without which it is not implemented."""
+
+RECIPE = "recipe"
+"""A further module: how the technique takes part in a comparison on anybody's data, or why it cannot."""
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -163,8 +166,8 @@ class Entry:
         Raises:
             ValueError: papers have no such module.
         """
-        if part not in PARTS:
-            raise ValueError(f"part must be one of {list(PARTS)}, got {part!r}")
+        if part not in (*PARTS, RECIPE):
+            raise ValueError(f"part must be one of {[*PARTS, RECIPE]}, got {part!r}")
         return f"{self.package}.{self.slug}.{part}"
 
     def experiment(self) -> ModuleType:
