@@ -7,6 +7,8 @@ Markers in a page:
 - ``{{ compare:FAMILY }}``: the techniques of a problem side by side: claims with effects, cost, what they need;
 - ``{{ cheaper }}``: what makes a model smaller or cheaper, side by side: bytes, quality, step, inference, hardware;
 - ``{{ rates }}``: how often the rule for verdicts errs, and what it sees, from the saved simulation;
+- ``{{ comparison_rates }}``: how often `compare` recommends the useless, from the saved simulation;
+- ``{{ recipes }}``: how each paper takes part in comparisons on anybody's data, or why it cannot;
 - ``{{ contract }}``: the checks of the contract, and what came of them for each paper, from the saved outcomes;
 - ``{{ catalogue }}``: all papers by problem.
 
@@ -26,6 +28,8 @@ from mkdocs.structure.pages import Page
 from regularized.evidence import bench_rows, contract
 from regularized.evidence._plots import save_curves
 from regularized.evidence.claims import SHORT, Outcome, Verdict, count_verdicts
+from regularized.evidence.comparison import Log, OneOf, Uniform
+from regularized.evidence.comparison.rates import load as load_comparison_rates
 from regularized.evidence.ledger import load
 from regularized.evidence.numbers import aligned, effect_text, interval_text, number
 from regularized.evidence.provenance import code_key
@@ -33,12 +37,12 @@ from regularized.evidence.rates import load as load_rates
 from regularized.evidence.statistics import failure_bound
 from regularized.papers.card import FAMILIES
 from regularized.papers.catalogue import Entry, find, load_catalogue
+from regularized.papers.comparison import candidates, without_recipe
 
 log = logging.getLogger("mkdocs.hooks.regularized")
 
-_MARKER = re.compile(
-    r"\{\{ *(?P<kind>evidence|bench|compare|cheaper|catalogue|contract|rates)(?::(?P<slug>[a-z_0-9]+))? *\}\}"
-)
+_KINDS = "evidence|bench|cheaper|comparison_rates|compare|catalogue|contract|rates|recipes"
+_MARKER = re.compile(rf"\{{\{{ *(?P<kind>{_KINDS})(?::(?P<slug>[a-z_0-9]+))? *\}}\}}")
 _ROOT = Path(__file__).parents[2]
 _FIRST = ["index.md", "use", "evidence.md", "contract.md", "command_line.md", "papers.md"]
 _LAST = ["new_paper.md", "architecture.md", "contributing.md", "changelog.md"]
@@ -100,6 +104,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return _rates()
         if match["kind"] == "cheaper":
             return _cheaper(up)
+        if match["kind"] == "comparison_rates":
+            return _comparison_rates()
+        if match["kind"] == "recipes":
+            return _recipes(up)
         if match["kind"] == "compare":
             return _compare(match["slug"], up)
         return {"evidence": _evidence, "bench": _bench}[match["kind"]](find(match["slug"]), up)
@@ -195,6 +203,31 @@ def _rates() -> str:
         _table(["ten seeds", "this rule: holds", "first edition: holds"], rows, frozenset({1, 2}))
         + f"\n\n*Made by `regularized rates --save` with {repetitions} claims a case.*"
     )
+
+
+def _comparison_rates() -> str:
+    rates = load_comparison_rates()
+    rows = [[r.case, str(r.splits), r.rule, f"{100 * r.share:.1f} %", str(r.repetitions)] for r in rates]
+    heads = ["what is true", "splits", "rule", "recommends something", "simulated"]
+    return _table(heads, rows, right=frozenset({1, 3, 4}))
+
+
+def _recipes(up: str) -> str:
+    rows = []
+    for candidate in candidates():
+        recipe, paper = candidate.recipe, candidate.module_name.split(".")[-2]
+        name = f"[{recipe.name}]({up}papers/{paper}.md)" if candidate.module_name.endswith(".recipe") else recipe.name
+        problems = ", ".join(sorted(recipe.problems)).replace("_", " ")
+        space = ", ".join(f"{key} {_range(values)}" for key, values in recipe.space.items()) or "nothing of its own"
+        needs = ", ".join(sorted(need.value for need in recipe.needs)) or "nothing"
+        rows.append([name, _cell(recipe.title), problems, space, needs, _cell(recipe.source)])
+    for slug, reason in without_recipe().items():
+        rows.append([f"[{slug}]({up}papers/{slug}.md)", f"takes no part: {_cell(reason)}", "", "", "", ""])
+    return _table(["name", "what it is", "problems", "is tuned", "needs", "where the ranges come from"], rows)
+
+
+def _range(values: Log | Uniform | OneOf) -> str:
+    return "/".join(map(str, values.values)) if isinstance(values, OneOf) else f"{values.low:g} to {values.high:g}"
 
 
 def _evidence(entry: Entry, up: str) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from regularized.cli.comparing import compare
 from regularized.cli.errors import MEANING, CommandError, Exit, exit_of
 from regularized.cli.output import console, emit_json, emit_table, in_terminal, note
 from regularized.cli.site import register as register_site
@@ -465,9 +466,16 @@ def bench(
 def rates(
     repetitions: Annotated[int, typer.Option(min=10, help="Simulated claims for each case.")] = 2000,
     save: Annotated[bool, typer.Option("--save", help="Write them beside the module, for the documentation.")] = False,
+    comparison: Annotated[bool, typer.Option("--comparison", help="Of `compare` instead of the verdicts.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Simulate how often the rule for verdicts errs at the threshold, and how often it sees an effect above it."""
+    """Simulate how often the rule for verdicts errs at the threshold, and how often it sees an effect above it.
+
+    With --comparison: how often `compare` recommends one of seven useless candidates.
+    """
+    if comparison:
+        _comparison_rates(repetitions, save=save, as_json=as_json)
+        return
     from regularized.evidence.rates import save as save_rates
     from regularized.evidence.rates import simulate
 
@@ -479,6 +487,20 @@ def rates(
     else:
         rows = [[rate.case, rate.seeds, rate.rule, rate.share, rate.error] for rate in simulated]
         emit_table(["case", "seeds>", "rule", "holds>", "error>"], rows)
+
+
+def _comparison_rates(repetitions: int, *, save: bool, as_json: bool) -> None:
+    from regularized.evidence.comparison.rates import save as save_rates
+    from regularized.evidence.comparison.rates import simulate
+
+    simulated = simulate(repetitions=repetitions)
+    if save:
+        note(f"saved {save_rates(simulated)}")
+    if as_json:
+        emit_json([rate._asdict() for rate in simulated])
+    else:
+        rows = [[rate.case, rate.splits, rate.rule, rate.share, rate.repetitions] for rate in simulated]
+        emit_table(["case", "splits>", "rule", "recommends>", "simulated>"], rows)
 
 
 @app.command()
@@ -551,8 +573,9 @@ def new_paper(
     )
 
 
-# -- the site -----------------------------------------------------------------------------------
+# -- further commands ---------------------------------------------------------------------------
 
+app.command()(compare)
 register_site(app, papers_app)
 
 

@@ -59,6 +59,7 @@ def lay_out(slug: str, *, family: str, title: str, checkout: Path) -> list[Path]
         folder / "conformance.py": "conformance.py",
         folder / "bench.py": "bench.py",
         folder / "contract.py": "contract.py",
+        folder / "recipe.py": "recipe.py",
         source / family / f"{slug}.py": "technique.py",
         checkout / "docs" / "techniques" / f"{slug}.md": "page.md",
         checkout / "tests" / family / f"test_{slug}.py": "test.py",

@@ -12,7 +12,7 @@ from regularized.evidence.claims import Outcome, Verdict
 from regularized.evidence.numbers import aligned, effect_text, interval_text, number
 from regularized.evidence.results import ReproduceResult, TuningResult
 
-__all__ = ["page"]
+__all__ = ["document", "page", "section", "table"]
 
 _BADGES = {
     Verdict.HOLDS: "holds",
@@ -68,20 +68,25 @@ def page(result: ReproduceResult, *, title: str) -> str:
     parts = [
         _head(result, title),
         *(f'<p class="note">{escape(note)}</p>' for note in result.notes),
-        _section("Claims", "".join(_claim(result, outcome, i) for i, outcome in enumerate(result.outcomes))),
-        _section("Learning curves", _curves(result)),
-        _section("Pictures", _pictures(result)),
-        _section("Every value", _values(result)),
-        _section("Settings", _settings(result)),
-        _section("How the settings were chosen", _tuning(result, result.tuning) if result.tuning else ""),
-        _section("Runs that failed", "".join(_failures(result))),
-        _section("Where and with what", _environment(result)),
+        section("Claims", "".join(_claim(result, outcome, i) for i, outcome in enumerate(result.outcomes))),
+        section("Learning curves", _curves(result)),
+        section("Pictures", _pictures(result)),
+        section("Every value", _values(result)),
+        section("Settings", _settings(result)),
+        section("How the settings were chosen", _tuning(result, result.tuning) if result.tuning else ""),
+        section("Runs that failed", "".join(_failures(result))),
+        section("Where and with what", _environment(result)),
     ]
+    return document(f"{title}: {result.scale} scale", "".join(parts))
+
+
+def document(title: str, body: str) -> str:
+    """A page of its own around HTML."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}: {escape(result.scale)} scale</title>\n<style>{_STYLE}</style>\n</head>\n"
-        f"<body><main>\n{''.join(parts)}\n</main></body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
+        f"<body><main>\n{body}\n</main></body>\n</html>\n"
     )
 
 
@@ -144,7 +149,7 @@ def _reported(result: ReproduceResult, outcome: Outcome) -> str:
     ]
     rows = [ours] + [[r.setting, number(r.baseline), number(r.method), r.source] for r in claim.reported]
     heading = ["setting", f"baseline ({claim.baseline})", f"method ({claim.method})", "source"]
-    return f'<div class="scroll">{_table(heading, rows, numeric=(1, 2))}</div>'
+    return f'<div class="scroll">{table(heading, rows, numeric=(1, 2))}</div>'
 
 
 def _curves(result: ReproduceResult) -> str:
@@ -178,9 +183,9 @@ def _values(result: ReproduceResult) -> str:
     ]
     cost_heading = ["cost of a run", "seconds", "peak memory of the process (MiB)"]
     return (
-        f'<div class="scroll">{_table(heading, rows, numeric=range(2, len(heading)), dots=(result, 1))}</div>'
+        f'<div class="scroll">{table(heading, rows, numeric=range(2, len(heading)), dots=(result, 1))}</div>'
         '<div class="scroll" style="margin-top:1.25rem">'
-        f"{_table(cost_heading, cost, numeric=(1, 2), dots=(result, 0))}</div>"
+        f"{table(cost_heading, cost, numeric=(1, 2), dots=(result, 0))}</div>"
     )
 
 
@@ -198,7 +203,7 @@ def _settings(result: ReproduceResult) -> str:
         [arm, _compact({name: value for name, value in settings.items() if name not in shared})]
         for arm, settings in used.items()
     ]
-    return f'{text}<div class="scroll">{_table(["arm", "settings"], rows, code=(1,), dots=(result, 0))}</div>'
+    return f'{text}<div class="scroll">{table(["arm", "settings"], rows, code=(1,), dots=(result, 0))}</div>'
 
 
 def _tuning(result: ReproduceResult, tuning: TuningResult) -> str:
@@ -221,7 +226,7 @@ def _tuning(result: ReproduceResult, tuning: TuningResult) -> str:
     return (
         f'<p class="soft">The same number of trials for each arm, chosen by {escape(tuning.metric)} '
         f"({escape(tuning.direction)} is better), with seeds that are no evidence.</p>{note}"
-        f'<div class="scroll">{_table(heading, rows, numeric=numeric, code=(1,), strong=best, dots=(result, 0))}</div>'
+        f'<div class="scroll">{table(heading, rows, numeric=numeric, code=(1,), strong=best, dots=(result, 0))}</div>'
     )
 
 
@@ -249,10 +254,11 @@ def _environment(result: ReproduceResult) -> str:
     if len(machines) > 1:
         about["note"] = f"the runs come from {len(machines)} environments; this is the first"
     rows = [[name, str(value)] for name, value in about.items() if value not in ("", None)]
-    return f'<div class="scroll">{_table(["", ""], rows, code=(1,))}</div>'
+    return f'<div class="scroll">{table(["", ""], rows, code=(1,))}</div>'
 
 
-def _section(title: str, body: str) -> str:
+def section(title: str, body: str) -> str:
+    """A part of a page; nothing where it is empty."""
     return f"<section>\n<h2>{title}</h2>\n{body}\n</section>\n" if body else ""
 
 
@@ -268,7 +274,7 @@ def _dot(result: ReproduceResult, arm: str) -> str:
     return f'<span class="dot" style="background:{arm_colour(result, arm)}"></span>' if arm in result.arms else ""
 
 
-def _table(
+def table(
     heading: Sequence[str],
     rows: Sequence[Sequence[str]],
     *,

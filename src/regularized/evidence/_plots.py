@@ -1,34 +1,24 @@
 """Plots of a comparison by matplotlib: for a page (SVG that follows its light or dark style) and as files."""
 
-import io
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from regularized.evidence._svg import FAINT, INK, figure, inline, plain, style
 from regularized.evidence.claims import Outcome
 from regularized.evidence.results import ReproduceResult
 from regularized.evidence.statistics import band
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["arm_colour", "curve_names", "curve_svg", "effect_svg", "save_curves"]
+__all__ = ["COLOURS", "arm_colour", "curve_names", "curve_svg", "effect_svg", "save_curves"]
 
 # In the order of Okabe and Ito's palette, which colour-blind readers can tell apart, at a brightness that stands out on
 # white and on near-black alike. Baselines come first in ARMS: the first is grey and dashed.
-_COLOURS = ("#8a8f98", "#2f82d9", "#dd6426", "#16a07a", "#c46bab", "#4fb3d9", "#c6941c", "#a8505f")
+COLOURS = ("#8a8f98", "#2f82d9", "#dd6426", "#16a07a", "#c46bab", "#4fb3d9", "#c6941c", "#a8505f")
 _LINES = ("--", "-", "-", "-", "-.", "-.", ":", "-")
-
-# Stand-ins for the page's own colours: matplotlib wants a colour, the page puts its variable there.
-_INK, _FAINT = "#010203", "#040506"
-_VARIABLES = {_INK: "var(--ink)", _FAINT: "var(--line)"}
 
 
 def arm_colour(result: ReproduceResult, arm: str) -> str:
     """Colour of an arm, the same in all plots and tables of a result."""
-    return _COLOURS[result.arms.index(arm) % len(_COLOURS)]
+    return COLOURS[result.arms.index(arm) % len(COLOURS)]
 
 
 def curve_names(result: ReproduceResult) -> list[str]:
@@ -40,23 +30,23 @@ def curve_names(result: ReproduceResult) -> list[str]:
 
 def curve_svg(result: ReproduceResult, name: str, *, prefix: str) -> str:
     """One learning curve, mean and band for each arm, as inline SVG; ``prefix`` keeps its ids its own."""
-    with _style(_INK, _FAINT):
-        figure = _figure(5.2, 3.3)
-        _draw_curve(figure.subplots(), result, name)
-        return _inline(figure, prefix, f"Learning curves of {name}")
+    with style(INK, FAINT):
+        drawn = figure(5.2, 3.3)
+        _draw_curve(drawn.subplots(), result, name)
+        return inline(drawn, prefix, f"Learning curves of {name}")
 
 
 def effect_svg(result: ReproduceResult, outcome: Outcome, *, prefix: str) -> str:
     """The effect of each seed, mean and interval, beside zero and the smallest effect that counts, as inline SVG."""
     claim = outcome.claim
     factor = 100.0 if claim.relative else 1.0
-    with _style(_INK, _FAINT):
-        figure = _figure(5.2, 1.35)
-        axes = figure.subplots()
+    with style(INK, FAINT):
+        drawn = figure(5.2, 1.35)
+        axes = drawn.subplots()
         colour = arm_colour(result, claim.method)
-        axes.axvline(0.0, color=_INK, linewidth=0.8)
+        axes.axvline(0.0, color=INK, linewidth=0.8)
         if claim.smallest_effect is not None:
-            axes.axvline(factor * claim.smallest_effect, color=_INK, linewidth=1.2, linestyle=(0, (4, 3)))
+            axes.axvline(factor * claim.smallest_effect, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
             axes.annotate(
                 "counts from here",
                 (factor * claim.smallest_effect, 1.0),
@@ -79,9 +69,9 @@ def effect_svg(result: ReproduceResult, outcome: Outcome, *, prefix: str) -> str
         axes.spines["left"].set_visible(False)
         unit = "% of the baseline" if claim.relative else claim.unit
         axes.set_xlabel(
-            f"improvement{f' ({_plain(unit)})' if unit else ''}: dots are seeds, the bar is the interval of their mean"
+            f"improvement{f' ({plain(unit)})' if unit else ''}: dots are seeds, the bar is the interval of their mean"
         )
-        return _inline(figure, prefix, f"Effect of each seed for {claim.id}")
+        return inline(drawn, prefix, f"Effect of each seed for {claim.id}")
 
 
 def save_curves(result: ReproduceResult, folder: Path) -> list[Path]:
@@ -92,16 +82,16 @@ def save_curves(result: ReproduceResult, folder: Path) -> list[Path]:
     columns = min(2, len(names))
     rows = -(-len(names) // columns)
     files = [folder / "curves.png", folder / "curves.svg"]
-    with _style("#1d2127", "#d5d9e0"):
-        figure = _figure(5.2 * columns, 3.3 * rows)
-        grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    with style("#1d2127", "#d5d9e0"):
+        drawn = figure(5.2 * columns, 3.3 * rows)
+        grid = list(drawn.subplots(rows, columns, squeeze=False).flat)
         for axes, name in zip(grid, names):
             _draw_curve(axes, result, name)
         for axes in grid[len(names) :]:
             axes.set_axis_off()
-        figure.suptitle(_plain(f"{result.slug}, {result.scale} scale, {len(result.seeds)} seeds"))
-        figure.savefig(files[0], dpi=160, facecolor="white")
-        figure.savefig(files[1], metadata={"Date": None})
+        drawn.suptitle(plain(f"{result.slug}, {result.scale} scale, {len(result.seeds)} seeds"))
+        drawn.savefig(files[0], dpi=160, facecolor="white")
+        drawn.savefig(files[1], metadata={"Date": None})
     return files
 
 
@@ -114,87 +104,11 @@ def _draw_curve(axes: Any, result: ReproduceResult, name: str) -> None:
         unit = runs[0].curve_unit
         x, mean, low, high = band([run.curves[name] for run in runs])
         colour = arm_colour(result, arm)
-        axes.plot(x, mean, color=colour, linestyle=_LINES[position % len(_LINES)], linewidth=1.8, label=_plain(arm))
+        axes.plot(x, mean, color=colour, linestyle=_LINES[position % len(_LINES)], linewidth=1.8, label=plain(arm))
         if low is not None and high is not None:
             axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
-    axes.set_title(_plain(name), loc="left")
-    axes.set_xlabel(_plain(unit))
+    axes.set_title(plain(name), loc="left")
+    axes.set_xlabel(plain(unit))
     axes.grid(axis="y", color=axes.spines["left"].get_edgecolor(), linewidth=0.6)
     if axes.lines:
         axes.legend(frameon=False, fontsize=8.5)
-
-
-def _plain(text: str) -> str:
-    """Text that matplotlib takes neither for mathematics nor, with its underscore in front, for nothing.
-
-    What SVG may not hold (control characters, half a surrogate pair) is written as an escape.
-    """
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    return shown.replace("$", r"\$").replace("_", " ").strip()
-
-
-def _figure(width: float, height: float) -> "Figure":
-    # Not pyplot: no global state, no display, works in any thread.
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-@contextmanager
-def _style(ink: str, faint: str) -> Iterator[None]:
-    from matplotlib import rc_context
-
-    settings: Any = {
-        "svg.fonttype": "none",  # text stays text: small, sharp, can be searched
-        "svg.hashsalt": "regularized",  # the same result gives the same file
-        "font.family": "sans-serif",
-        "font.size": 9.5,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": faint,
-        "axes.labelcolor": ink,
-        "axes.titlecolor": ink,
-        "axes.titlesize": 10.5,
-        "axes.titleweight": "bold",
-        "text.color": ink,
-        "xtick.color": faint,
-        "ytick.color": faint,
-        "xtick.labelcolor": ink,
-        "ytick.labelcolor": ink,
-        "legend.labelcolor": ink,
-    }
-    with rc_context(settings):
-        yield
-
-
-def _inline(figure: "Figure", prefix: str, label: str) -> str:
-    """SVG for a page: no prolog, no metadata, ids of its own, the page's colours and font."""
-    buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    )
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
-    svg = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{prefix}-", svg)
-    svg = re.sub(r"font: ([^;'\"]*?)[\d.]+px [^;\"]*", lambda m: _font(m.group(0)), svg)
-    for stand_in, variable in _VARIABLES.items():
-        svg = svg.replace(stand_in, variable)
-    # The size comes from the page; the viewBox keeps the proportions.
-    svg = re.sub(r'^<svg([^>]*?) width="[^"]*"', r"<svg\1", svg, count=1)
-    svg = re.sub(r'^<svg([^>]*?) height="[^"]*"', r"<svg\1", svg, count=1)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{_attribute(label)}"', 1)
-
-
-def _font(rule: str) -> str:
-    """matplotlib lists thirty fonts for each text; the page has one."""
-    found = re.match(r"font: (.*?)([\d.]+px) ", rule)
-    assert found is not None
-    return f"font: {found.group(1)}{found.group(2)} var(--font)"
-
-
-def _attribute(text: str) -> str:
-    from html import escape
-
-    return escape(text, quote=True)

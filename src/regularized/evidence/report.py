@@ -28,7 +28,7 @@ from regularized.evidence.store import home
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["ReportError", "default_directory", "prepare", "print_table", "to_json", "write"]
+__all__ = ["ReportError", "default_directory", "explained", "prepare", "print_table", "to_json", "write"]
 
 _STYLES = {
     Verdict.HOLDS: "bold green",
@@ -184,7 +184,7 @@ def prepare(directory: Path | str) -> Path:
         ReportError: it is no folder, or nothing can be written there.
     """
     folder = Path(directory).expanduser()
-    with _explained(folder):
+    with explained(folder):
         folder = folder.resolve()
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -209,7 +209,7 @@ def write(result: ReproduceResult, directory: Path | str, *, title: str = "") ->
         ReportError: the folder cannot be written to, or the disk is full.
     """
     folder = prepare(directory)
-    with _explained(folder):
+    with explained(folder):
         save_curves(result, folder)
         pictures.save(result, folder)
         target = folder / "report.html"
@@ -222,7 +222,8 @@ def write(result: ReproduceResult, directory: Path | str, *, title: str = "") ->
 
 
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def explained(folder: Path) -> Iterator[None]:
+    """Turn what the system says of files in a folder into a :class:`ReportError`."""
     try:
         yield
     except OSError as error:

@@ -206,7 +206,7 @@ def _encoded(frame: Any, other: Any) -> tuple[tuple[Tensor, Tensor | None], tupl
 
 
 def _column(values: Any) -> Tensor:
-    return torch.as_tensor(values.to_numpy(dtype="float32", na_value=np.nan))
+    return torch.tensor(values.to_numpy(dtype="float32", na_value=np.nan))
 
 
 def _as_floats(values: Any) -> Tensor:

@@ -187,6 +187,8 @@ class Recipe:
 def last_linear(model: nn.Module) -> str | None:
     """Name of the network's last module of its own weights if that is a plain ``nn.Linear``; None if it is not.
 
+    A network that is nothing but a linear layer has no last one that could be replaced.
+
     Examples:
         >>> last_linear(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
         '2'
@@ -196,7 +198,7 @@ def last_linear(model: nn.Module) -> str | None:
     last: str | None = None
     for name, module in model.named_modules():
         if next(module.parameters(recurse=False), None) is not None:
-            last = name if type(module) is nn.Linear else None
+            last = name if name and type(module) is nn.Linear else None
     return last
 
 

@@ -87,8 +87,8 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
 _METHOD = {"features": "blind", "clean": True, "lr": 0.03, "strength": 1.0}
 _TEXT_METHOD = {**_METHOD, "problem": "text", "lr": 0.001, "strength": 3.0}
 
-# Of each arm lr and strength are the best of TUNING (regularized tune sae_regularization). At the edge of a grid that was
-# widened once lie the rates of published_strength, text_plain and text_leace, dropout, and penalty_only's strength.
+# Of each arm lr and strength are the best of TUNING (regularized tune sae_regularization). At the edge of a grid that
+# was widened once lie the rates of published_strength, text_plain and text_leace, dropout, and penalty_only's strength.
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "plain": {"lr": 0.1},
     "l2": {"lr": 0.1, "l2": 0.001},

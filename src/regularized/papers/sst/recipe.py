@@ -1,0 +1,6 @@
+"""Why it takes no part in a comparison on anybody's data."""
+
+NO_RECIPE = (
+    "It makes the optimizer's memory in pretraining smaller, at a loss that its ledger measures; a comparison "
+    "asks what makes predictions better."
+)
