@@ -1,0 +1,199 @@
+"""BackSlash: the rate of weights as a penalty, and as a shrinking step; here a reader of the papers begins.
+
+Jun Wu, Yirong Xiong, Jiangtao Wen, Yuxing Han: *It Takes a Good Model to Train a Good Model: Generalized Gaussian
+Priors for Optimized LLMs*, 2025, arXiv 2506.00486 (third version; the fourth is another paper under the same number).
+BackSlash itself is Jun Wu, Jiangtao Wen, Yuxing Han: *BackSlash: Rate Constrained Optimized Training of Large Language
+Models*, ICML 2025, arXiv 2504.16968.
+
+==============  =================================  =================================================================
+paper           here                               meaning
+==============  =================================  =================================================================
+w, theta        ``weights``                        the weights, all tensors together
+N               number of weights                  how many there are; each parameter once
+nu              ``shape``                          shape of the generalised Gaussian: 1 Laplace, 2 Gauss
+b, beta         ``scale``                          its width, in the unit of the weights
+rho             ``ratio``                          ``E[w^2] / E[|w|]^2``, from which nu is read off
+R               :func:`rate`                       ``(1 / N) sum (|w| + eps)^nu``: what is paid for the weights
+D               the task's loss                    distortion
+lambda, rdo     ``weight`` or ``strength``         exchange rate: ``J = D + lambda R``
+eps, clip       ``eps``                            keeps the force finite at zero where nu < 1
+xi              ``gain``                           variance of initial weights times the fan
+e1, e2          exponents in :mod:`.rf8`           of a power of two, and of the power of two that is left over
+==============  =================================  =================================================================
+
+nu is read off anew at every step and taken as a constant there: nothing is differentiated through it.
+
+**Loss or step.** The paper has R in the loss, and so have we (:func:`rate`). The authors' repository of 2506.00486 has,
+from the algorithm's diagram as it says, another thing: after the optimizer's step it subtracts the gradient of
+``lambda R`` from the weights, without the learning rate; that is :func:`shrink_`. Under plain gradient descent of rate
+1 the two agree but for the order; under Adam, which divides the gradient of the loss by its size, they do not.
+
+**Strength.** R is a mean, so that its gradient in one weight is ``lambda nu / N`` times a number near 1: what matters
+is ``lambda / N``. The authors' 2,000 is for 10^8 weights, 2e-5 each.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regularized.compression.generalized_gaussian.distribution import WeightMoments, weight_moments
+from regularized.mechanisms.ranges import allowed, at_least, positive
+
+__all__ = ["EPS", "SHAPE", "STRENGTH", "distinct", "rate", "shrink_"]
+
+EPS = at_least(0.0, remedy="ours is 1e-3, the authors' repository has 1")
+SHAPE = positive().or_none("that of the weights now")
+STRENGTH = at_least(0.0, remedy="0 switches it off")
+
+
+@allowed(shape=SHAPE, eps=EPS)
+def rate(
+    weights: Iterable[Tensor], *, shape: float | None = None, eps: float = 1e-3, table: Tensor | None = None
+) -> Tensor:
+    """The rate ``R = (1 / N) sum (|w| + eps)^nu``; differentiable in the weights, not through the shape.
+
+    Value and derivative come from one pass, and what is kept of it for the backward pass becomes the gradient. Beside a
+    step of training it costs about ten light passes over the weights and a logarithm; nothing with the batch.
+
+    Args:
+        weights: all that are paid for, of any shapes, on one device; a tensor that is given twice counts once.
+        shape: nu: 1 is L1, 2 is L2. Default as in the paper: that of the weights now.
+        eps: at least 0. Default 1e-3, ours: the paper has "a small constant", the authors' repository 1, with which
+            every weight is pulled nearly alike. With 0 and a shape below 1 the force has no bound near zero.
+        table: :func:`~regularized.compression.generalized_gaussian.distribution.ratio_table` on their device, for
+            loops; default a new one.
+
+    Returns:
+        Scalar, in float32 at least.
+
+    Raises:
+        ValueError: there is no weight, the shape is not positive, or eps is negative.
+
+    Examples:
+        >>> w = torch.tensor([3.0, -1.0, 0.0, 0.0], requires_grad=True)
+        >>> rate([w], shape=2.0, eps=0.0).item()
+        2.5
+        >>> torch.autograd.grad(rate([w], shape=1.0), w)
+        (tensor([ 0.2500, -0.2500,  0.0000,  0.0000]),)
+    """
+    tensors = distinct(weights)
+    nu = weight_moments(tensors, table=table).shape if shape is None else _constant(shape, tensors)
+    value: Tensor = _Rate.apply(nu, eps, *tensors)  # type: ignore[no-untyped-call]
+    return value
+
+
+@allowed(strength=STRENGTH, eps=EPS, shape=SHAPE)
+@torch.no_grad()
+def shrink_(
+    weights: Iterable[Tensor],
+    strength: float,
+    *,
+    eps: float = 1.0,
+    shape: float | None = None,
+    table: Tensor | None = None,
+) -> WeightMoments:
+    """The repository's step: ``w <- w - strength (nu / N) sign(w) (|w| + eps)^(nu - 1)``, in place.
+
+    To be taken after ``optimizer.step()``. It does not stop at zero: a weight that is smaller than the shrink changes
+    its sign.
+
+    Args:
+        weights: all that are shrunk, of any shapes, on one device; a tensor that is given twice is shrunk once.
+        strength: lambda, at least 0; 0 leaves every weight as it is, bit for bit.
+        eps: at least 0; default 1, the repository's ``clip``.
+        shape: nu; default that of the weights now.
+        table: as in :func:`rate`.
+
+    Returns:
+        The moments of the weights before the step, with the shape that was used.
+
+    Raises:
+        ValueError: there is no weight, or an option is out of range.
+
+    Examples:
+        >>> w = torch.tensor([1.0, -1.0, 0.0, 0.001])
+        >>> _ = shrink_([w], 0.04, shape=1.0)
+        >>> w
+        tensor([ 0.9900, -0.9900,  0.0000, -0.0090])
+    """
+    tensors = distinct(weights)
+    moments = weight_moments(tensors, table=table)
+    if shape is not None:
+        moments = moments._replace(shape=_constant(shape, tensors))
+    if strength:
+        pull = _slopes(tensors, moments.shape, eps)
+        torch._foreach_mul_(pull, moments.shape * (strength / _number(tensors)))
+        torch._foreach_mul_(pull, torch._foreach_sign(tensors))
+        torch._foreach_sub_(tensors, pull)
+    return moments
+
+
+def distinct(weights: Iterable[Tensor]) -> list[Tensor]:
+    """Every tensor once, in their order: tied weights are paid for once.
+
+    Args:
+        weights: of any shapes.
+
+    Raises:
+        ValueError: there are none.
+
+    Examples:
+        >>> w = torch.zeros(3)
+        >>> len(distinct([w, w]))
+        1
+    """
+    tensors = list({id(w): w for w in weights if w.numel()}.values())
+    if not tensors:
+        raise ValueError("there is no weight; give parameters of a model, as model.parameters()")
+    return tensors
+
+
+def _number(tensors: Sequence[Tensor]) -> int:
+    return sum(w.numel() for w in tensors)
+
+
+def _constant(shape: float, tensors: Sequence[Tensor]) -> Tensor:
+    return torch.full((), shape, dtype=torch.float64, device=tensors[0].device)
+
+
+def _accurate(w: Tensor) -> Tensor:
+    """In float32 at least: |w| + 1 has no room for |w| in half precision."""
+    return w.to(torch.promote_types(w.dtype, torch.float32))
+
+
+def _slopes(tensors: Sequence[Tensor], nu: Tensor, eps: float) -> list[Tensor]:
+    """``(|w| + eps)^(nu - 1)``, by logarithm and power of two: half the time of torch's ``pow``."""
+    slopes = torch._foreach_abs([_accurate(w) for w in tensors])
+    torch._foreach_add_(slopes, eps)
+    if eps == 0.0:  # 0 * log(0) is NaN
+        for slope in slopes:
+            slope.clamp_min_(torch.finfo(slope.dtype).tiny)
+    torch._foreach_log2_(slopes)
+    torch._foreach_mul_(slopes, nu - 1)
+    for slope in slopes:
+        slope.exp2_()
+    return list(slopes)
+
+
+class _Rate(torch.autograd.Function):
+    """The rate, with the derivative kept from the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, nu: Tensor, eps: float, *weights: Tensor) -> Tensor:
+        slopes = _slopes(weights, nu, eps)
+        parts = [  # (|w| + eps)^nu = (|w| + eps)^(nu - 1) (|w| + eps)
+            torch.dot(slope.reshape(-1), _accurate(w).abs().reshape(-1)) + eps * slope.sum()
+            for slope, w in zip(slopes, weights, strict=True)
+        ]
+        ctx.save_for_backward(nu, *weights, *slopes)
+        return torch.stack(parts).sum() / _number(weights)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        nu, *saved = ctx.saved_tensors
+        weights, slopes = saved[: len(saved) // 2], saved[len(saved) // 2 :]
+        gradients = torch._foreach_sign(weights)
+        torch._foreach_mul_(gradients, grads[0] * nu / _number(weights))
+        return None, None, *(gradient.mul_(slope) for gradient, slope in zip(gradients, slopes, strict=True))
