@@ -4,7 +4,7 @@ Symbols are in :mod:`regularized.compression.generalized_gaussian.penalty`.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -13,7 +13,15 @@ from torch import Tensor
 
 from regularized.mechanisms.ranges import check_fields, positive
 
-__all__ = ["SHAPES", "GeneralizedGaussian", "WeightMoments", "moment_ratio", "ratio_table", "weight_moments"]
+__all__ = [
+    "SHAPES",
+    "GeneralizedGaussian",
+    "WeightMoments",
+    "moment_ratio",
+    "moments_of",
+    "ratio_table",
+    "weight_moments",
+]
 
 SHAPES: tuple[float, ...] = tuple(k / 100 for k in range(10, 301))
 """The shapes that a fit can give: 0.10, 0.11, ..., 3.00, as in the official code."""
@@ -79,17 +87,25 @@ def weight_moments(weights: Iterable[Tensor], *, table: Tensor | None = None) ->
         >>> round(float(moments.shape), 1), round(float(moments.std), 1)
         (2.0, 1.0)
     """
-    tensors = [w.detach() for w in weights]
-    number = sum(w.numel() for w in tensors)
-    if number == 0:
+    tensors = [w.detach() for w in weights if w.numel()]
+    if not tensors:
         raise ValueError("there is no weight to look at")
-    device = tensors[0].device
-    # The sum of magnitudes as one of |w|: torch's norm of order 1 takes nine times as long on a processor.
-    magnitudes = [m.sum(dtype=_sum_type(m)) for m in torch._foreach_abs(tensors)]
-    squares = [torch.linalg.vector_norm(w, dtype=_sum_type(w)).square() for w in tensors]
-    first, second = (torch.stack([s.double() for s in sums]).sum() / number for sums in (magnitudes, squares))
+    return moments_of(tensors, [w.abs().sum(dtype=_sum_type(w)) for w in tensors], table)
+
+
+def moments_of(tensors: list[Tensor], sums: Sequence[Tensor], table: Tensor | None) -> WeightMoments:
+    """:func:`weight_moments` where the sums of magnitudes are known.
+
+    Args:
+        tensors: the weights, detached.
+        sums: of the magnitudes of each; not by torch's norm of order 1, which takes nine times as long on a processor.
+        table: :func:`ratio_table` on their device; None makes one.
+    """
+    number = sum(w.numel() for w in tensors)
+    squares = [norm.square() for norm in torch._foreach_norm(tensors, 2, dtype=_sum_type(tensors[0]))]
+    first, second = (torch.stack([s.double() for s in parts]).sum() / number for parts in (sums, squares))
     ratio = second / first.square()
-    known = ratio_table(device) if table is None else table
+    known = ratio_table(tensors[0].device) if table is None else table
     nearest = (known[:, 1] - ratio).abs().argmin()  # of equally near ones the first
     # Not known[nearest, 0]: an index is read by the host.
     return WeightMoments(known[:, 0].gather(0, nearest.unsqueeze(0)).squeeze(0), second.sqrt(), ratio)

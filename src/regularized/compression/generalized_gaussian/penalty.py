@@ -38,7 +38,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regularized.compression.generalized_gaussian.distribution import WeightMoments, weight_moments
+from regularized.compression.generalized_gaussian.distribution import WeightMoments, moments_of
 from regularized.mechanisms.ranges import allowed, at_least, positive
 
 __all__ = ["EPS", "SHAPE", "STRENGTH", "distinct", "rate", "shrink_"]
@@ -79,8 +79,7 @@ def rate(
         (tensor([ 0.2500, -0.2500,  0.0000,  0.0000]),)
     """
     tensors = distinct(weights)
-    nu = weight_moments(tensors, table=table).shape if shape is None else _constant(shape, tensors)
-    value: Tensor = _Rate.apply(nu, eps, *tensors)  # type: ignore[no-untyped-call]
+    value: Tensor = _Rate.apply(shape, eps, table, *tensors)  # type: ignore[no-untyped-call]
     return value
 
 
@@ -118,14 +117,11 @@ def shrink_(
         >>> w
         tensor([ 0.9900, -0.9900,  0.0000, -0.0090])
     """
-    tensors = distinct(weights)
-    moments = weight_moments(tensors, table=table)
-    if shape is not None:
-        moments = moments._replace(shape=_constant(shape, tensors))
+    tensors = [w.detach() for w in distinct(weights)]
+    magnitudes, moments = _measured(tensors, shape, table)
     if strength:
-        pull = _slopes(tensors, moments.shape, eps)
+        pull, _ = _slopes(tensors, magnitudes, moments.shape, eps)
         torch._foreach_mul_(pull, moments.shape * (strength / _number(tensors)))
-        torch._foreach_mul_(pull, torch._foreach_sign(tensors))
         torch._foreach_sub_(tensors, pull)
     return moments
 
@@ -154,46 +150,55 @@ def _number(tensors: Sequence[Tensor]) -> int:
     return sum(w.numel() for w in tensors)
 
 
-def _constant(shape: float, tensors: Sequence[Tensor]) -> Tensor:
-    return torch.full((), shape, dtype=torch.float64, device=tensors[0].device)
+def _measured(
+    tensors: list[Tensor], shape: float | None, table: Tensor | None
+) -> tuple[list[Tensor], WeightMoments]:
+    """Magnitudes, in float32 at least (|w| + 1 has no room for |w| in half precision), and moments with the shape."""
+    accurate = [w.to(torch.promote_types(w.dtype, torch.float32)) for w in tensors]
+    magnitudes = list(torch._foreach_abs(accurate))
+    moments = moments_of(tensors, [m.sum() for m in magnitudes], table)
+    if shape is not None:
+        moments = moments._replace(shape=torch.full_like(moments.shape, shape))
+    return magnitudes, moments
 
 
-def _accurate(w: Tensor) -> Tensor:
-    """In float32 at least: |w| + 1 has no room for |w| in half precision."""
-    return w.to(torch.promote_types(w.dtype, torch.float32))
+def _slopes(
+    tensors: Sequence[Tensor], magnitudes: list[Tensor], nu: Tensor, eps: float
+) -> tuple[list[Tensor], list[Tensor]]:
+    """``sign(w) (|w| + eps)^(nu - 1)`` of each, and its sums of ``(|w| + eps)^nu``.
 
-
-def _slopes(tensors: Sequence[Tensor], nu: Tensor, eps: float) -> list[Tensor]:
-    """``(|w| + eps)^(nu - 1)``, by logarithm and power of two: half the time of torch's ``pow``."""
-    slopes = torch._foreach_abs([_accurate(w) for w in tensors])
-    torch._foreach_add_(slopes, eps)
+    By logarithm and power of two, half the time of torch's ``pow``; and in the memory of the magnitudes, since to take
+    fresh memory costs more than all that is computed here.
+    """
+    torch._foreach_add_(magnitudes, eps)
     if eps == 0.0:  # 0 * log(0) is NaN
-        for slope in slopes:
-            slope.clamp_min_(torch.finfo(slope.dtype).tiny)
-    torch._foreach_log2_(slopes)
-    torch._foreach_mul_(slopes, nu - 1)
-    for slope in slopes:
-        slope.exp2_()
-    return list(slopes)
+        for m in magnitudes:
+            m.clamp_min_(torch.finfo(m.dtype).tiny)
+    torch._foreach_log2_(magnitudes)
+    torch._foreach_mul_(magnitudes, nu - 1)
+    totals = []
+    for slope, w in zip(magnitudes, tensors, strict=True):
+        rest = eps * slope.exp2_().sum()
+        slope.mul_(torch.sign(w))
+        # (|w| + eps)^nu = (|w| + eps)^(nu - 1) (|w| + eps)
+        totals.append(torch.dot(slope.reshape(-1), w.to(slope.dtype).reshape(-1)) + rest)
+    return magnitudes, totals
 
 
 class _Rate(torch.autograd.Function):
-    """The rate, with the derivative kept from the forward pass."""
+    """The rate; its derivative comes with the value, and is kept as what becomes the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, nu: Tensor, eps: float, *weights: Tensor) -> Tensor:
-        slopes = _slopes(weights, nu, eps)
-        parts = [  # (|w| + eps)^nu = (|w| + eps)^(nu - 1) (|w| + eps)
-            torch.dot(slope.reshape(-1), _accurate(w).abs().reshape(-1)) + eps * slope.sum()
-            for slope, w in zip(slopes, weights, strict=True)
-        ]
-        ctx.save_for_backward(nu, *weights, *slopes)
-        return torch.stack(parts).sum() / _number(weights)
+    def forward(ctx: Any, shape: float | None, eps: float, table: Tensor | None, *weights: Tensor) -> Tensor:
+        magnitudes, moments = _measured(list(weights), shape, table)
+        slopes, totals = _slopes(weights, magnitudes, moments.shape, eps)
+        number = _number(weights)
+        ctx.save_for_backward(moments.shape / number, *slopes)
+        ctx.dtypes = [w.dtype for w in weights]
+        return torch.stack(totals).sum() / number
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        nu, *saved = ctx.saved_tensors
-        weights, slopes = saved[: len(saved) // 2], saved[len(saved) // 2 :]
-        gradients = torch._foreach_sign(weights)
-        torch._foreach_mul_(gradients, grads[0] * nu / _number(weights))
-        return None, None, *(gradient.mul_(slope) for gradient, slope in zip(gradients, slopes, strict=True))
+        factor, *slopes = ctx.saved_tensors
+        torch._foreach_mul_(slopes, grads[0] * factor)  # in place: a second backward pass is refused by torch
+        return None, None, None, *(slope.to(dtype) for slope, dtype in zip(slopes, ctx.dtypes, strict=True))

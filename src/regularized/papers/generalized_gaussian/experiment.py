@@ -94,7 +94,7 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
         "characters": (500_000, 12_288, 32_768),
         "width": 64,
         "layers": 3,
-        "steps": 140,
+        "steps": 120,
     },
     # BERT-base on IMDB, and 124 million weights on tokens of OpenWebText; rates and lengths are the usual ones, since
     # the paper's could not be read.
@@ -142,7 +142,7 @@ def _each(name: str, *values: float) -> list[dict[str, float]]:
     return [{name: value} for value in values]
 
 
-_RATES = _each("lr", 5e-3, 1e-2, 2e-2)
+_RATES = _each("lr", 5e-3, 1e-2, 2e-2, 4e-2)
 TUNING = Tuning(
     metric="validation_cost",
     direction="lower",
@@ -155,8 +155,8 @@ TUNING = Tuning(
         "half": _each("strength", 1.0, 3.0, 10.0, 30.0),
         "text_plain": _RATES,
         "text_laplace_init": _RATES,
-        "text_backslash": _each("strength", 5.0, 10.0, 20.0),
-        "text_l1": _each("strength", 5.0, 10.0, 20.0),
+        "text_backslash": _each("strength", 3.0, 6.0, 12.0, 24.0),
+        "text_l1": _each("strength", 3.0, 6.0, 12.0, 24.0),
     },
 )
 
