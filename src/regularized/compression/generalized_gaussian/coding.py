@@ -20,7 +20,7 @@ from torch import Tensor
 from regularized.compression.generalized_gaussian.golomb import by_frequency, golomb_decode, golomb_encode
 from regularized.mechanisms.ranges import Choice, allowed
 
-__all__ = ["CODER", "Coded", "Coder", "decode", "encode"]
+__all__ = ["CODER", "Coded", "Coder", "as_tensor", "decode", "encode"]
 
 Coder: TypeAlias = Literal["range", "golomb", "lzma"]
 CODER = Choice(*get_args(Coder))
@@ -129,12 +129,10 @@ def _range_encode(groups: Sequence[Tensor], tables: Sequence[_Table]) -> bytes:
 
 
 def _range_decode(stream: bytes, tables: Sequence[_Table], sizes: Sequence[int]) -> Iterator[Tensor]:
-    import numpy as np
-
     constriction = _constriction()
     if len(stream) % 4:
         raise ValueError(f"the stream is damaged: {len(stream):,} bytes are no whole number of words of four")
-    decoder = constriction.stream.queue.RangeDecoder(np.frombuffer(stream, dtype="<u4").astype(np.uint32))
+    decoder = constriction.stream.queue.RangeDecoder(as_tensor(stream).numpy().view("<u4").astype("uint32"))
     for table, size in zip(tables, sizes, strict=True):
         if len(table.symbols) == 1:
             yield table.symbols.expand(size).clone()
@@ -180,8 +178,6 @@ def _ranks(table: _Table) -> Tensor:
 
 
 def _lzma_decode(stream: bytes, sizes: Sequence[int]) -> list[Tensor]:
-    import numpy as np
-
     number = sum(sizes)
     decompressor = lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=2**28)
     try:
@@ -191,7 +187,17 @@ def _lzma_decode(stream: bytes, sizes: Sequence[int]) -> list[Tensor]:
     width = len(data) // number
     if not decompressor.eof or width not in (1, 2, 4) or len(data) != width * number:
         raise ValueError(f"the stream does not hold {number:,} numbers: it is damaged, or of other weights")
-    return list(torch.from_numpy(np.frombuffer(data, dtype=f"<i{width}").astype(np.int64)).split(list(sizes)))
+    numbers = torch.from_numpy(as_tensor(data).numpy().view(f"<i{width}").astype("int64"))
+    return list(numbers.split(list(sizes)))
+
+
+def as_tensor(data: bytes) -> Tensor:
+    """(n,) uint8, a copy.
+
+    Args:
+        data: n bytes.
+    """
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
 
 
 # Tables: for each the number of entries, the numbers as differences, and the frequencies, all as little-endian groups

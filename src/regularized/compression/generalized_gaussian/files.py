@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from regularized.compression.generalized_gaussian.coding import CODER, Coded, Coder, decode, encode
+from regularized.compression.generalized_gaussian.coding import CODER, Coded, Coder, as_tensor, decode, encode
 from regularized.compression.generalized_gaussian.quantization import STEP, from_multiples, multiples
 from regularized.mechanisms.ranges import allowed
 from regularized.mechanisms.sealed_files import load_sealed, save_sealed
@@ -109,7 +109,7 @@ def save_compressed(
         "rounded": {key: list(n.shape) for key, n in numbers.items()},
         "digest": _digest(numbers),
     }
-    parts = {_STREAM: _as_tensor(coded.stream), _TABLES: _as_tensor(coded.tables)}
+    parts = {_STREAM: as_tensor(coded.stream), _TABLES: as_tensor(coded.tables)}
     save_sealed(folder, name, parts | {_KEPT + key: t for key, t in kept.items()}, settings, version=_VERSION)
     content = [*numbers.values(), *kept.values()]
     return CompressedSize(
@@ -198,10 +198,6 @@ def _difference(given: Any, expected: Mapping[str, list[int]]) -> str:
         return "it names no weights"
     key = next(key for key in sorted(given.keys() | expected.keys()) if given.get(key) != expected.get(key))
     return f"{key} is {given.get(key, 'not there')}, and {expected.get(key, 'not there')} in the model"
-
-
-def _as_tensor(data: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
 
 
 def _as_bytes(tensor: Tensor) -> bytes:

@@ -150,9 +150,7 @@ def _number(tensors: Sequence[Tensor]) -> int:
     return sum(w.numel() for w in tensors)
 
 
-def _measured(
-    tensors: list[Tensor], shape: float | None, table: Tensor | None
-) -> tuple[list[Tensor], WeightMoments]:
+def _measured(tensors: list[Tensor], shape: float | None, table: Tensor | None) -> tuple[list[Tensor], WeightMoments]:
     """Magnitudes, in float32 at least (|w| + 1 has no room for |w| in half precision), and moments with the shape."""
     accurate = [w.to(torch.promote_types(w.dtype, torch.float32)) for w in tensors]
     magnitudes = list(torch._foreach_abs(accurate))
