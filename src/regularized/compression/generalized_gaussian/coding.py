@@ -73,7 +73,7 @@ def encode(groups: Sequence[Tensor], *, coder: Coder = "range") -> Coded:
     if coder == "lzma":
         together = torch.cat(flat)
         width = next(kind for kind in _WIDTHS if int(together.abs().max()) <= torch.iinfo(kind).max)
-        return Coded(lzma.compress(together.to(width).numpy().astype(f"<i{width.itemsize}").tobytes(), preset=9), b"")
+        return Coded(lzma.compress(together.to(width).numpy().astype(f"<i{width.itemsize}").tobytes()), b"")
     choices = []
     for tables in ([_table(torch.cat(flat))], [_table(group) for group in flat]):
         shared = tables * len(flat) if len(tables) == 1 else tables
@@ -233,7 +233,7 @@ def _read_tables(data: bytes, sizes: Sequence[int]) -> list[_Table]:
         if any(True for _ in values):
             raise ValueError("something follows behind them")
     except (zlib.error, StopIteration, ValueError) as error:
-        raise ValueError(f"the tables are damaged: {error or 'they end early'}") from None
+        raise ValueError(f"the tables are damaged: {str(error) or 'they end early'}") from None
     held = [number] if groups == 1 else sizes
     if [int(table.counts.sum()) for table in tables] != list(held):
         raise ValueError("the tables are damaged, or of other weights: their frequencies do not add up to the sizes")

@@ -88,7 +88,7 @@ def reshape_histogram(
     flat = weights.detach().flatten().double()
     before = GeneralizedGaussian.fit(flat)
     unit = 2.0**bits
-    multiples = torch.round(flat * unit)  # to even where a weight lies in the middle
+    multiples = torch.round(flat * unit) + 0.0  # no -0; to even where a weight lies in the middle
     if bool((multiples == multiples[0]).all()):
         raise ValueError(f"all weights are {float(multiples[0] / unit):g} in multiples of 2^-{bits}; give more bits")
     cut = _first_rare(multiples, flat.numel() // 100_000 if rare is None else rare) if largest is None else largest

@@ -88,7 +88,7 @@ class Shrinker:
                 f"strength {self.strength:g} moves a weight by {move:.3g} a step, and half of the {sizes.numel():,} "
                 f"weights are smaller than {median:.3g}: they would only change their signs. What counts is strength "
                 f"over the number of weights; {self.strength * median / move / 100:.2g} would move them by 1 %",
-                stacklevel=4,
+                stacklevel=5,  # torch.no_grad and @allowed are frames, too,
             )
 
     def _warn_of_decay(self, optimizer: torch.optim.Optimizer) -> None:
