@@ -60,6 +60,10 @@ class WeightMoments(NamedTuple):
         shape: nu of the generalised Gaussian with this ratio; the nearest of :data:`SHAPES`, in the ratio.
         std: root of the mean square; nothing is subtracted.
         ratio: mean square over squared mean magnitude, at least 1.
+
+    Examples:
+        >>> weight_moments([torch.tensor([3.0, -3.0])]).ratio  # all of one size: flatter than the flattest shape
+        tensor(1., dtype=torch.float64)
     """
 
     shape: Tensor

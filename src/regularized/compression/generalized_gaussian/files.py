@@ -36,6 +36,11 @@ class CompressedSize:
         kept: of it, what was not rounded.
         weights: how many weights and other numbers the model has, tied ones once.
         plain: bytes of all of them as they are in memory.
+
+    Examples:
+        >>> size = CompressedSize(files=1000, stream=800, tables=40, kept=60, weights=2000, plain=8000)
+        >>> size.bits, size.ratio
+        (4.0, 0.125)
     """
 
     files: int
@@ -135,6 +140,14 @@ def load_compressed(folder: str | Path, model: nn.Module, *, name: str = "weight
         FileNotFoundError: a file is missing.
         ImportError: the file was written by the range coder, which is not installed.
         ValueError: the files are damaged, of another version, or of another model.
+
+    Examples:
+        >>> import tempfile
+        >>> folder, model = tempfile.mkdtemp(), nn.Linear(8, 8)
+        >>> _ = save_compressed(folder, nn.Linear(8, 8), step=0.25, coder="golomb")
+        >>> load_compressed(folder, model)
+        >>> bool((4 * model.weight == (4 * model.weight).round()).all())
+        True
     """
     settings, tensors = load_sealed(folder, name, version=_VERSION)
     content = _content(model)

@@ -23,6 +23,11 @@ class CodeLength(NamedTuple):
         symbols: (n,) int64, the values in multiples of the step, the most frequent first.
         counts: (n,) int64, how many weights have each.
         lengths: (n,) int64, bits of the code word of each.
+
+    Examples:
+        >>> length = code_length([torch.tensor([0.0, 0.0, 0.0, 0.5])], step=0.5)
+        >>> length.symbols.tolist(), length.counts.tolist(), length.lengths.tolist()
+        ([0, 1], [3, 1], [1, 3])
     """
 
     mean_bits: float

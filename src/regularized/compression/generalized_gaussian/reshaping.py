@@ -27,6 +27,11 @@ class Reshaped(NamedTuple):
         centre: their mean, as a multiple of ``2^-bits``.
         selected: how many lay within the cut-off.
         assigned: how many of these have got a new value.
+
+    Examples:
+        >>> done = reshape_histogram(torch.linspace(-1, 1, 1000), bits=4, largest=16)
+        >>> done.selected, done.assigned
+        (1000, 1000)
     """
 
     weights: Tensor
