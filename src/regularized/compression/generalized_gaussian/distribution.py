@@ -62,8 +62,8 @@ class WeightMoments(NamedTuple):
         ratio: mean square over squared mean magnitude, at least 1.
 
     Examples:
-        >>> weight_moments([torch.tensor([3.0, -3.0])]).ratio  # all of one size: flatter than the flattest shape
-        tensor(1., dtype=torch.float64)
+        >>> weight_moments([torch.tensor([3.0, -3.0])]).shape  # all of one size: flatter than the flattest shape
+        tensor(3., dtype=torch.float64)
     """
 
     shape: Tensor
