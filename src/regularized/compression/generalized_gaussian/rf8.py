@@ -86,6 +86,10 @@ class PackedRF8:
         raised: how many were above half of the smallest value but below it, and became that.
         saturated: how many were too large for the highest, and became the largest value.
 
+    Raises:
+        TypeError: codes that are not uint8.
+        ValueError: a byte that stands for no value, or a top outside [-1000, 1000].
+
     Examples:
         >>> packed = PackedRF8.pack(torch.tensor([1.3, -0.02, 0.0, 1e-9]))
         >>> packed.codes.tolist(), packed.flushed, packed.unpack()

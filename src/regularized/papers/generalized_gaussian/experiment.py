@@ -115,7 +115,7 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
 
 # The best of TUNING (regularized tune generalized_gaussian), not chosen by hand.
 _PLAIN = {"lr": 3e-3}
-_TEXT = {"task": "text", "init_shape": 2.0, "lr": 1e-2}
+_TEXT = {"task": "text", "init_shape": 2.0, "lr": 2e-2}
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "plain": _PLAIN,
     "backslash": {"lr": 3e-3, "strength": 10.0},
@@ -149,7 +149,7 @@ TUNING = Tuning(
     grids={
         "plain": _each("lr", 1e-3, 2e-3, 3e-3, 5e-3),
         "backslash": _each("strength", 1.0, 3.0, 10.0, 20.0),
-        "decoupled": _each("strength", 3.0, 10.0, 30.0, 100.0),
+        "decoupled": _each("strength", 10.0, 30.0, 100.0, 300.0),
         "l1": _each("strength", 10.0, 30.0, 60.0, 120.0),
         "l2": _each("strength", 100.0, 300.0, 1000.0, 3000.0),
         "half": _each("strength", 1.0, 3.0, 10.0, 30.0),
