@@ -387,7 +387,8 @@ def test_arms_of_a_seed_differ_in_the_method_alone():
 
 def test_training_labels_are_incomplete_and_test_labels_complete():
     """Fails when the experiment trains on complete labels, or is judged by incomplete ones."""
-    task = experiment.digits(0, resolve(experiment, "curriculum", "laptop"))
+    digits = {"data": "digits", "queries": (60, 300, 300)}
+    task = experiment.images(0, resolve(experiment, "curriculum", "laptop", digits))
     shares = [lists.positive.float().mean().item() for lists in (task.train, task.validation, task.test)]
     assert shares[0] == pytest.approx(shares[2] / 2, rel=0.2)
     assert shares[1] == pytest.approx(shares[2] / 2, rel=0.1)

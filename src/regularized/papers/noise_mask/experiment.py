@@ -1,4 +1,4 @@
-"""Noise masks in pre-training: two "modalities" of digits at laptop scale, RadImageNet at the paper's.
+"""Noise masks in pre-training: two "modalities" of small images at laptop scale, RadImageNet at the paper's.
 
 Claims: ``accuracy_after_fine_tuning`` and ``few_shot_transfer`` (what the paper says of radiology images),
 ``close_to_plain`` (nothing is lost), ``policy_beats_random_mask`` (the *learned* mask does it), ``product_not_needed``
@@ -6,10 +6,11 @@ Claims: ``accuracy_after_fine_tuning`` and ``few_shot_transfer`` (what the paper
 
 Compared at equal total epochs, each with as many tuning trials: conventional training; masks drawn from Beta
 distributions that never learn (control: everything but the policy gradient); the policy with the official product loss;
-the policy with the plain gradient for the classifier. Laptop data: scikit-learn's digits 0 to 6, half of them inverted
-as a second "modality", 14 classes; digits 7 to 9 are the unseen concepts of the few-shot transfer. About a minute for
-five seeds on two cores. Refuted by an interval of the gain below the smallest effect of the card. The paper's images
-have 224 pixels, ours 8: a loss here says little about the paper's setting, and a pilot had shown no gain.
+the policy with the plain gradient for the classifier. Laptop data: Fashion-MNIST as 8 x 8 pixels, images of each seed's
+own; of the classes 0 to 6 half are inverted as a second "modality", 14 classes together; 7 to 9 are the unseen concepts
+of the few-shot transfer. Five minutes on one core, with the trials. Refuted by an interval of the gain below the
+smallest effect of the card. The paper's images have 224 pixels, ours 8: a loss here says little about the paper's
+setting, and a pilot on digits had shown no gain.
 """
 
 import math
@@ -24,7 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from regularized.evidence.datasets import data_folder
+from regularized.evidence.datasets import data_folder, eight_by_eight
+from regularized.evidence.datasets.samples import eight_by_eight_name, resplit
 from regularized.evidence.experiment import About, Measurements, Seeds, Tuning, Unavailable, data_fingerprint
 from regularized.evidence.models import ResNet, seeded
 from regularized.overfitting.noise_mask.layer import BetaMaskPolicy, NoiseMask
@@ -37,6 +39,7 @@ DEFAULTS: Mapping[str, Any] = {"mask": "none", "coupled": False, "lr": 0.005, "f
 SCALES: Mapping[str, Mapping[str, Any]] = {
     "smoke": {
         "data": "digits",
+        "images": 1797,
         "train": 60,
         "epochs": 2,
         "tune_epochs": 1,
@@ -46,7 +49,8 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
         "sigma": 1.0,
     },
     "laptop": {
-        "data": "digits",
+        "data": "fashion_mnist",
+        "images": 3000,  # of all ten classes; of the seven known ones 300 for training, 300 for validation
         "train": 300,
         "epochs": 30,
         "tune_epochs": 10,
@@ -73,7 +77,7 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "plain": {"mask": "none", "lr": 0.005},
     "random_mask": {"mask": "frozen", "lr": 0.005},
-    "policy_mask": {"mask": "policy", "coupled": True, "lr": 0.01},
+    "policy_mask": {"mask": "policy", "coupled": True, "lr": 0.002},
     "policy_mask_plain_gradient": {"mask": "policy", "coupled": False, "lr": 0.01},
 }
 
@@ -82,11 +86,12 @@ PUBLISHED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 }
 
 SEEDS = Seeds(
-    first=100,
-    why="In a first block, from 0, the method missed the rate that the rule of tuning chooses among equal means.",
+    first=200,
+    why="In a first block, from 0, the method missed the rate that the rule of tuning chooses among equal means; in "
+    "that one and a second, from 100, every seed split the same 1,797 digits again. Now each has images of its own.",
 )
 
-_RATES = [{"lr": lr} for lr in (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)]
+_RATES = [{"lr": lr} for lr in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)]  # 0.001 last: 0.002 had been at the edge
 TUNING = Tuning(
     metric="validation_accuracy",
     direction="higher",
@@ -105,28 +110,24 @@ class Data(NamedTuple):
     unseen: tuple[Tensor, Tensor]
 
 
-def data(seed: int, size: int) -> tuple[Data, str]:
-    """Digits as single-channel 8 x 8 images, half of them inverted; 14 known classes, three unseen digits."""
-    from sklearn.datasets import load_digits
-
-    pixels, digit = load_digits(return_X_y=True)
-    fingerprint = data_fingerprint(pixels, digit)
-    draws = np.random.default_rng(seed)
-    order = draws.permutation(len(digit))
-    pixels, digit = pixels[order] / 16.0, digit[order]
-    inverted = draws.random(len(digit)) < 0.5
+def data(seed: int, settings: Mapping[str, Any]) -> tuple[Data, str]:
+    """Single-channel 8 x 8 images, half of them inverted; 14 known classes, three unseen ones."""
+    drawn, kind = (part.numpy() for part in eight_by_eight(settings["data"], seed, settings["images"]))
+    pixels, size, draws = drawn.copy(), settings["train"], np.random.default_rng(seed)
+    inverted = draws.random(len(kind)) < 0.5
     pixels[inverted] = 1.0 - 0.6 * pixels[inverted]
     images = torch.from_numpy(pixels).float().view(-1, 1, 8, 8)
-    labels = torch.from_numpy(2 * digit + inverted).long()
-    known = torch.from_numpy(digit < 7)
+    labels = torch.from_numpy(2 * kind + inverted).long()
+    known = torch.from_numpy(kind < 7)
     x, y = images[known], labels[known]
     cut = (slice(0, size), slice(size, 2 * size), slice(2 * size, None))
-    other_x, other_y = images[~known], torch.from_numpy(digit[~known.numpy()] - 7).long()
+    other_x, other_y = images[~known], torch.from_numpy(kind[~known.numpy()] - 7).long()
     few = torch.cat([torch.nonzero(other_y == c).flatten()[:5] for c in range(3)])
     rest = torch.ones(len(other_y), dtype=torch.bool)
     rest[few] = False
     parts = [(x[part], y[part]) for part in cut]
-    return Data(parts[0], parts[1], parts[2], (other_x[few], other_y[few]), (other_x[rest], other_y[rest])), fingerprint
+    split = Data(parts[0], parts[1], parts[2], (other_x[few], other_y[few]), (other_x[rest], other_y[rest]))
+    return split, data_fingerprint(pixels, kind)
 
 
 def classifier(classes: int) -> nn.Sequential:
@@ -149,18 +150,19 @@ def policy_backbone() -> nn.Sequential:
 
 
 def about(settings: Mapping[str, Any]) -> About:
-    """Digits of two polarities that each seed splits again; RadImageNet."""
+    """Small images of two polarities; RadImageNet."""
     if settings["data"] == "radimagenet":
         return About("1.35 million RadImageNet images", 1_350_000, "ResNet-50, 25M weights", 25_000_000, 0.1)
     size = settings["train"]
-    return About(f"{size} digits of 8x8 pixels", size, "small CNN, 12k weights", 11_998, (1255 - 2 * size) / size)
+    again = resplit(settings["data"], train=size, test=round(0.7 * settings["images"]) - 2 * size)
+    return About(f"{size} {eight_by_eight_name(settings['data'])}", size, "small CNN, 12k weights", 11_998, again)
 
 
 def run(settings: Mapping[str, Any], seed: int) -> Measurements:
     """Pre-train one arm with one seed, fine-tune it, and measure; accuracies in per cent."""
     if settings["data"] == "radimagenet":
         return _run_paper(settings, seed)
-    parts, fingerprint = data(seed, settings["train"])
+    parts, fingerprint = data(seed, settings)
     net = seeded(seed, classifier, 14)
     policy = BetaMaskPolicy(seeded(seed + 1, policy_backbone), features=32, grid=settings["grid"], seed=seed)
     x, y = parts.train

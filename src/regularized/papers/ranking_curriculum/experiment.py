@@ -6,14 +6,16 @@ wrong pairs. All of these arms have the same settings, with the learning rate th
 ``final_gain``: the finished ranker, stopped early on validation data as in the paper, both arms tuned with as many
 trials. A pilot had seen the early order, and no gain at the end.
 
-Data: query by example on scikit-learn's digits, noisy; a document is relevant if it shows the query's digit. The first
-stage compares column sums alone. A relevant document is unjudged, and then counts as not relevant, with probability
-1/2, so false negatives sit at high ranks as in MS MARCO. Two minutes for twelve seeds on two cores. A claim is refuted
-by an interval of the gain that lies below the smallest effect of the card. *Paper* scale: ANTIQUE with BERT, for a GPU.
+Data: query by example on Fashion-MNIST as 8 x 8 pixels, noisy, images of each seed's own; a document is relevant if it
+is of the query's class. The first stage compares column sums alone. A relevant document is unjudged, and then counts
+as not relevant, with probability 1/2, so false negatives sit at high ranks as in MS MARCO. Six minutes on one core,
+with the trials. A claim is refuted by an interval of the gain that lies below the smallest effect of the card. *Paper*
+scale: ANTIQUE with BERT, for a GPU.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -28,12 +30,18 @@ from regularized.curriculum.ranking_curriculum.loss import (
     pairwise_difficulty,
 )
 from regularized.curriculum.ranking_curriculum.reranker_losses import pairwise_softmax_loss
+from regularized.evidence.datasets import eight_by_eight
+from regularized.evidence.datasets.samples import eight_by_eight_name, resplit
 from regularized.evidence.experiment import About, Measurements, Seeds, Tuning, Unavailable, data_fingerprint
 from regularized.evidence.models import mlp, seeded
 
-SEEDS = Seeds(12, why="Twelve from the start: reciprocal ranks vary much.")
+SEEDS = Seeds(
+    first=100,
+    why="In an earlier edition twelve seeds, from 0, each split the same 1,797 digits again; now ten have images of "
+    "their own.",
+)
 
-_DIGITS = {"data": "digits", "noise": 0.35, "unjudged": 0.5, "batch": 16, "early": 6}
+_IMAGES = {"unjudged": 0.5, "batch": 16, "early": 6}
 DEFAULTS: Mapping[str, Any] = {
     "lr": 0.002,
     "m": 0,
@@ -45,9 +53,28 @@ DEFAULTS: Mapping[str, Any] = {
 }
 
 SCALES: Mapping[str, Mapping[str, Any]] = {
-    "smoke": {**_DIGITS, "documents": 300, "queries": (20, 20, 20), "list": 30, "epochs": 3, "batches": 4},
-    # Ours: queries for training, validation and test; noise in units of a full pixel. 256 pairs an epoch.
-    "laptop": {**_DIGITS, "documents": 600, "queries": (60, 300, 300), "list": 60, "epochs": 30, "batches": 16},
+    "smoke": {
+        **_IMAGES,
+        "data": "digits",
+        "noise": 0.35,
+        "documents": 300,
+        "queries": (20, 20, 20),
+        "list": 30,
+        "epochs": 3,
+        "batches": 4,
+    },
+    # Ours: queries for training, validation and test; 256 pairs an epoch. Noise in units of a full pixel: with 0.35, as
+    # on digits, a ranker without curriculum hardly learned to beat the first stage (validation queries of seed 1000).
+    "laptop": {
+        **_IMAGES,
+        "data": "fashion_mnist",
+        "noise": 0.2,
+        "documents": 600,
+        "queries": (60, 300, 300),
+        "list": 60,
+        "epochs": 30,
+        "batches": 16,
+    },
     # Official: "32 batches of 16", BM25 top 100 for training, positives of grade 3 and above, MRR of the top 20 on
     # validation data, Adam 1e-3 with 2e-5 for the encoder (from memory). Ours: 60 epochs, 200 queries for validation.
     "paper": {
@@ -65,7 +92,7 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
-LR = 0.002  # the best of TUNING for no curriculum (regularized tune ranking_curriculum), for all arms but the last
+LR = 0.0011  # the best of TUNING for no curriculum (regularized tune ranking_curriculum), for all arms but the last
 M = 15  # of 30 epochs: the paper's 20 are of twice as many pairs
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "no_curriculum": {"lr": LR, "m": 0},
@@ -75,11 +102,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "reciprank": {"lr": LR, "m": M, "heuristic": "reciprank"},
     "kdescore": {"lr": LR, "m": M, "heuristic": "kdescore"},
     "curriculum": {"lr": LR, "m": M, "heuristic": "normscore"},
-    "curriculum_tuned": {
-        "lr": 0.006,
-        "m": 1000,
-        "heuristic": "normscore",
-    },  # the best of TUNING: a curriculum without end
+    "curriculum_tuned": {"lr": 0.001, "m": 5, "heuristic": "normscore"},  # the best of TUNING
 }
 
 # The laptop's learning rate and length say nothing about BERT.
@@ -90,7 +113,7 @@ PUBLISHED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 }
 
 _RATES = (
-    *(2e-4, 3e-4, 5e-4, 7e-4, 1e-3, 0.0013, 0.0016, 0.0018, 0.002, 0.0022),
+    *(2e-4, 3e-4, 5e-4, 7e-4, 9e-4, 1e-3, 0.0011, 0.0013, 0.0016, 0.0018, 0.002, 0.0022),
     *(0.0025, 0.003, 0.0035, 0.004, 0.005, 0.006, 0.008, 0.01, 0.012, 0.02),
 )
 TUNING = Tuning(
@@ -98,9 +121,10 @@ TUNING = Tuning(
     direction="higher",
     grids={
         "no_curriculum": [{"lr": lr} for lr in _RATES],
-        # m = 1000 is a curriculum without end.
         "curriculum_tuned": [
-            {"lr": lr, "m": m} for lr in (0.0005, 0.001, 0.003, 0.006, 0.012) for m in (5, 15, 45, 1000)
+            {"lr": lr, "m": m}
+            # m = 1000 is a curriculum without end. The last two (and two rates more) since the best lay at m = 5.
+            for lr, m in (*product((0.0005, 0.001, 0.003, 0.006, 0.012), (5, 15, 45, 1000)), (0.0005, 2), (0.001, 2))
         ],
     },
     seeds=(1000, 1001, 1002),
@@ -136,7 +160,7 @@ class Lists(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class DigitLists:
+class ImageLists:
     """Lists of the laptop's data."""
 
     run: FirstStageRun
@@ -161,28 +185,25 @@ class Task(NamedTuple):
     fingerprint: str
 
 
-def digits(seed: int, settings: Mapping[str, Any]) -> Task:
-    """Query by example: documents and queries are noisy digits; the first stage compares column sums."""
-    from sklearn.datasets import load_digits
-
-    pixels, digit = load_digits(return_X_y=True)
-    draws, judging = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
-    order = draws.permutation(len(digit))
-    images = pixels[order] / 16.0 + settings["noise"] * draws.standard_normal(pixels.shape)
-    digit = digit[order]
+def images(seed: int, settings: Mapping[str, Any]) -> Task:
+    """Query by example: documents and queries are noisy images; the first stage compares column sums."""
     count = settings["documents"]
-    documents, splits, start = images[:count], [], count
+    drawn = eight_by_eight(settings["data"], seed, count + sum(settings["queries"]))
+    pixels, classes = (part.numpy() for part in drawn)
+    draws, judging = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
+    noisy = pixels + settings["noise"] * draws.standard_normal(pixels.shape)
+    documents, splits, start = noisy[:count], [], count
     for number, size in enumerate(settings["queries"]):
-        queries = images[start : start + size]
+        queries = noisy[start : start + size]
         sums = (queries.reshape(-1, 8, 8).sum(axis=1), documents.reshape(-1, 8, 8).sum(axis=1))
         score = -np.linalg.norm(sums[0][:, None] - sums[1], axis=2)
         listed = np.argsort(-score, axis=1, kind="stable")[:, : settings["list"]]
-        relevant = digit[listed] == digit[start : start + size, None]
+        relevant = classes[listed] == classes[start : start + size, None]
         if number < 2:  # nobody has complete judgements for training and validation
             relevant &= judging.random(relevant.shape) >= settings["unjudged"]
         q, d = queries[:, None], documents[listed]
         splits.append(
-            DigitLists(
+            ImageLists(
                 FirstStageRun.from_scores(_table(np.take_along_axis(score, listed, axis=1).tolist())),
                 _table(relevant.astype(int).tolist()),
                 torch.from_numpy(relevant),
@@ -193,7 +214,7 @@ def digits(seed: int, settings: Mapping[str, Any]) -> Task:
         start += size
     net = nn.Sequential(seeded(seed, mlp, [128, 64, 1]), nn.Flatten(0))
     train, validation, test = splits
-    return Task(train, validation, test, net, [{"params": list(net.parameters())}], data_fingerprint(images, digit))
+    return Task(train, validation, test, net, [{"params": list(net.parameters())}], data_fingerprint(noisy, classes))
 
 
 def _table(rows: Sequence[Sequence[Any]]) -> dict[str, dict[str, Any]]:
@@ -202,8 +223,8 @@ def _table(rows: Sequence[Sequence[Any]]) -> dict[str, dict[str, Any]]:
 
 def task(seed: int, settings: Mapping[str, Any]) -> Task:
     """The task of a scale."""
-    if settings["data"] == "digits":
-        return digits(seed, settings)
+    if settings["data"] != "antique":
+        return images(seed, settings)
     from regularized.papers.ranking_curriculum.antique import antique
 
     return Task(*antique(seed, settings))
@@ -243,18 +264,19 @@ def mrr(net: nn.Module, lists: Lists, measure: str) -> float:
 
 
 def about(settings: Mapping[str, Any]) -> About:
-    """Queries and documents of digits that each seed deals again, or ANTIQUE."""
+    """Small images as queries and documents, or ANTIQUE."""
     if settings["data"] == "antique":
         return About("2,426 questions of ANTIQUE", 2426, "BERT, 110M weights", 110_000_000, 200 / 2426)
     train, _, test = settings["queries"]
     samples = settings["epochs"] * settings["batches"] * settings["batch"]
-    data = f"{train} queries for {settings['documents']} digits"
-    return About(data, samples, "MLP on pairs, 8k weights", 8321, test / settings["documents"])
+    data = f"{train} queries for {settings['documents']} {eight_by_eight_name(settings['data'])}"
+    again = resplit(settings["data"], train=settings["documents"], test=test)
+    return About(data, samples, "MLP on pairs, 8k weights", 8321, again)
 
 
 def run(settings: Mapping[str, Any], seed: int) -> Measurements:
     """Train one arm with one seed; all metrics are mean reciprocal ranks, of test queries unless they say otherwise."""
-    measure = "RR" if settings["data"] == "digits" else f"RR(rel={settings['grade']})@20"
+    measure = "RR" if settings["data"] != "antique" else f"RR(rel={settings['grade']})@20"
     problem = task(seed, settings)
     net, train = problem.net, problem.train
     try:
