@@ -189,7 +189,7 @@ def test_start():
 
 
 def test_start_without_entries():
-    """Fails when factors alone start at zero, from where a transformer never moves, or at another size than nn.Linear."""
+    """Fails when factors alone start at zero, where all gradients are zero, or at another size than nn.Linear."""
     layer = SparseLowRankLinear(400, 300, rank=50, density=0.0, alpha=7.0, generator=draws())
     assert float(layer.weight.std()) == pytest.approx(float(nn.Linear(400, 300).weight.std()), rel=0.03)
     model = small_lm(0, 16, width=32, layers=1, heads=1)

@@ -1,10 +1,10 @@
 """Does a sparse plus low-rank language model, pretrained from scratch, end below a low-rank one and near a dense one?
 
 A Llama-like decoder learns to predict the source files of Python's standard library, byte by byte: on bytes a model
-that looks back one token only is poor, so the layers of the blocks, which are what is replaced, decide. Embedding, norms
-and head stay dense, as in the paper; the density of 0.03 and a rank of a quarter of the width are the paper's. Measured:
-loss on text that nobody trained on, in nats a byte, and its perplexity; how many numbers are trained; what weights,
-gradients, moments and positions take.
+that looks back one token only is poor, so the layers of the blocks, which are what is replaced, decide. Embedding,
+norms and head stay dense, as in the paper; the density of 0.03 and a rank of a quarter of the width are the paper's.
+Measured: loss on text that nobody trained on, in nats a byte, and its perplexity; how many numbers are trained; what
+weights, gradients, moments and positions take.
 
 Arms: ``full_rank`` and ``low_rank``; ``sltrain``; and two controls that spend as many numbers as it in every layer:
 ``more_rank`` on factors alone, and ``sparse_only`` on random fixed entries alone. Each arm has as many trials of its
@@ -53,7 +53,7 @@ SCALES: dict[str, dict[str, Any]] = {
 DEFAULTS: dict[str, Any] = {
     "corpus": "library",
     "vocabulary": 256,
-    "train": 620_000,
+    "train": 520_000,
     "validation": 40_960,
     "test": 81_920,
     "width": 96,
