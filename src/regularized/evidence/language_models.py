@@ -3,7 +3,7 @@
 For experiments on pretraining. Texts for them: :mod:`regularized.evidence.corpora`. A million weights take 0.1 s for a
 step of 1,024 tokens on one core of 2024, a third of the weights a third of the time::
 
-    text = draw_text("library", seed, train=620_000, validation=40_960, test=81_920)
+    text = draw_text("library", seed, train=520_000, validation=40_960, test=81_920)
     model = small_lm(seed, text.vocabulary.size, width=128, layers=4, heads=4)
     fit(model, text.train, torch.optim.AdamW(model.parameters(), lr=3e-3), steps=250, seed=seed)
     nats = evaluate(model, text.test)

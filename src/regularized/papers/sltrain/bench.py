@@ -2,14 +2,18 @@
 
 The language models are the paper's LLaMA with 60 and 130 million weights, in bfloat16, with one text of 256 tokens in a
 step, as in its figure of memory: peaks are what they are measured for, and with so few tokens, building the weights
-is most of the time. *Per layer* means that each parameter has an optimizer of its own, which steps as soon as the
-gradient is there and frees it, as in that figure and in GaLore's package. Adam with moments of 8 bits is bitsandbytes'.
+is much of the time. *Per layer* means that each parameter has an optimizer of its own, which steps as soon as the
+gradient is there and frees it, as in that figure and in GaLore's package. The figure has moments of 8 bits beside that,
+ours are bfloat16: on a processor bitsandbytes makes float32 copies of whole tensors, which is more than it saves.
 """
 
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -29,6 +33,23 @@ _RANKS = {"LLaMA 60M": 128, "LLaMA 130M": 256}
 _VOCABULARY, _TOKENS = 32_000, 256
 
 Adam = partial(torch.optim.AdamW, lr=3e-3, weight_decay=0.0, fused=True)
+
+
+def _galore() -> Any:
+    """GaLore's own AdamW, where its package and transformers are; without its 8-bit sibling, which needs bitsandbytes.
+
+    Imported here and not in a step: what an import takes is no memory of the step.
+    """
+    spec = find_spec("galore_torch")
+    if spec is None or spec.origin is None or find_spec("transformers") is None:
+        return None
+    package = ModuleType("galore_torch")  # its __init__ would import bitsandbytes
+    package.__path__ = [str(Path(spec.origin).parent)]
+    sys.modules.setdefault("galore_torch", package)
+    return import_module("galore_torch.adamw").AdamW
+
+
+GaLore = _galore()
 
 
 def _layer(rank: int, *, convert_it: bool) -> StepFunction:
@@ -86,25 +107,14 @@ def _adam_per_layer(model: LanguageModel) -> Callable[[Tensor], None]:
     return _per_layer(model, lambda parameter: Adam([parameter]))
 
 
-def _adam8bit_per_layer(model: LanguageModel) -> Callable[[Tensor], None]:
-    adam: Any = import_module("bitsandbytes").optim.AdamW8bit
-
-    def make(parameter: nn.Parameter) -> torch.optim.Optimizer:
-        made: torch.optim.Optimizer = adam([parameter], lr=3e-3, weight_decay=0.0)
-        return made
-
-    return _per_layer(model, make)
-
-
 def _galore_per_layer(name: str, model: LanguageModel) -> Callable[[Tensor], None]:
     """As its package does it: the layers of the blocks through projections of the same rank, the rest by Adam."""
-    galore: Any = import_module("galore_torch.adamw").AdamW
     projected = {id(m.weight) for m in model.blocks.modules() if isinstance(m, nn.Linear)}
     settings = {"rank": _RANKS[name], "update_proj_gap": 200, "scale": 0.25, "proj_type": "std"}
 
     def make(parameter: nn.Parameter) -> torch.optim.Optimizer:
         group = {"params": [parameter], **(settings if id(parameter) in projected else {})}
-        made: torch.optim.Optimizer = galore([group], lr=3e-3, no_deprecation_warning=True)
+        made: torch.optim.Optimizer = GaLore([group], lr=3e-3, no_deprecation_warning=True)
         return made
 
     return _per_layer(model, make)
@@ -156,12 +166,9 @@ def workloads() -> list[Workload]:
         for rank in (128, 256)
     ]
     rows.append(_beside("LLaMA 60M", "Adam in both", _at_once, _at_once))
-    if find_spec("bitsandbytes") is not None:
-        figure = "the paper's figure: 0.49 of the memory at 350M, 0.42 at 1B, 0.27 at 7B"
-        rows += [
-            _beside(name, "8-bit Adam per layer beside Adam", _at_once, _adam8bit_per_layer, figure) for name in _LLAMA
-        ]
-    if find_spec("galore_torch") is not None and find_spec("bitsandbytes") is not None:  # which the package imports
+    figure = "the paper's figure, with 8-bit moments: 0.49 of the memory at 350M, 0.42 at 1B, 0.27 at 7B"
+    rows += [_beside(name, "Adam per layer beside Adam", _at_once, _adam_per_layer, figure) for name in _LLAMA]
+    if GaLore is not None:
         without = "equal rank; GaLore's decompositions, one in 200 steps, are not in its time"
         rows += [
             _beside(name, "Adam per layer beside GaLore's", partial(_galore_per_layer, name), _adam_per_layer, without)
