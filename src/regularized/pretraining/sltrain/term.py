@@ -24,6 +24,9 @@ class SLTrain(Term):
         exclude: see :func:`~regularized.pretraining.sltrain.convert`.
         seed: of positions and start; default 0.
 
+    Raises:
+        ValueError: when it is attached, as :func:`~regularized.pretraining.sltrain.convert`.
+
     Examples:
         >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
         >>> term = SLTrain(rank=8, include=["0"])
