@@ -41,7 +41,7 @@ from regularized.compression.low_precision.blocking import (
 from regularized.compression.low_precision.elements import Element, FixedPoint, PowerOfTwo, element
 from regularized.compression.low_precision.formats import Encoded, Format
 from regularized.compression.low_precision.rounding import Rounder
-from regularized.mechanisms.ranges import Choice, between
+from regularized.mechanisms.ranges import Choice, between, positive
 
 __all__ = ["MX", "NVFP4", "BlockFloat", "ScaleMin", "ScaleRule", "Scaled", "SharedScale", "shared_exponents"]
 
@@ -69,8 +69,19 @@ def shared_exponents(amax: Tensor, form: Element, rule: ScaleRule = "floor") -> 
         {'floor': [-8, -8, -8, -8], 'even': [-8, -8, -8, -7], 'rceil': [-8, -8, -7, -7], 'ceil': [-8, -7, -7, -7]}
     """
     _RULES("scale", rule)
+    emax = form.largest_exponent
+    if amax.dtype == torch.float32 and emax > 1:  # then a subnormal amax has k = -127 whatever its mantissa
+        # What is added carries into the exponent just where the rule says "one more".
+        top = (1 << 23) - 1
+        carry = {
+            "floor": 0,
+            "ceil": top,
+            "even": 1 << (22 - form.mantissa_bits),
+            "rceil": top - int(math.frexp(form.largest)[0] * (1 << 24)) + (1 << 23),
+        }[rule]
+        return ((amax.view(torch.int32) + carry) >> 23).sub_(127 + emax).clamp_(-127, 127)
     share, exponent = torch.frexp(amax)  # amax = share * 2^exponent, share in [1/2, 1)
-    k = exponent - (1 + form.largest_exponent)
+    k = exponent - (1 + emax)
     if rule == "ceil":
         k = k + (share > 0.5)
     elif rule == "even":
@@ -84,7 +95,7 @@ def _power_of_two(k: Tensor, dtype: torch.dtype) -> Tensor:
     """2^k exactly, for k in [-127, 127]; a float32 of 2^-127 is subnormal."""
     if dtype == torch.float64:
         return ((k.long() + 1023) << 52).view(torch.float64)
-    return torch.where(k == -127, 1 << 22, (k + 127) << 23).int().view(torch.float32)
+    return torch.where(k == -127, 1 << 22, (k + 127) << 23).view(torch.float32)
 
 
 class SharedScale(Format):
@@ -170,6 +181,8 @@ class Scaled(SharedScale):
     Args:
         form: the elements, by name or as a format: ``"int8"``, ``"int4"``, ``"e4m3"``, ...
         granularity: what shares a scale: ``"tensor"`` (default), ``"row"``, a block size or a tile.
+        onto: what amax is scaled onto; default the largest element. Less for formats that are coarse there, as posits
+            are.
 
     Examples:
         >>> Scaled("int8").quantize(torch.tensor([0.1, -1.27, 0.504]))
@@ -178,11 +191,13 @@ class Scaled(SharedScale):
 
     form: Element | str = "int8"
     granularity: Granularity = "tensor"
+    onto: float | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.form, str):
             object.__setattr__(self, "form", element(self.form))
         check_granularity("granularity", self.granularity)
+        positive().or_none("the largest element")("onto", self.onto)
 
     @property
     def elements(self) -> Element:
@@ -207,7 +222,7 @@ class Scaled(SharedScale):
 
     def scales(self, amax: Tensor) -> Tensor:
         """amax / largest; 1 where that is 0."""
-        scale = amax / self.elements.largest
+        scale = amax / (self.elements.largest if self.onto is None else self.onto)
         return torch.where(scale == 0, 1.0, scale)
 
 
@@ -264,7 +279,7 @@ class MX(SharedScale):
     def scales(self, amax: Tensor) -> Tensor:
         """Powers of two; NaN where amax is not finite."""
         scale = _power_of_two(shared_exponents(amax, self.elements, self.scale), amax.dtype)
-        return torch.where(torch.isfinite(amax), scale, math.nan)
+        return torch.where(amax < math.inf, scale, math.nan)
 
     def _divided(self, view: Tensor, amax: Tensor, scale: Tensor) -> Tensor:
         return view * scale.reciprocal()  # exact for powers of two, and faster than a division

@@ -72,7 +72,8 @@ def hadamard(x: Tensor, *, block: int, axis: int = -1, signs: Tensor | None = No
     if axis == x.ndim - 1:
         return _transformed(view).flatten(axis, axis + 1)
     if axis == x.ndim - 2 and block <= _LARGEST_MATRIX:  # H is symmetric, so it may stand on the other side
-        return (_matrix(block, view.dtype, view.device) @ view).flatten(axis, axis + 1)
+        turned: Tensor = _matrix(block, view.dtype, view.device) @ view
+        return turned.flatten(axis, axis + 1)
     return _transformed(view.movedim(axis + 1, -1)).movedim(-1, axis + 1).flatten(axis, axis + 1)
 
 

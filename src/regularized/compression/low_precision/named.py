@@ -46,7 +46,7 @@ NAMED: Mapping[str, Format] = MappingProxyType(
         "bfp8": BlockFloat(8),
         "flexpoint16": BlockFloat(16, "tensor"),
         "dynamic_fixed8": DynamicFixedPoint(8),
-        "posit8": Scaled(posit(8, 1)),
+        "posit8": Scaled(posit(8, 1), onto=4.0),
         "log8": Scaled(logarithmic(8, 3)),
         "floatsd8": Scaled(float_sd()),
         "pow2_4": Scaled(powers_of_two(4), "row"),

@@ -178,6 +178,9 @@ class Rounder:
 class RandomStream:
     """Generators for one draw after the other, each a function of a seed and its position alone.
 
+    A loop that may be interrupted within a step calls :meth:`settle` behind each step, and :meth:`rewind` before it
+    goes on: what the interrupted step has drawn is drawn again.
+
     Args:
         seed: of the whole run.
         key: tells this stream from others of the same seed, such as the number of a layer.
@@ -197,6 +200,19 @@ class RandomStream:
         self.seed: int = seed
         self.key: int = key
         self.position: int = position
+        self._settled: int = position
+
+    def settle(self) -> None:
+        """The draws so far belong to a step that is done."""
+        self._settled = self.position
+
+    def rewind(self) -> None:
+        """Draw again what was drawn since :meth:`settle`."""
+        self.position = self._settled
+
+    def seek(self, position: int) -> None:
+        """Go on from a position of a checkpoint."""
+        self.position = self._settled = position
 
     def next(self, device: torch.device) -> torch.Generator:
         """The generator of the next draw."""
