@@ -99,9 +99,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "fixed_8_stochastic": {**_FIXED, "rounding": "stochastic"},
     "fixed_8_coin": {**_FIXED, "rounding": "coin"},
     # The best of TUNING.
-    "fp32_tuned": {"problem": "images", "lr": 0.05},
-    "fixed_8_nearest_tuned": {**_FIXED, "lr": 0.15},
-    "fixed_8_stochastic_tuned": {**_FIXED, "rounding": "stochastic", "lr": 0.05},
+    "fp32_tuned": {"problem": "images", "lr": 0.06},
+    "fixed_8_nearest_tuned": {**_FIXED, "lr": 0.2},
+    "fixed_8_stochastic_tuned": {**_FIXED, "rounding": "stochastic", "lr": 0.06},
     "full": {},
     "mxfp4": {"recipe": "mxfp4"},
     "mxfp4_random": {"recipe": "mxfp4_random"},
@@ -123,11 +123,11 @@ TUNING = Tuning(
     direction="lower",
     grids={
         **{
-            arm: [{"lr": rate} for rate in (0.05, 0.15, 0.45)]
+            arm: [{"lr": rate} for rate in (0.02, 0.06, 0.2, 0.6)]
             for arm in ("fp32_tuned", "fixed_8_nearest_tuned", "fixed_8_stochastic_tuned")
         },
         **{
-            arm: [{"lr": rate} for rate in (5e-3, 1e-2, 2e-2)]
+            arm: [{"lr": rate} for rate in (5e-3, 1e-2, 2e-2, 4e-2)]
             for arm in ("full", "mxfp4", "mxfp4_random", "mxfp4_deterministic")
         },
     },
