@@ -362,8 +362,8 @@ class PowerOfTwo(Element):
     """Powers of two from 2^-127 to 2^127 and nothing else: E8M0, the scale of OCP's microscaling formats.
 
     There is no zero, no sign and no infinity: what is not above zero becomes NaN. To nearest, 1.5 is rounded up
-    whatever the power, as ml_dtypes and torch do; *toward_zero* gives the power below. The block formats never round
-    their scales by this cast: their rules are exact, see
+    whatever the power, and all between 2^-127 and 2^-126 too, as ml_dtypes and torch do; *toward_zero* gives the power
+    below. The block formats never round their scales by this cast: their rules are exact, see
     :func:`~regularized.compression.low_precision.blocks.shared_exponents`.
 
     Examples:
@@ -397,7 +397,10 @@ class PowerOfTwo(Element):
             raise ValueError(f'{self.name} has no infinity; overflow must be "saturate" or "nan"')
         share, exponent = torch.frexp(x.double())  # x = share * 2^exponent, share in [1/2, 1)
         behind = 2.0 * share - 1.0
-        up = behind >= 0.5 if rounder.rounding.startswith("nearest") else rounder.integers(behind) > 0
+        if rounder.rounding.startswith("nearest"):
+            up = (behind >= 0.5) | ((exponent == -126) & (behind > 0))
+        else:
+            up = rounder.integers(behind) > 0
         power = (exponent - 1 + up.int()).clamp_min_(-127)
         beyond = (power > 127) | torch.isinf(x)
         value = torch.ldexp(torch.ones_like(share), power.clamp_max_(127))
