@@ -264,7 +264,7 @@ class _ThreeProducts(torch.autograd.Function):
         ctx.save_for_backward(kept_x, kept_w)
         ctx.layer, ctx.shape, ctx.types = layer, x.shape, (x.dtype, weight.dtype, bias is not None)
         ctx.serves = kept_x is not rows, kept_w is not weight
-        return y.to(x.dtype).view(*x.shape[:-1], -1)
+        return y.to(x.dtype).view(*x.shape[:-1], layer.out_features)
 
     @staticmethod
     @once_differentiable

@@ -101,9 +101,9 @@ class LossScaler:
             )
         if not grads:
             return True
-        torch._foreach_mul_(grads, 1.0 / self.scale)
-        # The norms of the devices are brought together once.
+        # As in torch, it is the scaled gradients that must be finite. The norms of all devices come together once.
         largest = torch.stack([norm.to(grads[0].device) for norm in torch._foreach_norm(grads, math.inf)])
+        torch._foreach_mul_(grads, 1.0 / self.scale)
         return bool(torch.isfinite(largest).all())
 
     def update(self, fine: bool) -> None:
