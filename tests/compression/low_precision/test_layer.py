@@ -228,7 +228,7 @@ def test_draws_resume_from_a_checkpoint() -> None:
 
 
 def test_the_hardware_gives_what_the_emulation_gives() -> None:
-    """torch's kernels for FP8 and INT8 on this processor. Fails on transposed scales, and on codes that are off by one."""
+    """torch's kernels for FP8 and INT8, on this processor. Fails on transposed scales and on codes that are off."""
     torch.manual_seed(0)
     x, g = torch.randn(48, IN, requires_grad=True), torch.randn(48, OUT)
     for recipe in (fp8_hybrid(), uniform("int8"), uniform("int8_row")):

@@ -254,7 +254,7 @@ def test_it_is_gradscaler_over_five_thousand_events() -> None:
     weights = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
     optimizers = [torch.optim.SGD([w], lr=1.0) for w in weights]
     theirs.scale(torch.zeros(1))
-    bad = torch.rand(5000, generator=torch.Generator().manual_seed(0)) < 0.12
+    bad = torch.rand(5000, generator=torch.Generator().manual_seed(0)) < 0.09  # halvings and doublings in balance
     for event in bad.tolist():
         for w in weights:
             w.grad = torch.full((1,), math.nan if event else 1.0)
