@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from regularized.compression.low_precision.codebook import dynamic_tree, evenly_above_zero
 from regularized.compression.low_precision.elements import FixedPoint
 from regularized.compression.low_precision.feedback import ErrorFeedback, qsgd
+from regularized.compression.low_precision.formats import Encoded
 from regularized.compression.low_precision.loss_scaling import LossScaler
 from regularized.compression.low_precision.optimizer import (
     STATE_FORMATS,
@@ -78,7 +79,8 @@ def test_four_bits_are_packed_and_never_divide_by_zero() -> None:
     state = optimizer.state[weight]
     assert state["exp_avg_sq.codes"].numel() == weight.numel() / 2
     form = STATE_FORMATS["4bit"]
-    values = form.decode((state["exp_avg_sq.codes"], (state["exp_avg_sq.scale"],)), "exp_avg_sq", weight.shape)  # type: ignore[arg-type]
+    encoded = Encoded(state["exp_avg_sq.codes"], (state["exp_avg_sq.scale"],))
+    values = form.decode(encoded, "exp_avg_sq", weight.shape)
     assert bool((values > 0).all())
 
 

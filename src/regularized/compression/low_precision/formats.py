@@ -157,17 +157,17 @@ class Format(ABC):
             work = padded(work, self.smallest_block, axis)
         return self._encode(work, axis, Rounder(rounding, overflow, generator))
 
-    def decode(self, encoded: Encoded, *, axis: int = -1) -> Tensor:
+    def decode(self, encoded: Encoded | tuple[Tensor, tuple[Tensor, ...]], *, axis: int = -1) -> Tensor:
         """The values that codes and scales stand for, float32 (float64 where the scales are).
 
         Args:
-            encoded: from :meth:`encode`.
+            encoded: from :meth:`encode`, or a pair of codes and scales.
             axis: as there.
 
         Raises:
             TypeError: the format has no codes.
         """
-        return self._decode(encoded, axis)
+        return self._decode(Encoded(*encoded), axis)
 
     def __str__(self) -> str:
         return self.name

@@ -145,7 +145,7 @@ def encode(
     return form.encode(x, axis=axis, rounding=rounding, overflow=overflow, generator=generator, pad=pad)
 
 
-def decode(encoded: Encoded, form: Format | str, *, axis: int = -1) -> Tensor:
+def decode(encoded: Encoded | tuple[Tensor, tuple[Tensor, ...]], form: Format | str, *, axis: int = -1) -> Tensor:
     """The values of what :func:`encode` has given, float32.
 
     Args:
