@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -115,14 +114,14 @@ def _numbers(book: Codebook, dtype: torch.dtype) -> Tensor:
 @lru_cache(maxsize=64)
 def _boundaries(book: Codebook, dtype: torch.dtype, rounding: str) -> Tensor:
     """The largest number of a type that still belongs to each code but the last: ties are decided here, once."""
-    kind = np.float32 if dtype == torch.float32 else np.float64
-    exact = np.array(book.numbers, dtype=np.float64)
+    exact = torch.tensor(book.numbers, dtype=torch.float64)
     middles = 0.5 * (exact[:-1] + exact[1:])
-    ends = middles.astype(kind)
-    ends = np.where(ends.astype(np.float64) > middles, np.nextafter(ends, kind(-np.inf)), ends)
-    tie = ends.astype(np.float64) == middles
-    up = (np.arange(len(middles)) % 2 == 1) if rounding == "nearest_even" else middles > 0
-    return torch.from_numpy(np.where(tie & up, np.nextafter(ends, kind(-np.inf)), ends).astype(kind))
+    ends = middles.to(dtype)
+    lowest = torch.tensor(-math.inf, dtype=dtype)
+    ends = torch.where(ends.double() > middles, torch.nextafter(ends, lowest), ends)
+    tie = ends.double() == middles
+    up = torch.arange(len(middles)) % 2 == 1 if rounding == "nearest_even" else middles > 0
+    return torch.where(tie & up, torch.nextafter(ends, lowest), ends)
 
 
 @allowed(

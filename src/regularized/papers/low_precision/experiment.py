@@ -91,31 +91,40 @@ SCALES: dict[str, dict[str, Any]] = {
     },
 }
 
-_FIXED = {"problem": "images", "weights": "fixed", "lr": 0.05}
+# The best of TUNING.
+_RATE = {
+    "fp32_tuned": 0.06,
+    "fixed_8_nearest_tuned": 0.2,
+    "fixed_8_stochastic_tuned": 0.06,
+    "full": 1e-2,
+    "mxfp4": 1e-2,
+    "mxfp4_random": 1e-2,
+    "mxfp4_deterministic": 1e-2,
+}
+_FIXED = {"problem": "images", "weights": "fixed"}
+_EQUAL = {"lr": 0.05}  # the rate of the trial that the sheet reports
 ARMS: dict[str, dict[str, Any]] = {
-    # Equal settings: the rate of the trial that the sheet reports.
-    "fp32": {"problem": "images", "lr": 0.05},
-    "fixed_8_nearest": {**_FIXED},
-    "fixed_8_stochastic": {**_FIXED, "rounding": "stochastic"},
-    "fixed_8_coin": {**_FIXED, "rounding": "coin"},
-    # The best of TUNING.
-    "fp32_tuned": {"problem": "images", "lr": 0.06},
-    "fixed_8_nearest_tuned": {**_FIXED, "lr": 0.2},
-    "fixed_8_stochastic_tuned": {**_FIXED, "rounding": "stochastic", "lr": 0.06},
-    "full": {},
-    "mxfp4": {"recipe": "mxfp4"},
-    "mxfp4_random": {"recipe": "mxfp4_random"},
-    "mxfp4_deterministic": {"recipe": "mxfp4_deterministic"},
+    "fp32": {"problem": "images", **_EQUAL},
+    "fixed_8_nearest": {**_FIXED, **_EQUAL},
+    "fixed_8_stochastic": {**_FIXED, **_EQUAL, "rounding": "stochastic"},
+    "fixed_8_coin": {**_FIXED, **_EQUAL, "rounding": "coin"},
+    "fp32_tuned": {"problem": "images", "lr": _RATE["fp32_tuned"]},
+    "fixed_8_nearest_tuned": {**_FIXED, "lr": _RATE["fixed_8_nearest_tuned"]},
+    "fixed_8_stochastic_tuned": {**_FIXED, "rounding": "stochastic", "lr": _RATE["fixed_8_stochastic_tuned"]},
+    "full": {"lr": _RATE["full"]},
+    "mxfp4": {"recipe": "mxfp4", "lr": _RATE["mxfp4"]},
+    "mxfp4_random": {"recipe": "mxfp4_random", "lr": _RATE["mxfp4_random"]},
+    "mxfp4_deterministic": {"recipe": "mxfp4_deterministic", "lr": _RATE["mxfp4_deterministic"]},
     # The rate of what they are compared with.
-    "mxfp8": {"recipe": "mxfp8"},
-    "fp8_hybrid": {"recipe": "fp8_hybrid"},
-    "nvfp4": {"recipe": "nvfp4"},
-    "mxfp4_full_weight_gradient": {"recipe": "mxfp4_full_weight_gradient"},
-    "mxfp4_full_input_gradient": {"recipe": "mxfp4_full_input_gradient"},
-    "adam_8bit": {"states": "8bit"},
-    "adam_4bit": {"states": "4bit"},
-    "bf16_nearest": {"weights": "bf16"},
-    "bf16_stochastic": {"weights": "bf16", "rounding": "stochastic"},
+    **{name: {"recipe": name, "lr": _RATE["full"]} for name in ("mxfp8", "fp8_hybrid")},
+    **{
+        name: {"recipe": name, "lr": _RATE["mxfp4"]}
+        for name in ("nvfp4", "mxfp4_full_weight_gradient", "mxfp4_full_input_gradient")
+    },
+    "adam_8bit": {"states": "8bit", "lr": _RATE["full"]},
+    "adam_4bit": {"states": "4bit", "lr": _RATE["full"]},
+    "bf16_nearest": {"weights": "bf16", "lr": _RATE["full"]},
+    "bf16_stochastic": {"weights": "bf16", "rounding": "stochastic", "lr": _RATE["full"]},
 }
 
 TUNING = Tuning(
