@@ -70,6 +70,7 @@ def test_limits_of_the_temperature():
     torch.testing.assert_close(soft_levels(z, 1e-4, codebook=(*TERNARY, 9.0)), expected, rtol=0, atol=1e-9)
     assert float(soft_levels(z, 1e6).abs().max()) < 1e-5
     assert soft_levels(z, 0.0).tolist() == [-1, -1, 0, 0, 0, 0, 0, 1, 1]
+    assert soft_levels(z, 0.0, codebook=(*TERNARY, 9.0)).tolist() == [-1, -1, 0, 0, 0, 0, 0, 1, 1]  # half way: inwards
 
 
 @pytest.mark.parametrize("codebook", ["binary", "ternary", "quaternary", UNEVEN])
@@ -179,3 +180,4 @@ def test_not_finite_weights_stay_visible():
             out = anneal(w, temperature=temperature, codebook=codebook, group_size=-1)
             assert bool(out[0].isnan().all())
             assert bool(out[1].isfinite().all())
+        assert math.isnan(soft_levels(torch.tensor(math.nan), 0.0, codebook=codebook))
