@@ -9,6 +9,7 @@ from regularized.papers.hestia import experiment, quantized_training
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
+    pytest.importorskip("torchao", reason="needs torchao, which is in the extra for tests")
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("models")
         patch.setenv("REGULARIZED_MODELS", str(folder))

@@ -1,22 +1,25 @@
 """`hestia` on a model of transformers and in its loop."""
 
+import pytest
 import torch
-from transformers import TrainingArguments
 
 from regularized.compression.hestia import Hestia, annealed_weights, hessian_traces, pack_weights
 from regularized.evidence.pretrained import byte_tokens, tiny_llama
-from regularized.training.huggingface import TermsTrainer
 from regularized.training.terms import CrossEntropy
+
+transformers = pytest.importorskip("transformers", reason='needs the extra "huggingface"')
 
 TOKENS = byte_tokens("The quick brown fox jumps over the lazy dog. " * 12)[:512].view(16, 32)
 
 
 def test_llama_trains_to_hard_weights_and_packs(tmp_path):
-    """Fails when the term does not move in transformers' loop, unties the head, or the packed model differs in a bit."""
+    """Fails when the term does not move in transformers' loop, unties the head, or packing changes a bit."""
+    from regularized.training.huggingface import TermsTrainer
+
     model = tiny_llama(0)
     trainer = TermsTrainer(
         model=model,
-        args=TrainingArguments(
+        args=transformers.TrainingArguments(
             str(tmp_path),
             per_device_train_batch_size=4,
             num_train_epochs=1,
