@@ -112,6 +112,12 @@ ROWS = [
     ),
     refused("a name for a list", lambda: DynamicPruning(_net(), mass=0.9, layers="0"), ValueError, ("list", "['0']")),
     refused("no such layer", lambda: DynamicPruning(_net(), mass=0.9, layers=["7"]), ValueError, ("'7'", "there are")),
+    refused(
+        "no such output",
+        lambda: DynamicPruning(_net(), mass=0.9, layers=[FilterGroup("0", output="block")]),
+        ValueError,
+        ("'block'", "there are"),
+    ),
     refused("no convolution", lambda: DynamicPruning(_net(), mass=0.9, layers=["6"]), ValueError, ("'6'", "Linear")),
     refused(
         "the last layer",

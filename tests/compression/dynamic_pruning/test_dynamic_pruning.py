@@ -3,6 +3,7 @@
 import copy
 import pickle
 import warnings
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -18,9 +19,11 @@ from regularized.compression.dynamic_pruning import (
     dynamic_layers,
     find_groups,
     mask_loss,
+    mass_mask,
     pruning_param_groups,
 )
 from regularized.evidence.models import preact_resnet18, resnet18, seeded
+from regularized.mechanisms.taps import Taps
 from regularized.papers.dynamic_pruning.experiment import shuffled
 from regularized.training import CrossEntropy, TensorData, Trainer
 from regularized.training.progress import Progress
@@ -363,6 +366,48 @@ def test_groups_by_hand():
     with pruning.dense():
         assert torch.equal(net(x), dense(x))
     assert pruning.estimate([(x, y)]).reduction > 0.3
+
+
+def blocks(net):
+    """Groups of a residual network whose second convolutions are masked behind the sum."""
+    found = []
+    for group in find_groups(net).groups.values():
+        block, _, part = group.conv.rpartition(".")
+        number = int(block.split(".")[1]) if part in ("conv1", "conv2") else 0
+        if part == "conv2":
+            found.append(replace(group, output=block))
+        elif part == "conv1":
+            before = "stem" if number == 0 else f"layers.{number - 1}.conv2"
+            found.append(replace(group, source=before))
+        elif part == "stem":
+            found.append(group)
+    return found
+
+
+def test_masks_behind_the_residual_sum():
+    """Fails when the branch is masked instead of the block, or judged without the sum (an official option)."""
+    x = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    net = resnet18(width=4).train()
+    dense = copy.deepcopy(net)
+    pruning = DynamicPruning(net, mass=0.7, layers=blocks(net))
+    seen = {}
+    with Taps(net, ["layers.0", "layers.1"]) as taps:
+        net(x)
+        seen.update(taps.states)
+    records = {record.name: record for record in pruning.state.records}
+    for name, out in seen.items():
+        off = ~records[f"{name}.conv2"].kept
+        assert off.any()
+        assert not out[off].any()
+    with pruning.dense(), Taps(dense, ["layers.0"]) as taps:
+        net(x)
+        dense(x)
+        strengths = taps.states["layers.0"].amax(dim=(2, 3))
+    wanted = next(r.wanted for r in pruning.state.records if r.name == "layers.0.conv2")
+    assert torch.equal(wanted, mass_mask(strengths.detach(), 0.7))
+    pruning.remove()
+    net.load_state_dict(dense.state_dict())
+    assert torch.equal(net(x), dense(x))
 
 
 def test_a_source_that_is_not_pruned_fills_all_channels():

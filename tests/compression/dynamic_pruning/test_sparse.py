@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.compression.dynamic_pruning.test_dynamic_pruning import blocks
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -83,6 +84,24 @@ def test_silence_everywhere():
         torch.testing.assert_close(sparse(x), net(x))
         nn.init.constant_(dynamic_layers(net)["12"].predictor.linear.bias, 20.0)  # behind silence, the bias alone
         torch.testing.assert_close(sparse_inference(net, dense_above=1.0)(x), net(x))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_masks_behind_the_residual_sum(share):
+    """Fails when the sum of a block is not masked in the sparse copy, or channels behind it are taken for filled."""
+    net = settle(seeded(0, resnet18, width=4))
+    pruning = DynamicPruning(net, mass=0.9, layers=blocks(net))
+    keep(net, share)
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    sparse = sparse_inference(net, dense_above=1.0)
+    with torch.no_grad():
+        torch.testing.assert_close(sparse(x), net(x), rtol=1e-4, atol=1e-4)
+        with FlopCounterMode(display=False) as counter:
+            sparse(x[:1])
+    counted = counter.get_flop_counts()["Global"][torch.ops.aten.convolution] / 2
+    shortcuts = 4 * 8 * 16 * 16 + 8 * 16 * 8 * 8 + 16 * 32 * 4 * 4
+    if share:
+        assert counted - int(pruning.measure([(x[:1],)]).macs) == shortcuts
 
 
 def test_it_computes_what_was_counted():

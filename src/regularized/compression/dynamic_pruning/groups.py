@@ -94,6 +94,8 @@ class FilterGroup:
             it itself; here it is part of how strongly a filter answers.
         source: name of the pruned convolution whose silent filters are the empty channels of this one's input; None
             where all channels may be filled, as behind a residual sum.
+        output: name of the module whose result is judged and masked in place of the convolution's, channel by channel:
+            a residual block, of which this is the last convolution. Default None; an option of the official code.
 
     Examples:
         >>> FilterGroup("features.0", norm="features.1", activation=F.relu).conv
@@ -104,6 +106,7 @@ class FilterGroup:
     norm: str | None = None
     activation: Activation | None = None
     source: str | None = None
+    output: str | None = None
 
 
 class Survey(NamedTuple):

@@ -103,7 +103,7 @@ class Pass:
         watching: record in evaluation, too, with targets.
         records: of the latest pass, in the order of the layers.
         outputs: identities of what recorded passes returned, the latest last.
-        handles: of the two hooks on the network.
+        handles: of the hooks on the network, and on modules whose outputs are masked.
     """
 
     masking: bool = True
@@ -115,7 +115,7 @@ class Pass:
 
     def follow(self, network: nn.Module) -> None:
         """From now on, a forward pass of the network begins with empty records."""
-        self.handles = [network.register_forward_pre_hook(self._begin), network.register_forward_hook(self._end)]
+        self.handles += [network.register_forward_pre_hook(self._begin), network.register_forward_hook(self._end)]
 
     def leave(self) -> None:
         """Take the hooks off, and forget the records."""
@@ -184,16 +184,28 @@ class DynamicConv2d(nn.Module):
         self.decoupled: bool = decoupled
         self.state: Pass = Pass() if state is None else state
         self.choose: Callable[[Tensor], Tensor] = predicted_mask
+        self._pending: tuple[Tensor | None, Tensor | None] = (None, None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, Ci, H, W) to (B, Co, H', W'); filters that are off are 0."""
+        """(B, Ci, H, W) to (B, Co, H', W'); filters that are off are 0, or will be in the group's output."""
         out: Tensor = self.norm(self.conv(x))
-        state = self.state
-        learning = state.learning and self.training and torch.is_grad_enabled()
         logits, kept = None, None
-        if state.masking:
+        if self.state.masking:
             logits = self.predictor(x.detach() if self.decoupled else x)
             kept = self.choose(logits)
+        if self.group.output is not None:
+            self._pending = logits, kept
+            return out
+        return self._masked(out, logits, kept)
+
+    def mask_output(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        """A forward hook on the group's output: what it returns is masked."""
+        (logits, kept), self._pending = self._pending, (None, None)
+        return self._masked(output, logits, kept)
+
+    def _masked(self, out: Tensor, logits: Tensor | None, kept: Tensor | None) -> Tensor:
+        state = self.state
+        learning = state.learning and self.training and torch.is_grad_enabled()
         if learning or state.watching:
             wanted = self.target(filter_strengths(out, self.group.activation))
             on = torch.ones_like(wanted) if kept is None else kept

@@ -10,6 +10,7 @@ with hardly any arithmetic, this saves nothing; such layers stay dense, by a rul
 
 import copy
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,13 @@ class SparseConv2d(nn.Module):
         self.active.filters[self.name] = found
         images = [self._image(x[i : i + 1], rows, None if given is None else given[i]) for i, rows in enumerate(found)]
         return images[0] if len(images) == 1 else torch.cat(images)
+
+    def mask_output(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        """A forward hook on the group's output, where that is not the convolution's own: what it returns is masked."""
+        masked = torch.zeros_like(output)
+        for image, filled, rows in zip(masked, output, self.active.filters[self.name], strict=True):
+            image.index_copy_(0, rows, filled.index_select(0, rows))
+        return masked
 
     def _image(self, x: Tensor, rows: Tensor, columns: Tensor | None) -> Tensor:
         """One image, of which the filters ``rows`` are wanted, and channels ``columns`` are filled; None: all are."""
@@ -139,5 +147,8 @@ def sparse_inference(network: nn.Module, *, dense_above: float = DENSE_ABOVE) ->
     active = _Active()
     for name, layer in dynamic_layers(sparse).items():
         layer.state.leave()
-        sparse.set_submodule(name, SparseConv2d(layer, dense_above=dense_above, active=active))
+        gathering = SparseConv2d(layer, dense_above=dense_above, active=active)
+        sparse.set_submodule(name, gathering)
+        if layer.group.output is not None:
+            sparse.get_submodule(layer.group.output).register_forward_hook(gathering.mask_output)
     return sparse

@@ -6,6 +6,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, TypeAlias, cast
 
@@ -420,10 +421,11 @@ def _chosen(
     by_hand = [layer for layer in layers or () if isinstance(layer, FilterGroup)]
     named = [layer for layer in layers or () if isinstance(layer, str)]
     modules = dict(model.named_modules())
-    for name in (*named, *(group.conv for group in by_hand)):
+    parts = [part for group in by_hand for part in (group.norm, group.output) if part is not None]
+    for name in (*named, *(group.conv for group in by_hand), *parts):
         if name not in modules:
             raise ValueError(f"layers: the network has no layer {name!r}; {close_names([name], modules)}")
-        if not isinstance(modules[name], nn.Conv2d):
+        if name not in parts and not isinstance(modules[name], nn.Conv2d):
             raise ValueError(
                 f"layers: {name!r} is a {type(modules[name]).__name__}; filters of nn.Conv2d can be pruned, no others"
             )
@@ -437,14 +439,12 @@ def _chosen(
         raise ValueError(f"{type(model).__name__} has no convolution that can be pruned{reasons}")
     _warn(found, modules, survey.summed)
     inside = {group.conv for group in found}
-    groups = [
-        group if group.source in inside else FilterGroup(group.conv, group.norm, group.activation) for group in found
-    ]
+    groups = [group if group.source in inside else replace(group, source=None) for group in found]
     return groups, survey.left_out
 
 
 def _warn(groups: Sequence[FilterGroup], modules: Mapping[str, nn.Module], summed: frozenset[str]) -> None:
-    raw = [group.conv for group in groups if group.activation is None and group.conv not in summed]
+    raw = [g.conv for g in groups if g.activation is None and g.output is None and g.conv not in summed]
     if raw:
         warnings.warn(
             f"no activation follows {raw}: their filters are judged by the largest magnitude of their raw output",
@@ -479,6 +479,8 @@ def _install(
     own = predictor(conv.in_channels, conv.out_channels).to(conv.weight.device, conv.weight.dtype)
     layer = DynamicConv2d(conv, norm, own, group=group, target=target, decoupled=decoupled, state=state)
     layer.train(conv.training)
+    if group.output is not None:
+        state.handles.append(model.get_submodule(group.output).register_forward_hook(layer.mask_output))
     model.set_submodule(group.conv, layer)
     if group.norm is not None:
         model.set_submodule(group.norm, nn.Identity())
