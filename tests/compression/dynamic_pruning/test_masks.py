@@ -99,6 +99,8 @@ def test_half_precision_that_overflows():
     strengths = filter_strengths(out)
     assert strengths.dtype == torch.float32
     assert mass_mask(strengths, 0.9).tolist() == [[False, True, False]]
+    out[0, 2] = math.inf
+    assert mass_mask(filter_strengths(out), 1.0).tolist() == [[False, True, True]]
 
 
 def test_loss_of_ignorant_predictors():
