@@ -74,9 +74,9 @@ def test_fit_pools_tensors():
 
 def test_nearest_in_the_ratio():
     """Fails when the shape is interpolated, or the nearest in the shape is taken; and for a tie the first counts."""
-    table = torch.tensor([[1.0, 3.0], [1.1, 2.0], [1.2, 1.9]], dtype=torch.float64)
+    table = torch.tensor([[1.0, 3.0], [1.1, 2.05], [1.2, 1.9], [1.3, 1.8]], dtype=torch.float64)
     assert float(weight_moments([torch.tensor([1.0, 0.0])], table=table).shape) == 1.1  # ratio 2
-    tie = torch.tensor([[0.5, 2.5], [0.6, 1.5]], dtype=torch.float64)
+    tie = torch.tensor([[0.5, 2.5], [0.6, 1.5], [0.7, 1.2]], dtype=torch.float64)
     assert float(weight_moments([torch.tensor([1.0, 0.0])], table=tie).shape) == 0.5
 
 

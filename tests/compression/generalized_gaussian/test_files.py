@@ -2,6 +2,7 @@
 
 import json
 import lzma
+import tracemalloc
 import zlib
 
 import pytest
@@ -157,6 +158,18 @@ def test_hostile_streams():
             decode(Coded(stream, b""), [100], coder="lzma")
 
 
+def test_a_bomb_takes_no_memory():
+    """Fails when a small stream is unpacked to whatever size it says."""
+    small = [{"id": lzma.FILTER_LZMA2, "dict_size": 4096}]  # the reader takes as much as this, too
+    bomb = lzma.compress(bytes(10**7), filters=small)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="damaged"):
+        decode(Coded(bomb, b""), [100], coder="lzma")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10**6
+
+
 @given(st.binary(max_size=64))
 @settings(max_examples=40, deadline=None)
 def test_any_bytes_are_refused_or_decoded(data):
@@ -222,7 +235,7 @@ def test_order_of_layers_is_the_files(tmp_path):
         def __init__(self, *names):
             super().__init__()
             for name in names:
-                setattr(self, name, nn.Linear(6, 6))
+                setattr(self, name, nn.Linear(6, 6 if name == "a" else 4))
 
     written, read = Pair("a", "b"), Pair("b", "a")
     save_compressed(tmp_path, written)
