@@ -43,7 +43,8 @@ def test_arms_see_the_same_images(slug, measured):
     """Fails when an arm draws other images than its baseline, and the comparison is no longer paired."""
     seen = defaultdict(set)
     for arm, run in measured[slug].items():
-        seen[resolve(experiment(slug), arm, "smoke").get("problem")].add(run.data)
+        settings = resolve(experiment(slug), arm, "smoke")
+        seen[settings.get("problem", settings.get("task"))].add(run.data)
     assert all(len(fingerprints) == 1 for fingerprints in seen.values()), seen
 
 
