@@ -142,21 +142,22 @@ def _each(name: str, *values: float) -> list[dict[str, float]]:
     return [{name: value} for value in values]
 
 
-_RATES = _each("lr", 5e-3, 1e-2, 2e-2, 4e-2)
+_RATES = _each("lr", 5e-3, 1e-2, 1.5e-2, 2e-2, 4e-2)
+# Four trials each; L2's best was at the edge, so every arm got one more: L2 beyond it, the others beside their best.
 TUNING = Tuning(
     metric="validation_cost",
     direction="lower",
     grids={
-        "plain": _each("lr", 1e-3, 2e-3, 3e-3, 5e-3),
-        "backslash": _each("strength", 1.0, 3.0, 10.0, 20.0),
-        "decoupled": _each("strength", 10.0, 30.0, 100.0, 300.0),
-        "l1": _each("strength", 10.0, 30.0, 60.0, 120.0),
-        "l2": _each("strength", 100.0, 300.0, 1000.0, 3000.0),
-        "half": _each("strength", 1.0, 3.0, 10.0, 30.0),
+        "plain": _each("lr", 1e-3, 2e-3, 2.5e-3, 3e-3, 5e-3),
+        "backslash": _each("strength", 1.0, 3.0, 5.0, 10.0, 20.0),
+        "decoupled": _each("strength", 10.0, 30.0, 60.0, 100.0, 300.0),
+        "l1": _each("strength", 10.0, 20.0, 30.0, 60.0, 120.0),
+        "l2": _each("strength", 30.0, 100.0, 300.0, 1000.0, 3000.0),
+        "half": _each("strength", 1.0, 3.0, 6.0, 10.0, 30.0),
         "text_plain": _RATES,
         "text_laplace_init": _RATES,
-        "text_backslash": _each("strength", 3.0, 6.0, 12.0, 24.0),
-        "text_l1": _each("strength", 3.0, 6.0, 12.0, 24.0),
+        "text_backslash": _each("strength", 3.0, 4.0, 6.0, 12.0, 24.0),
+        "text_l1": _each("strength", 3.0, 6.0, 9.0, 12.0, 24.0),
     },
 )
 
