@@ -114,24 +114,24 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
 }
 
 # The best of TUNING (regularized tune generalized_gaussian), not chosen by hand.
-_PLAIN = {"lr": 3e-3}
+_PLAIN = {"lr": 2.5e-3}
 _TEXT = {"task": "text", "init_shape": 2.0, "lr": 2e-2}
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "plain": _PLAIN,
-    "backslash": {"lr": 3e-3, "strength": 10.0},
-    "decoupled": {"lr": 3e-3, "strength": 30.0, "decoupled": True},
+    "backslash": {"lr": 3e-3, "strength": 3.0},
+    "decoupled": {"lr": 3e-3, "strength": 60.0, "decoupled": True},
     # Controls: everything but the shape that follows the weights.
     "l1": {"lr": 3e-3, "strength": 30.0, "shape": 1.0},
-    "l2": {"lr": 3e-3, "strength": 300.0, "shape": 2.0},
-    "half": {"lr": 3e-3, "strength": 10.0, "shape": 0.5},
+    "l2": {"lr": 3e-3, "strength": 100.0, "shape": 2.0},
+    "half": {"lr": 3e-3, "strength": 6.0, "shape": 0.5},
     # Made of plain networks.
     "plain_rf8": {**_PLAIN, "cast": "rf8"},
     "plain_e4m3": {**_PLAIN, "cast": "e4m3"},
     "fine_tuned": {**_PLAIN, "finish": "fine_tune"},
     "deepshape": {**_PLAIN, "finish": "deepshape"},
     "text_plain": _TEXT,
-    "text_backslash": {**_TEXT, "strength": 10.0},
-    "text_l1": {**_TEXT, "strength": 10.0, "shape": 1.0},
+    "text_backslash": {**_TEXT, "strength": 6.0},
+    "text_l1": {**_TEXT, "strength": 12.0, "shape": 1.0},
     "text_laplace_init": {**_TEXT, "init_shape": 1.0},
 }
 
