@@ -55,7 +55,8 @@ def rate(
     """The rate ``R = (1 / N) sum (|w| + eps)^nu``; differentiable in the weights, not through the shape.
 
     Value and derivative come from one pass, and what is kept of it for the backward pass becomes the gradient. Beside a
-    step of training it costs about ten light passes over the weights and a logarithm; nothing with the batch.
+    step of training it costs about ten light passes over the weights and a logarithm; nothing with the batch. A graph
+    can be gone through once: with ``retain_graph=True``, take the rate anew for each backward pass.
 
     Args:
         weights: all that are paid for, of any shapes, on one device; a tensor that is given twice counts once.
