@@ -80,6 +80,7 @@ def test_laid_out_files(checkout):
     assert files == [
         *(f"src/regularized/papers/new_idea/{name}" for name in ("__init__.py", "card.toml", "experiment.py")),
         *(f"src/regularized/papers/new_idea/{name}" for name in ("conformance.py", "bench.py", "contract.py")),
+        "src/regularized/papers/new_idea/recipe.py",
         "src/regularized/curriculum/new_idea.py",
         "docs/techniques/new_idea.md",
         "tests/curriculum/test_new_idea.py",
