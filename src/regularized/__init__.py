@@ -14,11 +14,15 @@ from regularized._version import __version__
 
 if TYPE_CHECKING:
     from regularized.papers.comparison import compare
+    from regularized.papers.estimators import RegularizedClassifier, RegularizedRegressor, find_label_issues
     from regularized.training import CrossEntropy, Loss, Ridge, Term, Trainer
 
 # Techniques are not listed here: the catalogue knows them.
 _LAZY = {
+    "RegularizedClassifier": "regularized.papers.estimators",
+    "RegularizedRegressor": "regularized.papers.estimators",
     "compare": "regularized.papers.comparison",
+    "find_label_issues": "regularized.papers.estimators",
     "CrossEntropy": "regularized.training.terms",
     "Loss": "regularized.training.terms",
     "Ridge": "regularized.training.terms",
@@ -26,7 +30,18 @@ _LAZY = {
     "Trainer": "regularized.training.trainer",
 }
 
-__all__ = ["CrossEntropy", "Loss", "Ridge", "Term", "Trainer", "__version__", "compare"]
+__all__ = [
+    "CrossEntropy",
+    "Loss",
+    "RegularizedClassifier",
+    "RegularizedRegressor",
+    "Ridge",
+    "Term",
+    "Trainer",
+    "__version__",
+    "compare",
+    "find_label_issues",
+]
 
 
 def _techniques() -> dict[str, str]:

@@ -11,11 +11,12 @@ from torch import nn
 
 from regularized.evidence.comparison import Candidate, Need, Problem, Recipe, compare_problem
 from regularized.evidence.comparison.baselines import RECIPES as BASELINES
-from regularized.evidence.comparison.experiment import gathered, train
+from regularized.evidence.comparison.experiment import train
 from regularized.evidence.comparison.matrix import entry_of
 from regularized.evidence.comparison.problem import save
 from regularized.evidence.comparison.recipe import Setup
 from regularized.evidence.comparison.snippet import snippet
+from regularized.evidence.comparison.training import gathered
 from regularized.evidence.store import Store
 from regularized.papers.catalogue import load_catalogue
 from regularized.papers.comparison import candidates, compare, without_recipe

@@ -8,7 +8,6 @@ from statistics import median
 from typing import Any
 
 from regularized.evidence.comparison.cost import measure_costs
-from regularized.evidence.comparison.experiment import gathered
 from regularized.evidence.comparison.judging import Judged, Recommendation, best_trial, judge, recommend
 from regularized.evidence.comparison.matrix import Candidate, Entry, Matrix, entry_of
 from regularized.evidence.comparison.metrics import METRICS, default_metric
@@ -18,6 +17,7 @@ from regularized.evidence.comparison.problem import Problem, save
 from regularized.evidence.comparison.recipe import Setup
 from regularized.evidence.comparison.result import Arm, Comparison, Plan
 from regularized.evidence.comparison.snippet import snippet
+from regularized.evidence.comparison.training import gathered
 from regularized.evidence.pool import Here, Pool
 from regularized.evidence.provenance import cores
 from regularized.evidence.statistics import interval_of_mean

@@ -5,7 +5,7 @@ key of this module cannot see stands in the settings: the content of the data, a
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -13,17 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regularized.evidence.comparison.baselines import task_term
 from regularized.evidence.comparison.metrics import METRICS, measure
 from regularized.evidence.comparison.models import make
 from regularized.evidence.comparison.problem import PARTS, Problem, load
-from regularized.evidence.comparison.recipe import Fitting, Recipe, Setup, load_recipe
+from regularized.evidence.comparison.recipe import load_recipe
+from regularized.evidence.comparison.training import OPTIMIZERS, fit_recipes
 from regularized.evidence.experiment import About, Measurements
-from regularized.training.data import TensorData
 from regularized.training.finite import NonFiniteLoss
-from regularized.training.options import Compute, Logging
-from regularized.training.progress import cosine
-from regularized.training.trainer import Trainer
 
 __all__ = ["ARMS", "DEFAULTS", "SCALES", "about", "run", "train"]
 
@@ -90,76 +86,19 @@ def train(
     Raises:
         NonFiniteLoss: it diverged.
     """
-    recipes = [load_recipe(reference) for reference, _ in s["recipes"]]
-    epochs = _epochs(recipes, s)
-    setup = Setup(
-        problem.task,
-        len(inputs["train"]),
-        problem.num_outputs,
-        problem.input_shape,
-        epochs,
-        s["batch_size"],
-        seed,
+    return fit_recipes(
+        [load_recipe(reference) for reference, _ in s["recipes"]],
+        s["own"],
+        make_model=partial(make, s["model"], problem.input_shape, problem.num_outputs),
+        data=(inputs["train"], targets["train"]),
+        validation=(inputs["validation"], targets["validation"]),
+        task=problem.task,
+        num_outputs=problem.num_outputs,
+        optimizer=partial(OPTIMIZERS[s["optimizer"]], lr=s["lr"], weight_decay=s["weight_decay"]),
+        epochs=s["epochs"],
+        batch_size=s["batch_size"],
+        seed=seed,
     )
-    torch.manual_seed(seed)
-    model = make(s["model"], problem.input_shape, problem.num_outputs)
-    # Networks with batch normalisation cannot take a last batch of one sample.
-    whole = len(inputs["train"]) % s["batch_size"] != 1
-    data = TensorData(inputs["train"], targets["train"], batch_size=s["batch_size"], seed=seed, drop_last=not whole)
-    optimizer = _optimizer(s)
-    for recipe in recipes:
-        if recipe.prepare is not None:
-            model = recipe.prepare(model, setup, s["own"][recipe.name])
-    if procedure := next((recipe for recipe in recipes if recipe.fit is not None), None):
-        assert procedure.fit is not None
-        validation = (inputs["validation"], targets["validation"])
-        own = s["own"][procedure.name]
-        another = partial(make, s["model"], problem.input_shape, problem.num_outputs)
-        model = procedure.fit(Fitting(model, another, data, validation, optimizer, cosine(), setup, own))
-    else:
-        trainer = Trainer(
-            model,
-            terms=gathered(recipes, setup, s["own"]),
-            optimizer=optimizer,
-            schedule=cosine(),
-            seed=seed,
-            logging=Logging(every=0, progress_bar=False),
-            compute=Compute(device="cpu"),
-        )
-        trainer.fit(data, epochs=epochs)
-        model = trainer.merge()
-    return model.eval()
-
-
-def gathered(recipes: Sequence[Recipe], setup: Setup, own: Mapping[str, Any]) -> dict[str, nn.Module]:
-    """All terms of a loss: those of the recipes, and the plain task where none takes its place.
-
-    Raises:
-        ValueError: two recipes want to be the task.
-    """
-    terms: dict[str, nn.Module] = {}
-    for recipe in recipes:
-        for name, term in (recipe.terms(setup, own[recipe.name]) if recipe.terms is not None else {}).items():
-            key = name if name == "task" else f"{recipe.name}_{name}"
-            if key in terms:
-                names = " and ".join(recipe.name for recipe in recipes)
-                raise ValueError(f"{names} exclude each other: each takes the place of the task's loss")
-            terms[key] = term
-    return terms if "task" in terms else {"task": task_term(setup), **terms}
-
-
-def _epochs(recipes: Sequence[Recipe], s: Mapping[str, Any]) -> int:
-    shares: list[float] = [s["own"][recipe.name][recipe.epochs] for recipe in recipes if recipe.epochs is not None]
-    epochs: int = s["epochs"]
-    return max(1, round(min(shares, default=1.0) * epochs))
-
-
-def _optimizer(s: Mapping[str, Any]) -> "partial[torch.optim.Optimizer]":
-    kinds: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
-        "sgd": partial(torch.optim.SGD, momentum=0.9),
-        "adamw": torch.optim.AdamW,
-    }
-    return partial(kinds[s["optimizer"]], lr=s["lr"], weight_decay=s["weight_decay"])
 
 
 def _predict(model: nn.Module, inputs: Tensor) -> Tensor:
