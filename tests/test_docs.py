@@ -30,6 +30,7 @@ def blocks(language: str):
 def test_python_block_runs(page, line, code, tmp_path, monkeypatch):
     """Each block stands alone, as a reader would paste it; it runs in an empty folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REGULARIZED_HOME", str(tmp_path / "home"))
     exec(compile("\n" * (line - 1) + code, str(page), "exec"), {"__name__": "__main__"})
 
 
