@@ -114,8 +114,7 @@ def workloads() -> list[Workload]:
             "where the three products are nearly all of a step",
             floor=1.1,
         ),
-        Workload("mxfp8, LM d 256, L 4, T 128, B 8", partial(_language, "mxfp8", 256, 4, (8, 129)), floor=1.25),
-        Workload("mxfp8, LM d 128, L 4, T 128, B 8", partial(_language, "mxfp8", 128, 4, (8, 129)), floor=1.4),
+        Workload("mxfp8, LM d 256, L 2, T 128, B 8", partial(_language, "mxfp8", 256, 2, (8, 129)), floor=1.25),
         Workload(
             "mxfp8, MLP 784-256-10, B 100",
             partial(_small, "mxfp8"),
@@ -123,11 +122,8 @@ def workloads() -> list[Workload]:
             floor=2.0,
         ),
         Workload(
-            "fp8_hybrid, LM d 256, L 4, T 128, B 8", partial(_language, "fp8_hybrid", 256, 4, (8, 129)), floor=1.25
-        ),
-        Workload(
-            "mxfp4_random, LM d 256, L 4, T 128, B 8",
-            partial(_language, "mxfp4_random", 256, 4, (8, 129)),
+            "mxfp4_random, LM d 256, L 2, T 128, B 8",
+            partial(_language, "mxfp4_random", 256, 2, (8, 129)),
             "a random number for every value of the four backward operands, and six rotations",
             floor=1.5,
         ),
@@ -135,11 +131,11 @@ def workloads() -> list[Workload]:
     for states, floor in (("8bit", 1.1), ("4bit", 1.1)):
         rows.append(
             Workload(
-                f"AdamW with {states} states, LM d 256, L 4, T 128, B 8",
-                partial(_states, states, 256, 4),  # type: ignore[arg-type]
+                f"AdamW with {states} states, LM d 256, L 2, T 128, B 8",
+                partial(_states, states, 256, 2),  # type: ignore[arg-type]
                 "size: bytes of the states",
                 floor=floor,
-                kept=partial(_kept, states, 256, 4),  # type: ignore[arg-type]
+                kept=partial(_kept, states, 256, 2),  # type: ignore[arg-type]
             )
         )
     if find_spec("torchao") is not None:
