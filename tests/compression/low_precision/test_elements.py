@@ -239,3 +239,13 @@ def test_bad_input() -> None:
         Rounder("stochastic", generator=torch.Generator()).integers(torch.ones(1, device="meta"))
     with pytest.raises(TypeError, match="kept as float32"):
         element("tf32").encode(torch.ones(1))
+
+
+def test_draws_in_several_processes_and_under_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails when copies of weights may drift apart silently, or a compiled graph draws the same numbers for ever."""
+    monkeypatch.setattr("regularized.compression.low_precision.rounding.world_size", lambda: 2)
+    with pytest.warns(UserWarning, match="each draws its own numbers"):
+        element("e4m3").quantize(torch.randn(4), rounding="stochastic")
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
+    with pytest.raises(ValueError, match="cannot be compiled"):
+        element("e4m3").quantize(torch.randn(4), rounding="stochastic", generator=torch.Generator())

@@ -71,14 +71,14 @@ class Codebook(Element):
         """The numbers near the values of ``x``; what lies outside is cut, NaN stays."""
         if rounder.overflow != "saturate":
             raise ValueError(f'{self.name} has neither infinity nor NaN; overflow must be "saturate"')
-        numbers = _numbers(self, x.dtype).to(x.device)
+        numbers = _numbers(self, x.dtype, x.device)
         found = numbers.index_select(0, self._index(x, rounder).flatten()).view(x.shape)
         return torch.where(torch.isnan(x), x, found)
 
     def _index(self, x: Tensor, rounder: Rounder) -> Tensor:
-        numbers = _numbers(self, x.dtype).to(x.device)
         if rounder.rounding in ("nearest_even", "nearest_away"):
-            return torch.bucketize(x, _boundaries(self, x.dtype, rounder.rounding).to(x.device), out_int32=True)
+            return torch.bucketize(x, _boundaries(self, x.dtype, x.device, rounder.rounding), out_int32=True)
+        numbers = _numbers(self, x.dtype, x.device)
         last = len(self.numbers) - 1
         below = (torch.bucketize(x, numbers, right=True, out_int32=True) - 1).clamp_(0, last)
         if rounder.rounding == "toward_zero":
@@ -97,22 +97,26 @@ class Codebook(Element):
         """
         if bool(torch.isnan(values).any()):
             raise ValueError(f"{self.name} has no code for NaN; look at what produced it first")
-        index = self._index(values, Rounder())
+        return self.nearest(values)
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """The codes of the numbers nearest to any values, without a look for NaN, which would wait for the device."""
+        index = self._index(x, Rounder())
         return index.to(torch.uint8) if len(self.numbers) <= 256 else index
 
     def values(self, codes: Tensor) -> Tensor:
         """The numbers of codes, float32."""
-        numbers = _numbers(self, torch.float32).to(codes.device)
+        numbers = _numbers(self, torch.float32, codes.device)
         return numbers.index_select(0, codes.int().flatten()).view(codes.shape)
 
 
 @lru_cache(maxsize=64)
-def _numbers(book: Codebook, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(book.numbers, dtype=dtype)
+def _numbers(book: Codebook, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(book.numbers, dtype=dtype, device=device)
 
 
 @lru_cache(maxsize=64)
-def _boundaries(book: Codebook, dtype: torch.dtype, rounding: str) -> Tensor:
+def _boundaries(book: Codebook, dtype: torch.dtype, device: torch.device, rounding: str) -> Tensor:
     """The largest number of a type that still belongs to each code but the last: ties are decided here, once."""
     exact = torch.tensor(book.numbers, dtype=torch.float64)
     middles = 0.5 * (exact[:-1] + exact[1:])
@@ -121,7 +125,7 @@ def _boundaries(book: Codebook, dtype: torch.dtype, rounding: str) -> Tensor:
     ends = torch.where(ends.double() > middles, torch.nextafter(ends, lowest), ends)
     tie = ends.double() == middles
     up = torch.arange(len(middles)) % 2 == 1 if rounding == "nearest_even" else middles > 0
-    return torch.where(tie & up, torch.nextafter(ends, lowest), ends)
+    return torch.where(tie & up, torch.nextafter(ends, lowest), ends).to(device)
 
 
 @allowed(

@@ -254,13 +254,13 @@ class FloatFormat(Element):
         """
         if self.bits > 16:
             raise TypeError(f"{self.name} is kept as float32; it has no codes of its own")
-        table = _table(self).to(codes.device)
+        table = _table(self, codes.device)
         index = codes.int().bitwise_and_(len(table) - 1)
         return table.index_select(0, index.flatten()).view(codes.shape)
 
 
 @lru_cache(maxsize=64)
-def _table(form: FloatFormat) -> Tensor:
+def _table(form: FloatFormat, device: torch.device) -> Tensor:
     """The value of every code, in order."""
     code = torch.arange(1 << int(form.bits), dtype=torch.int64)
     m = (code & ((1 << form.mantissa) - 1)).double() / (1 << form.mantissa)
@@ -275,7 +275,7 @@ def _table(form: FloatFormat) -> Tensor:
         value = torch.where(highest & (m == m.max()), math.nan, value)
     elif form.nans == "negative_zero":
         value = torch.where(negative & (m == 0) & (e == 0), math.nan, value)
-    return value.float()
+    return value.float().to(device)
 
 
 @dataclass(frozen=True, slots=True)

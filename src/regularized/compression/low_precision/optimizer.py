@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from regularized.compression.low_precision.blocking import padded
 from regularized.compression.low_precision.blocks import Scaled
-from regularized.compression.low_precision.codebook import dynamic_tree, evenly_above_zero
+from regularized.compression.low_precision.codebook import Codebook, dynamic_tree, evenly_above_zero
 from regularized.compression.low_precision.elements import Element, element
 from regularized.compression.low_precision.formats import Encoded, Format, pack_nibbles, unpack_nibbles
 from regularized.compression.low_precision.named import as_format
@@ -58,8 +59,11 @@ class StateFormat:
 
     def encode(self, state: Tensor, name: str) -> Encoded:
         """Codes, two a byte in 4 bits, and scales of a float32 state, flattened."""
-        codes, (scales,) = self._form(name).encode(state.flatten(), pad=True)
-        return Encoded(pack_nibbles(codes) if self.signed.bits == 4 else codes, (scales.squeeze(-1),))
+        form = self._form(name)
+        rows = padded(state.flatten(), self.block, 0).view(-1, self.block)
+        scales = form.scales(rows.abs().amax(1))  # of what is not finite it is NaN, and says so when it is decoded
+        codes = _codes(form.elements, rows / scales[:, None]).flatten()
+        return Encoded(pack_nibbles(codes) if self.signed.bits == 4 else codes, (scales,))
 
     def decode(self, encoded: Encoded, name: str, shape: torch.Size) -> Tensor:
         """The state, float32."""
@@ -68,6 +72,11 @@ class StateFormat:
             codes = unpack_nibbles(codes, scales.numel() * self.block)
         flat = self._form(name).decode(Encoded(codes, (scales.unsqueeze(-1),)))
         return flat[: shape.numel()].view(shape)
+
+
+def _codes(form: Element, x: Tensor) -> Tensor:
+    """Codes without a look for NaN, which would make every step wait for the device."""
+    return form.nearest(x) if isinstance(form, Codebook) else form.codes(form.cast(x, Rounder()))
 
 
 STATE_FORMATS: Mapping[str, StateFormat] = MappingProxyType(
@@ -226,13 +235,15 @@ class LowPrecisionOptimizer(Optimizer):
     def _portions(self, groups: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], list[nn.Parameter]]]:
         for group in groups:
             some: list[nn.Parameter] = []
+            values = 0
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                if some and sum(q.numel() for q in some) + p.numel() > _AT_ONCE:
+                if some and values + p.numel() > _AT_ONCE:
                     yield group, some
-                    some = []
+                    some, values = [], 0
                 some.append(p)
+                values += p.numel()
             if some:
                 yield group, some
 
