@@ -61,7 +61,7 @@ def _small(recipe: str) -> tuple[StepFunction, StepFunction]:
 
 
 def _states(states: States, width: int, layers: int) -> tuple[StepFunction, StepFunction]:
-    windows = torch.randint(VOCABULARY, (8, 129), generator=torch.Generator().manual_seed(0)).to(device())
+    windows = torch.randint(VOCABULARY, (4, 129), generator=torch.Generator().manual_seed(0)).to(device())
 
     def step(wrap: Callable[[torch.optim.Optimizer], torch.optim.Optimizer]) -> StepFunction:
         model = _language_model(width, layers)
@@ -109,12 +109,12 @@ def workloads() -> list[Workload]:
     """Wide and narrow models, the worst case, other recipes, states, and the cast alone beside torchao's."""
     rows = [
         Workload(
-            "mxfp8, 2 linear layers of width 1024, 2048 rows",
-            partial(_linear, "mxfp8", 1024, 2048),
+            "mxfp8, 2 linear layers of width 1024, 512 rows",
+            partial(_linear, "mxfp8", 1024, 512),
             "where the three products are nearly all of a step",
             floor=1.1,
         ),
-        Workload("mxfp8, LM d 256, L 2, T 128, B 8", partial(_language, "mxfp8", 256, 2, (8, 129)), floor=1.25),
+        Workload("mxfp8, LM d 256, L 2, T 128, B 4", partial(_language, "mxfp8", 256, 2, (4, 129)), floor=1.25),
         Workload(
             "mxfp8, MLP 784-256-10, B 100",
             partial(_small, "mxfp8"),
@@ -122,8 +122,8 @@ def workloads() -> list[Workload]:
             floor=2.0,
         ),
         Workload(
-            "mxfp4_random, LM d 256, L 2, T 128, B 8",
-            partial(_language, "mxfp4_random", 256, 2, (8, 129)),
+            "mxfp4_random, LM d 256, L 2, T 128, B 4",
+            partial(_language, "mxfp4_random", 256, 2, (4, 129)),
             "a random number for every value of the four backward operands, and six rotations",
             floor=1.5,
         ),
@@ -131,7 +131,7 @@ def workloads() -> list[Workload]:
     for states, floor in (("8bit", 1.1), ("4bit", 1.1)):
         rows.append(
             Workload(
-                f"AdamW with {states} states, LM d 256, L 2, T 128, B 8",
+                f"AdamW with {states} states, LM d 256, L 2, T 128, B 4",
                 partial(_states, states, 256, 2),  # type: ignore[arg-type]
                 "size: bytes of the states",
                 floor=floor,
