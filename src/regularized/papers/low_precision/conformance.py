@@ -11,7 +11,7 @@ from torch import Tensor
 from regularized.compression.low_precision.blocks import MX, NVFP4, Scaled, ScaleRule
 from regularized.compression.low_precision.elements import Element, FixedPoint, FloatFormat, element
 from regularized.compression.low_precision.hadamard import hadamard
-from regularized.compression.low_precision.rounding import Rounding, drop_bits, round_to_integers
+from regularized.compression.low_precision.rounding import Overflow, Rounding, drop_bits, round_to_integers
 from regularized.evidence.conformance import Case, UnknownCase
 
 TOLERANCE = 0.0
@@ -80,20 +80,25 @@ def _cast(case: Case) -> Mapping[str, Tensor]:
 
 
 def _cast_edges(case: Case) -> Mapping[str, Tensor]:
-    """torch saturates E4M3 whatever comes; ml_dtypes gives NaN. E5M2 overflows to infinity in both."""
+    """What overflows becomes infinite where there is an infinity, else NaN; torch saturates E4M3FN whatever comes."""
     form = element(case.text("format"))
-    infinite = isinstance(form, FloatFormat) and form.has_infinity
-    rules = {"torch": "inf" if infinite else "saturate", "ml_dtypes": "inf" if infinite else "nan"}
-    return {name: form.quantize(_x(case), overflow=rule) for name, rule in rules.items()}  # type: ignore[arg-type]
+    rule: Overflow = "saturate"
+    if isinstance(form, FloatFormat) and form.nans != "none":
+        rule = "inf" if form.has_infinity else "nan"
+    in_torch: Overflow = "saturate" if form.name == "float8_e4m3fn" else rule
+    x = _x(case)
+    return {"torch": form.quantize(x, overflow=in_torch), "ml_dtypes": form.quantize(x, overflow=rule)}
 
 
 def _mx(case: Case) -> Mapping[str, Tensor]:
     rule = cast(ScaleRule, case.text("scale", "floor"))
     form = MX(_short(case.text("format")), block=int(case.number("block", 32)), scale=rule)
-    values = form.quantize(_x(case), rounding=_rounding(case))
+    axis = int(case.number("axis", -1))
+    values = form.quantize(_x(case), axis=axis, rounding=_rounding(case))
     out = {"y": values, "dq": values}
     if case.has("out/scale_e8m0"):
-        out["scale_e8m0"] = form.encode(_x(case), pad=True).scales[0].squeeze(-1)
+        scales = form.encode(_x(case), axis=axis, pad=True).scales[0]
+        out["scale_e8m0"] = scales.reshape(case.outputs["scale_e8m0"].shape)
     return out
 
 
@@ -151,7 +156,7 @@ def _nvfp4(case: Case) -> Mapping[str, Tensor]:
 
 
 def _nvfp4_torchao(case: Case) -> Mapping[str, Tensor]:
-    known = float(case.number("per_tensor_scale")) if case.has("hp/per_tensor_scale") else None
-    form = NVFP4(scale_min="normal", global_scale=known)
+    """Without a scale for the tensor torchao has one level, which is a scale of 1."""
+    form = NVFP4(scale_min="normal", global_scale=case.number("per_tensor_scale", 1.0))
     blocks = form.encode(_x(case), pad=True).scales[0]
     return {"dq": form.quantize(_x(case)), "block_scale": element("e4m3").values(blocks).squeeze(-1)}
