@@ -13,7 +13,7 @@ test.
 says, from the spectrum of the features and what wrong labels add, against the best time found on validation images.
 
 Refuted by an interval below the smallest effect of the card: a late error at equality that is no higher, a theory no
-better than one eigenvalue. Nothing is tuned. Half a minute for five seeds on two cores. *Paper* scale: 1,000 inputs,
+better than one eigenvalue. Nothing is tuned. Two minutes on one core. *Paper* scale: 1,000 inputs,
 and MNIST with up to 10,000 features.
 """
 
