@@ -5,7 +5,7 @@ active queries), ``beats_self_paced`` (as pseudo-labels without queries), ``quer
 baseline), ``robust_to_noise`` (with a fifth of the answers wrong). Compared on Fashion-MNIST as 8 x 8 pixels, images of
 each seed's own: random queries, active queries, self-paced learning without queries, and the mixture, all with the same
 features, the same one-vs-rest SVMs, the same 30 first labels and, where they ask, ten questions in each of ten rounds.
-Each arm's settings are the best of as many trials, judged on 100 validation labels. Six minutes on one core, with the
+Each arm's settings are the best of as many trials, judged on 100 validation labels. Three minutes on one core, with the
 trials. Refuted by an interval of the gain below the smallest effect of the card.
 """
 

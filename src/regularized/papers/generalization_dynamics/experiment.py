@@ -8,13 +8,13 @@ but has a single eigenvalue. Best times and the best weight decay are chosen on 
 
 *Images*: random ReLU features of Fashion-MNIST as 8 x 8 pixels, images of each seed's own; a linear classifier by
 regression on one-hot labels, 300 training images of which 20 % have a wrong label, 750 for choosing times, 750 for the
-test.
-``images_peak``, ``images_narrow``, ``images_no_peak_when_stopped``, and ``images_forecast``: stopping where theory
-says, from the spectrum of the features and what wrong labels add, against the best time found on validation images.
+test. ``images_peak``, ``images_narrow``, ``images_no_peak_when_stopped``, and ``images_forecast``: stopping where
+theory says, from the spectrum of the features and what wrong labels add, against the best time found on validation
+images.
 
 Refuted by an interval below the smallest effect of the card: a late error at equality that is no higher, a theory no
-better than one eigenvalue. Nothing is tuned. Two minutes on one core. *Paper* scale: 1,000 inputs,
-and MNIST with up to 10,000 features.
+better than one eigenvalue. Nothing is tuned. Two minutes on one core. *Paper* scale: 1,000 inputs, and MNIST with up to
+10,000 features.
 """
 
 import math

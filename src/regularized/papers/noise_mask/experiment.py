@@ -8,7 +8,7 @@ Compared at equal total epochs, each with as many tuning trials: conventional tr
 distributions that never learn (control: everything but the policy gradient); the policy with the official product loss;
 the policy with the plain gradient for the classifier. Laptop data: Fashion-MNIST as 8 x 8 pixels, images of each seed's
 own; of the classes 0 to 6 half are inverted as a second "modality", 14 classes together; 7 to 9 are the unseen concepts
-of the few-shot transfer. Five minutes on one core, with the trials. Refuted by an interval of the gain below the
+of the few-shot transfer. Four minutes on one core, with the trials. Refuted by an interval of the gain below the
 smallest effect of the card. The paper's images have 224 pixels, ours 8: a loss here says little about the paper's
 setting, and a pilot on digits had shown no gain.
 """

@@ -8,7 +8,7 @@ trials. A pilot had seen the early order, and no gain at the end.
 
 Data: query by example on Fashion-MNIST as 8 x 8 pixels, noisy, images of each seed's own; a document is relevant if it
 is of the query's class. The first stage compares column sums alone. A relevant document is unjudged, and then counts
-as not relevant, with probability 1/2, so false negatives sit at high ranks as in MS MARCO. Six minutes on one core,
+as not relevant, with probability 1/2, so false negatives sit at high ranks as in MS MARCO. Seven minutes on one core,
 with the trials. A claim is refuted by an interval of the gain that lies below the smallest effect of the card. *Paper*
 scale: ANTIQUE with BERT, for a GPU.
 """
