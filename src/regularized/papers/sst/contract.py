@@ -1,4 +1,4 @@
-"""What the contract suite checks of SST: in a Euclidean and in a hyperbolic network, over a round of four steps."""
+"""What the contract suite checks of SST: in a Euclidean and in a hyperbolic network, through draws and a round."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -31,7 +31,7 @@ class _Hyperbolic(nn.Module):
 def _sst(gradient: Gradient = "enhanced") -> Mapping[str, nn.Module]:
     return {
         "task": CrossEntropy(),
-        "sst": SST(rank=2, steps_per_iteration=2, iterations_per_round=2, warmup_steps=1, gradient=gradient),
+        "sst": SST(rank=2, steps_per_iteration=2, iterations_per_round=3, warmup_steps=1, gradient=gradient),
     }
 
 
@@ -41,7 +41,7 @@ def _part() -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
 
 
 def subjects() -> list[Subject]:
-    """Draws after every second step, a new decomposition after every fourth: both happen several times."""
+    """A draw after every second step, a new decomposition after the sixth: on a GPU that one waits for the device."""
     off = NotApplicable("surgery has no coefficient: with all directions active the steps still are those of factors")
     return [
         Subject("euclidean", TASK.model, _sst, plain, TASK.data, off=off, part=_part),

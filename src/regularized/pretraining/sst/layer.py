@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from regularized.mechanisms.ranges import Choice, allowed
 from regularized.mechanisms.svd import thin_svd
 
-__all__ = ["Gradient", "SpectralLinear", "factors_of", "spectral_linear"]
+__all__ = ["Factors", "Gradient", "SpectralLinear", "factors_of", "spectral_linear"]
 
 # Shapes: n rows of input, i inputs, o outputs, m = min(o, i) directions, r of them active.
 

@@ -16,7 +16,7 @@ vectors, and the learning rate warms up. At the end of a round the weight is dec
 import math
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -119,8 +119,8 @@ class SST(Term):
         warmup_steps: int = 20,
         sampling: Sampling = "mixed",
         gradient: Gradient = "enhanced",
-        target_modules: Iterable[str] | None = None,
-        exclude: Iterable[str] = (),
+        target_modules: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -389,7 +389,7 @@ class SST(Term):
         """
         self._replace(model, lambda layer: layer.low_rank(rank))
 
-    def _replace(self, model: nn.Module, plain: Any) -> None:
+    def _replace(self, model: nn.Module, plain: Callable[[SpectralLinear], nn.Module]) -> None:
         made = {name: plain(layer) for name, layer in model.named_modules() if isinstance(layer, SpectralLinear)}
         for name, layer in made.items():
             owner, _, attribute = name.rpartition(".")
@@ -425,7 +425,7 @@ class SST(Term):
         )
 
 
-def _linears(model: nn.Module, names: Iterable[str] | None, *, option: str) -> dict[str, nn.Linear]:
+def _linears(model: nn.Module, names: Sequence[str] | None, *, option: str) -> dict[str, nn.Linear]:
     """Linear layers that are named, or stand below what is named; None names all."""
     every = {name: layer for name, layer in model.named_modules() if name and isinstance(layer, nn.Linear)}
     if names is None:
