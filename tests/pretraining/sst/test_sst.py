@@ -278,3 +278,12 @@ def test_merging_and_pruning():
         assert isinstance(pruned[2], nn.Sequential)
         assert pruned[2][0].out_features == 3
         assert not torch.allclose(pruned(x), before, atol=1e-4)
+
+
+def test_a_refused_model_stays_as_it_was():
+    """Fails when layers before the one that is refused are converted already."""
+    model = network()
+    model[4].weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="'4' holds values"):
+        SST(model, rank=2)
+    assert all(type(layer) is nn.Linear for layer in model[::2])

@@ -32,6 +32,7 @@ from regularized.mechanisms.ranges import Choice, allowed, count
 from regularized.mechanisms.surgery import NoEffectWarning, check_called, match_modules, tied_parameters
 from regularized.pretraining.sst.layer import Gradient, SpectralLinear
 from regularized.pretraining.sst.sampling import RULES, Sampling, draw_directions
+from regularized.training.finite import all_finite
 from regularized.training.terms import Term
 
 __all__ = ["SST"]
@@ -222,6 +223,10 @@ class SST(Term):
                 raise ValueError(
                     f"rank={self.rank} is more than the {min(weight.shape)} directions of layer {name!r} with shape "
                     f"{tuple(weight.shape)}; lower it, or exclude={[name]}"
+                )
+            if not all_finite([weight]):
+                raise ValueError(
+                    f"the weight of layer {name!r} holds values that are NaN or infinite; initialise it anew"
                 )
             found[name] = layer
         return found
