@@ -93,21 +93,22 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
-_LOW = {"rank": 8}
-_TREE = {"problem": "graph"}
+# The rates are the best of TUNING; `sst_largest` and `sst_random_factors` have that of `sst`.
+_SST = {"method": "sst", "rank": 8}
+_GRAPH = {"problem": "graph"}
 ARMS: Mapping[str, Mapping[str, Any]] = {
-    "full_rank": {"method": "full"},
-    "lora": {"method": "lora", "rank": 9},
-    "relora": {"method": "relora", "rank": 9},
-    "sst_fixed": {"method": "sst", **_LOW, "draws": False, "sampling": "largest"},
-    "sst_largest": {"method": "sst", **_LOW, "sampling": "largest"},
-    "sst_default_gradient": {"method": "sst", **_LOW, "gradient": "default"},
-    "sst_random_factors": {"method": "sst", **_LOW, "init": "random"},
-    "sst": {"method": "sst", **_LOW},
-    "graph_full_rank": {**_TREE, "method": "full"},
-    "graph_lora": {**_TREE, "method": "lora", "rank": 3},
-    "graph_relora": {**_TREE, "method": "relora", "rank": 3},
-    "graph_sst": {**_TREE, "method": "sst", "rank": 2},
+    "full_rank": {"method": "full", "lr": 1e-2},
+    "lora": {"method": "lora", "rank": 9, "lr": 1e-2},
+    "relora": {"method": "relora", "rank": 9, "lr": 1e-2},
+    "sst_fixed": {**_SST, "draws": False, "sampling": "largest", "lr": 1e-2},
+    "sst_largest": {**_SST, "sampling": "largest", "lr": 1e-2},
+    "sst_default_gradient": {**_SST, "gradient": "default", "lr": 1e-2},
+    "sst_random_factors": {**_SST, "init": "random", "lr": 1e-2},
+    "sst": {**_SST, "lr": 1e-2},
+    "graph_full_rank": {**_GRAPH, "method": "full", "lr": 3e-3},
+    "graph_lora": {**_GRAPH, "method": "lora", "rank": 3, "lr": 3e-3},
+    "graph_relora": {**_GRAPH, "method": "relora", "rank": 3, "lr": 3e-3},
+    "graph_sst": {**_GRAPH, "method": "sst", "rank": 2, "lr": 3e-3},
 }
 
 SEEDS = Seeds(10)
