@@ -126,8 +126,8 @@ _TUNED = ("full_rank", "lora", "relora", "sst_fixed", "sst_default_gradient", "s
 TUNING = Tuning(
     metric="validation_loss",
     direction="lower",
-    grids={arm: [{"lr": lr} for lr in (3e-3, 1e-2, 3e-2, 1e-1)] for arm in _TUNED}
-    | {arm: [{"lr": lr} for lr in (1e-3, 3e-3, 1e-2, 3e-2)] for arm, own in ARMS.items() if "problem" in own},
+    grids={arm: [{"lr": lr} for lr in (3e-3, 1e-2, 1.7e-2, 3e-2, 1e-1)] for arm in _TUNED}
+    | {arm: [{"lr": lr} for lr in (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)] for arm, own in ARMS.items() if "problem" in own},
 )
 
 
