@@ -3,7 +3,8 @@
 (a) A small Llama on Python's standard library, every seed with text of its own. The linear layers of its blocks are
 trained in full, by LoRA on frozen random weights, by ReLoRA* (folded in and begun anew as often as SST draws), or by
 SST. LoRA and ReLoRA* get one rank more, since SST trains the singular values, too: SST has the fewest trained numbers.
-The control trains the same directions for good, which is everything but the sampling. All train embeddings, norms and head in full.
+The control trains the same directions for good, which is everything but the sampling. All arms train embeddings, norms
+and head in full.
 
 (b) A hyperbolic network tells in which branch of a random tree a node stands, likewise.
 
