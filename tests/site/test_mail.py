@@ -1,6 +1,7 @@
 """Mail through a real SMTP server on this machine."""
 
 import dataclasses
+import re
 import socket
 
 import pytest
@@ -84,6 +85,25 @@ def test_from_sign_in_to_unsubscribing_by_smtp(mailing, box, clock):
     link = arrived.messages()[-1]["List-Unsubscribe"].strip("<>").removeprefix("http://testserver")
     assert client.post(link, data={"List-Unsubscribe": "One-Click"}).status_code == 200
     assert not mailing.settings.outbox.exists()
+
+
+def test_list_headers_are_read_by_mail_programs(mailing, box, clock):
+    """Fails when the address that ends a digest leaves as an encoded word or in pieces, or other lines get too long."""
+    client, arrived = TestClient(create_app(mailing), follow_redirects=False), Arrived(box)
+    send(client, "/digest", "/digest", email="ada@example.org", frequency="daily")
+    send(client, arrived.link("/digest/confirm"), "/digest/confirm")
+    clock.now += 24 * 3600
+    something_new(mailing, clock, load_catalogue()[-1].slug)
+    assert send_digests(mailing).sent == 1
+    head, _, body = box.messages[-1].content.partition(b"\r\n\r\n")
+    lines = head.split(b"\r\n")
+    (line,) = [line for line in lines if line.startswith(b"List-Unsubscribe:")]
+    # A link in angle brackets as RFC 2369 wants it, in the very bytes.
+    assert re.fullmatch(rb"List-Unsubscribe: <http://testserver/digest/unsubscribe\?key=[\w.-]{60,}>", line), line
+    assert b"List-Unsubscribe-Post: List-Unsubscribe=One-Click" in lines
+    mailing.mailer.send("ada@example.org", "Über " * 60, "ü" * 500, "<p>t</p>")
+    assert max(map(len, box.messages[-1].content.split(b"\r\n"))) <= 78
+    assert max(map(len, body.split(b"\r\n"))) <= 998
 
 
 def test_a_server_that_says_later_is_asked_again(mailing, box):

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.message import EmailMessage
+from email.policy import EmailPolicy
 from email.utils import format_datetime, make_msgid
 from urllib.parse import urlsplit
 
@@ -26,6 +27,7 @@ _ADDRESS = re.compile(
     r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,63}"
 )
 _TRIES = 3
+_LONGEST_LINE = 998  # RFC 5322
 
 
 class MailError(RuntimeError):
@@ -43,6 +45,21 @@ def valid_address(text: str) -> str | None:
     """
     address = text.strip(" ").lower()
     return address if len(address) <= 254 and _ADDRESS.fullmatch(address) else None
+
+
+class _Policy(EmailPolicy):
+    """How a message is written: headers of lists (RFC 2369) on one line each.
+
+    The library folds after 78 letters, and a word that does not fit it writes as an encoded word: an address in
+    ``List-Unsubscribe`` becomes ``=?utf-8?q?=3Chttps...``, which no mail program reads. Only there, since encoded words
+    of a subject and quoted lines of a text must stay short.
+    """
+
+    def fold_binary(self, name: str, value: str) -> bytes:
+        """A header as it is sent."""
+        if name.lower().startswith("list-"):
+            return EmailPolicy(max_line_length=_LONGEST_LINE, linesep=self.linesep).fold_binary(name, value)
+        return super().fold_binary(name, value)
 
 
 class Mailer:
@@ -72,7 +89,7 @@ class Mailer:
             ValueError: a header has a line break.
         """
         settings = self._settings
-        message = EmailMessage()
+        message = EmailMessage(_Policy())
         message["From"] = settings.sender
         message["To"] = recipient
         message["Subject"] = subject
