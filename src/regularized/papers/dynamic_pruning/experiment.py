@@ -127,6 +127,7 @@ PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
             **_OFFICIAL,
             **({"mass": 0.92} if own.get("mass") else {}),
             **({"budget": 0.44} if arm == "static" else {}),
+            **({"prune_ratio": 0.34} if arm == "uniform" else {}),  # 0.66^2 is 0.44
         }
         for arm, own in ARMS.items()
     }
