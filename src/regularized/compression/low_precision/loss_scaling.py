@@ -131,5 +131,6 @@ class LossScaler:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """What :meth:`state_dict` gave."""
-        self.scale, self.good_steps = float(state["scale"]), int(state["good_steps"])
+        self.scale = float(state["scale"])
+        self.good_steps = int(state["good_steps"])
         self.skipped = int(state["skipped"])

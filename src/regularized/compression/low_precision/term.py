@@ -51,7 +51,8 @@ class LowPrecision(Term):
     ) -> None:
         super().__init__()
         self.recipe: Recipe = as_recipe(recipe)
-        self.include, self.exclude = tuple(include), tuple(exclude)
+        self.include: tuple[str, ...] = tuple(include)
+        self.exclude: tuple[str, ...] = tuple(exclude)
         self.seed = seed
         self._layers: list[LowPrecisionLinear] = []
 
