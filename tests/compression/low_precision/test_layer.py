@@ -57,6 +57,10 @@ def test_six_operands_have_six_formats_along_six_axes() -> None:
     recipe = Recipe("six", Product(*operands[:2]), Product(*operands[2:4]), Product(*operands[4:]))
     layer, plain = pair(recipe)
     x, g = data()
+    with torch.no_grad():  # blocks along one axis must not look like blocks along the other
+        for tensor in (layer.weight, x, g):
+            tensor.mul_(torch.exp(2 * torch.randn(len(tensor), 1)) * torch.exp(2 * torch.randn(tensor.shape[1])))
+        plain.weight.copy_(layer.weight)
     y, dx, dw = step(layer, x, g)
     w, b = plain.weight.detach(), plain.bias.detach()
     a = x.detach()
@@ -183,10 +187,12 @@ def test_float64_stays_float64() -> None:
 def test_delayed_scaling_takes_the_past() -> None:
     """The largest magnitude of the last two steps, of this step not yet. Fails when the present decides the scale."""
     history = AmaxHistory(Delayed("e4m3", length=2))
-    outputs = [history(torch.tensor([value]), Rounder()).item() for value in (896.0, 1.0, 1.0, 500.0)]
+    values = (896.0, 1.0, 500.0, 1.0, 1.0, 500.0)
+    outputs = [history(torch.tensor([value]), Rounder()).item() for value in values]
     assert outputs[0] == 448.0  # nothing known: the scale is 1
     assert outputs[1] == 1.0
-    assert outputs[3] == 1.0  # 896 has left the history, the largest known is 1
+    assert outputs[2] == 512.0  # 896 is known, and the grid is that of 2
+    assert outputs[5] == 1.0  # 896 and 500 have left the history, the largest known is 1
     history.eval()
     before = history.amax.clone()
     history(torch.tensor([9.0]), Rounder())

@@ -119,8 +119,10 @@ def test_stochastic_weights_move_where_nearest_ones_stay() -> None:
             optimizer.step()
         assert bool((weight / form.step == (weight / form.step).round()).all())
         moved[rounding] = weight.mean().item() / form.step
+        stayed = (weight == 0).double().mean().item()
     assert moved["nearest_even"] == 0.0
     assert abs(moved["stochastic"] - 0.5) < 4 * math.sqrt(0.5 / 10_000)
+    assert abs(stayed - 0.99**50) < 0.03  # every step draws anew, or the same few would move each time
 
 
 def test_bfloat16_parameters_are_stepped_in_float32() -> None:
