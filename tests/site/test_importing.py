@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,12 +13,14 @@ import pytest
 from sqlalchemy import func, select
 
 from regularized.papers.catalogue import load_catalogue
+from regularized.papers.search import with_joined
 from regularized.site import queries, remote
 from regularized.site.importing import Incoming, dated, store
-from regularized.site.listing import ImportFailed, parse_listing
+from regularized.site.listing import ImportFailed, parse_listing, read_listing
 from regularized.site.models import Paper
 from regularized.site.queries import Period
 from regularized.site.remote import Offline, arxiv_id, fetch_arxiv, fetch_daily
+from regularized.site.sync import sync_catalogue
 
 ENTRIES = load_catalogue()
 PAGE = (Path(__file__).parent / "daily_papers_page.txt").read_text(encoding="utf-8")
@@ -150,6 +153,109 @@ def test_what_is_no_listing(page, what):
     """Fails when a wrong file is imported in part, or the message does not say what is wrong where."""
     with pytest.raises(ImportFailed, match=what):
         parse_listing(page, source="x.txt")
+
+
+BAD = {
+    "Feb 30": "no such day",
+    "Feb 30, 2024": "no such day",
+    "Dec 31, 9999": "cannot be on a page",
+    "Mar 4, 2026": "cannot be on a page",
+    "Jan 1, 0001": "cannot be on a page",
+    "Jan 1, 0000": "no such day",
+    "Jan 2, 2026 1,2": "no such number",
+    f"Jan 2, 2026 {'9' * 5000}": "no such number",
+    "Jan 2, 2026 99999999999": "no such number",
+    "last week": "there should be a date",
+    "": "there should be a date",
+}
+
+
+@pytest.mark.parametrize(("date", "what"), BAD.items(), ids=[date[:20] or "none" for date in BAD])
+def test_one_bad_entry_is_said_and_the_others_read(date, what):
+    """Fails when a day that there is not loops for ever, or one entry takes others with it or goes in itself."""
+    page = read_listing(f"{ENTRY}\nBad one\n\nText.\n\n• 2 authors\n·\n{date}\n\n{ENTRY}", saved=SAVED)
+    # "last week" is no form of a date that is known: the line counts as the next title.
+    assert [entry.title for entry in page.entries] == ["A title", "last week" if date == "last week" else "A title"]
+    (fault,) = page.faults
+    assert what in fault
+    assert "“Bad one”" in fault
+
+
+@pytest.mark.parametrize(("told", "count"), [("1,234", 1234), ("1.2k", 1200), ("3K", 3000), ("1m", 1_000_000)])
+def test_numbers_as_pages_write_them(told, count):
+    """Fails when a much discussed paper refuses the file."""
+    (entry,) = parse_listing(ENTRY.replace("2024 7", f"2024 {told}").replace("2 authors", f"{told} authors"))
+    assert (entry.comments, entry.authors_count) == (count, count)
+
+
+def test_navigation_is_no_title():
+    """Fails when words of the page's menus become the title of its first paper, or an emoji is taken for one."""
+    head = "Daily Papers\n\nbyAK and the research community\n\nMar 2\n\n"
+    menu = "Previous\n\n‹ Mar 1\n\nTrending Papers\n\nDay\nWeek\nMonth\n→\n"
+    page = read_listing(f"{head}{menu}{ENTRY}\nPrevious\nNext\nCompany\nTOS\n")
+    assert ([entry.title for entry in page.entries], page.faults) == (["A title"], [])
+    assert page.entries[0].abstract == "An abstract.\n\nMore of it."
+    assert page.day.on(SAVED) == datetime.date(2026, 3, 2)
+    assert read_listing(ENTRY.replace("A title", "\U0001f525")).entries[0].title == "\U0001f525"
+
+
+def test_a_file_that_was_cut_off():
+    """Fails when the half of a file goes in without a word."""
+    whole = len(read_listing(PAGE).entries)
+    lines = PAGE.splitlines()
+    last = max(i for i, line in enumerate(lines) if line == "·")
+    for end in (last + 1, last, last - 1, last - 3):
+        page = read_listing("\n".join(lines[:end]))
+        assert len(page.entries) == whole - 1
+        assert len(page.faults) == 1
+        with pytest.raises(ImportFailed, match=r"within an entry|there should be a date"):
+            parse_listing("\n".join(lines[:end]))
+
+
+def test_the_pages_own_day(site, client):
+    """Fails when the papers of a page do not stand on its day, or the next catalogue takes them from there."""
+    page = read_listing(PAGE)
+    late = datetime.date(2026, 11, 30)
+    with site.write.begin() as session:
+        store(session, dated(session, page.entries, late, own_day=page.day), now=5)
+    shown = [client.get("/day/2026-03-02", params={"page": number}).text for number in (1, 2, 3)]
+    assert all(f'href="/papers/{entry.slug}"' in "".join(shown) for entry in ENTRIES)
+    with site.write.begin() as session:
+        for paper in session.scalars(select(Paper)):
+            paper.fingerprint = "changed"
+        sync_catalogue(session, ENTRIES, now=6)
+        assert {paper.listed_on for paper in session.scalars(select(Paper))} == {SAVED}
+        again = store(session, dated(session, page.entries, late, own_day=page.day), now=7)
+    assert {row.outcome for row in again} == {"known"}
+
+
+def test_the_end_of_the_calendar(site, client):
+    """Fails when a period or a paper at the end of the calendar breaks pages."""
+    with site.write.begin() as session:
+        store(session, [Incoming("Far away", datetime.date.max, "daily")], now=5)
+    for address in ("/day/9999-12-31", "/week/9999-W52", "/month/9999-12", "/", "/new", "/day/0001-01-01",
+                    "/day/2026-03-02", "/feeds/new.atom", "/api/v1/papers"):  # fmt: skip
+        assert client.get(address).status_code in (200, 404), address
+    assert "Far away" in client.get("/day/9999-12-31").text
+    assert "Far away" in client.get("/week/9999-W52").text
+    assert client.get("/day", params={"date": "9999-12-31"}).headers["location"] == "/day/9999-12-31"
+
+
+def test_titles_of_signs_alone(site):
+    """Fails when a title without letters doubles at each import, or gets an empty address."""
+    for now in (1, 2):
+        with site.write.begin() as session:
+            stored = store(session, [Incoming("\U0001f525\U0001f525", SAVED, "listing")], now=now)
+    assert [row.outcome for row in stored] == ["known"]
+    assert re.fullmatch(r"paper-[0-9a-f]{12}", stored[0].slug)
+
+
+def test_long_words_are_cheap():
+    """Fails when what a text costs grows with the square of its length (80,000 letters took minutes)."""
+    start = time.process_time()
+    assert with_joined("a" * 80_000 + " over-confident") == "a" * 80_000 + " over-confident overconfident"
+    with_joined("a-" * 40_000)
+    assert time.process_time() - start < 1.0
 
 
 def test_titles_that_would_share_an_address(site):

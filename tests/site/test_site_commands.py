@@ -51,6 +51,21 @@ def test_import(tmp_path):
     assert added == [{"slug": "paper-something-new", "title": "Something new", "outcome": "added"}]
 
 
+def test_what_is_skipped_is_said(tmp_path):
+    """Fails when one bad entry goes in silently, or keeps the others out although they were asked for."""
+    file = tmp_path / "bad.txt"
+    good = "Good {}\n\nText.\n\n• 1 author\n·\nMar 1 1.2k\n\n"
+    file.write_text(f"{good.format('A')}Bad\n\nText.\n\n• 1 author\n·\nFeb 30\n\n{good.format('B')}", encoding="utf-8")
+    refused = call("papers", "import", str(file), "--saved", "2026-03-02")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "Feb 30" in refused.stderr
+    assert "--skip-bad" in refused.stderr
+    done = call("papers", "import", str(file), "--saved", "2026-03-02", "--skip-bad", "--json")
+    assert [row["title"] for row in json.loads(done.stdout)] == ["Good A", "Good B"]
+    assert "skipped: " in done.stderr
+    assert "Bad" in done.stderr
+
+
 def test_what_cannot_be_imported(tmp_path):
     """Fails when a wrong call ends in a traceback or the wrong exit code."""
     assert call("papers", "import", str(tmp_path / "missing")).exit_code == 3

@@ -94,6 +94,10 @@ def import_file(
     saved: Annotated[
         str, typer.Option(metavar="DATE", help="When the page was saved: dates without a year are of then.")
     ] = "",
+    skip_bad: Annotated[
+        bool,
+        typer.Option("--skip-bad", help="Leave out entries that cannot be read, and say which; else none is taken."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Read a saved listing page: new papers are added, known ones are matched."""
@@ -107,11 +111,17 @@ def import_file(
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"{file} cannot be read as UTF-8 text: {error}", Exit.FAILED) from None
     day = _date(saved) if saved else datetime.date.today()
-    entries = _or_error(listing.parse_listing, text, source=str(file))
+    page = _or_error(listing.read_listing, text, source=str(file), saved=day)
+    if page.faults and not skip_bad:
+        raise CommandError(f"{page.faults[0]}. Nothing was imported; --skip-bad leaves such entries out", Exit.FAILED)
     opened = _open()
     with opened.write.begin() as session:
-        stored = importing.store(session, importing.dated(session, entries, day), now=opened.settings.now)
+        stored = importing.store(
+            session, importing.dated(session, page.entries, day, own_day=page.day), now=opened.settings.now
+        )
     _report(stored, as_json=as_json)
+    for fault in page.faults:
+        note(f"skipped: {fault}")
 
 
 def add(

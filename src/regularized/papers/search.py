@@ -47,7 +47,7 @@ will with would you your
 STOP_WORDS = frozenset(_STOP.split())
 
 _WORD = re.compile(r"\w+")
-_HYPHENATED = re.compile(r"\w+(?:-\w+)+")
+_HYPHENATED = re.compile(r"\b\w+(?:-\w+)+")  # \b: a long word without a hyphen is tried once, not at each letter
 
 
 class _HasCard(Protocol):

@@ -6,6 +6,7 @@ changes what a card says. Where it comes from: :mod:`~regularized.site.listing` 
 """
 
 import datetime
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from regularized.site.listing import Listed
+from regularized.site.listing import Listed, PageDay
 from regularized.site.models import Alias, Paper
 from regularized.site.sync import find_known, index_paper, title_key
 
@@ -71,7 +72,9 @@ class Stored:
     outcome: Outcome
 
 
-def dated(session: Session, entries: Sequence[Listed], saved: datetime.date) -> list[Incoming]:
+def dated(
+    session: Session, entries: Sequence[Listed], saved: datetime.date, *, own_day: PageDay | None = None
+) -> list[Incoming]:
     """Entries with their full dates.
 
     Where the page leaves the year out, it means the year when it was saved. A paper that is known here settles it; else
@@ -81,6 +84,7 @@ def dated(session: Session, entries: Sequence[Listed], saved: datetime.date) -> 
         session: the database.
         entries: entries of one page.
         saved: the day when the page was saved, as far as is known.
+        own_day: the day in the page's head, on whose list the papers stand; default none.
     """
     keys = [title_key(entry.title) for entry in entries]
     known = dict(session.execute(select(Paper.title_key, Paper.date).where(Paper.title_key.in_(keys))).all())
@@ -92,6 +96,9 @@ def dated(session: Session, entries: Sequence[Listed], saved: datetime.date) -> 
     if years and max(years) < saved.year:
         # The page was saved in that year; on which day does not matter any more.
         saved = datetime.date(max(years), 12, 31)
+    listed_on = own_day.on(saved) if own_day else None
+    # What stands on the list of a day was posted by then.
+    saved = listed_on or saved
     return [
         Incoming(
             title=entry.title,
@@ -101,6 +108,7 @@ def dated(session: Session, entries: Sequence[Listed], saved: datetime.date) -> 
             authors_count=entry.authors_count,
             organization=entry.organization,
             comments=entry.comments,
+            listed_on=listed_on,
         )
         for entry in entries
     ]
@@ -159,6 +167,8 @@ def _complete(paper: Paper, incoming: Incoming) -> bool:
     new: dict[str, Any] = {
         "abstract": paper.abstract or incoming.abstract,
         "listed_votes": max(paper.listed_votes, incoming.votes),
+        # The first list counts; before it, a paper stands on the day when it was posted.
+        "listed_on": (incoming.listed_on if paper.listed_on == paper.date else None) or paper.listed_on,
     }
     if not paper.has_card:
         new |= {
@@ -181,7 +191,9 @@ def _free_slug(session: Session, incoming: Incoming) -> str:
         base = f"arxiv-{incoming.arxiv}"
     else:
         words = re.findall(r"[a-z0-9]+", incoming.title.lower())
-        base = "paper-" + "-".join(words)[:60].strip("-")
+        # A title without such letters is named after its hash, to have an address that stays.
+        name = "-".join(words)[:60].strip("-") or hashlib.sha256(incoming.title.encode()).hexdigest()[:12]
+        base = f"paper-{name}"
     taken = {
         *session.scalars(select(Paper.slug).where(Paper.slug.startswith(base, autoescape=True))),
         *session.scalars(select(Alias.slug).where(Alias.slug.startswith(base, autoescape=True))),

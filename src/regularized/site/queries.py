@@ -1,11 +1,12 @@
 """Questions to the tables. Each list is one query for its rows and one for their number, whatever it shows."""
 
 import datetime
+from calendar import monthrange
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from sqlalchemy import ColumnElement, Select, and_, exists, func, select
+from sqlalchemy import ColumnElement, Select, exists, func, select
 from sqlalchemy.orm import Session, joinedload, load_only, selectinload
 
 from regularized.evidence.claims import Verdict
@@ -131,10 +132,10 @@ class Period:
 
     Examples:
         >>> week = Period.containing("week", datetime.date(2026, 3, 4))
-        >>> week.name, week.first.isoformat(), week.after.isoformat()
-        ('2026-W10', '2026-03-02', '2026-03-09')
-        >>> Period.parse("month", "2024-12").after.isoformat()
-        '2025-01-01'
+        >>> week.name, week.first.isoformat(), week.last.isoformat()
+        ('2026-W10', '2026-03-02', '2026-03-08')
+        >>> Period.parse("month", "2024-12").last.isoformat()
+        '2024-12-31'
     """
 
     kind: Literal["day", "week", "month"]
@@ -171,11 +172,12 @@ class Period:
         return self.first.isoformat()[: 7 if self.kind == "month" else 10]
 
     @property
-    def after(self) -> datetime.date:
-        """The first day that lies behind it."""
+    def last(self) -> datetime.date:
+        """Its last day; the last week of the year 9999 ends with the calendar."""
         if self.kind == "month":
-            return (self.first + datetime.timedelta(days=31)).replace(day=1)
-        return self.first + datetime.timedelta(days=7 if self.kind == "week" else 1)
+            return self.first.replace(day=monthrange(self.first.year, self.first.month)[1])
+        left = (datetime.date.max - self.first).days
+        return self.first + datetime.timedelta(days=min(6 if self.kind == "week" else 0, left))
 
     @property
     def words(self) -> str:
@@ -187,7 +189,7 @@ class Period:
 
     def condition(self) -> ColumnElement[bool]:
         """As a condition on :class:`Paper`."""
-        return and_(Paper.listed_on >= self.first, Paper.listed_on < self.after)
+        return Paper.listed_on.between(self.first, self.last)
 
 
 def in_order(statement: Select[Any], order: Order) -> Select[Any]:
@@ -283,7 +285,7 @@ def comparison(session: Session) -> Sequence[Paper]:
 def periods_around(session: Session, period: Period) -> tuple[Period | None, Period | None]:
     """The nearest periods before and after that have papers."""
     before = session.scalar(select(func.max(Paper.listed_on)).where(Paper.listed_on < period.first))
-    after = session.scalar(select(func.min(Paper.listed_on)).where(Paper.listed_on >= period.after))
+    after = session.scalar(select(func.min(Paper.listed_on)).where(Paper.listed_on > period.last))
     return (
         None if before is None else Period.containing(period.kind, before),
         None if after is None else Period.containing(period.kind, after),

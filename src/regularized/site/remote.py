@@ -165,7 +165,7 @@ def _daily(info: Any, period: Period) -> Incoming | None:
         votes=max(0, int(info.upvotes or 0)),
         arxiv=info.id if _ID.fullmatch(str(info.id)) else "",
         code_url=_web_address(info.github_repo),
-        listed_on=day if period.first <= day < period.after else period.first,
+        listed_on=day if period.first <= day <= period.last else period.first,
     )
 
 

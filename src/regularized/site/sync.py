@@ -67,9 +67,12 @@ def title_key(title: str) -> str:
         'creamselfrewardinglanguagemodels'
         >>> title_key("Über-fit") == title_key("uberfit")
         True
+        >>> title_key(" \U0001f525 \U0001f525")
+        '\U0001f525\U0001f525'
     """
     plain = unicodedata.normalize("NFKD", title).casefold()
-    return "".join(letter for letter in plain if letter.isalnum())[:300]
+    # A title of signs alone is known by its signs.
+    return ("".join(letter for letter in plain if letter.isalnum()) or "".join(plain.split()))[:300]
 
 
 def find_known(session: Session, *, arxiv: str | None = None, title: str = "", slug: str = "") -> Paper | None:
@@ -134,8 +137,11 @@ def sync_catalogue(session: Session, entries: Iterable[Entry], *, now: int) -> C
 def _write(
     session: Session, paper: Paper, entry: Entry, record: Mapping[str, Any], claims: list[dict[str, Any]], now: int
 ) -> int:
+    # The day of a list that the paper stood on is not the card's to say.
+    listed = paper.listed_on if paper.listed_on != paper.date else None
     for name, value in record.items():
         setattr(paper, name, value)
+    paper.listed_on = listed or paper.listed_on
     paper.title_key = title_key(paper.title)
     old = {claim.name: claim for claim in paper.claims}
     changed = []
