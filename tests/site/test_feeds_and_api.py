@@ -115,7 +115,8 @@ def test_etag(client, address):
     """Fails when what a client has already is sent again, or a changed answer is taken for the old one."""
     first = client.get(address)
     tag = first.headers["etag"]
-    for given in (tag, f"W/{tag}", f'"other", {tag}', "*"):
+    plain = tag.removeprefix("W/")
+    for given in (tag, plain, f"W/{plain}", f'"other", {tag}', "*"):
         again = client.get(address, headers={"if-none-match": given})
         assert (again.status_code, again.content) == (304, b"")
         assert again.headers["etag"] == tag

@@ -8,6 +8,7 @@ from urllib.parse import urljoin, urlsplit
 
 import pytest
 from sqlalchemy import event
+from starlette.testclient import TestClient
 
 from regularized.evidence.claims import Verdict, count_verdicts
 from regularized.papers.card import FAMILIES
@@ -258,9 +259,51 @@ def test_errors_are_pages_or_problems(client):
     assert set(problem.json()) == {"type", "title", "status", "detail"}
 
 
+@pytest.mark.parametrize("address", ["/", "/search?q=labels", "/feeds/best.atom", "/api/v1/papers", "/no", "/day"])
+def test_head_is_get_without_a_body(client, address):
+    """Fails when monitors and link checkers, which ask by HEAD, are refused, or get another answer than readers."""
+    got, head = client.get(address), client.head(address)
+    assert (head.status_code, head.content) == (got.status_code, b"")
+    assert head.headers.items() >= {(name, got.headers[name]) for name in ("content-length",)}
+    assert head.headers.get("etag") == got.headers.get("etag")
+    assert client.head("/sign-out").status_code == 405
+
+
+def test_a_slash_at_the_end(client):
+    """Fails when /search/ leads to http, to what the Host header says, or to another site."""
+    response = client.get("/search/?q=a%20b", headers={"host": "evil.example", "x-forwarded-proto": "https"})
+    assert (response.status_code, response.headers["location"]) == (308, "/search?q=a%20b")
+    for address in ("/no/", "//evil.example/", "/static/", "/%2Fevil.example/"):
+        response = client.get(f"http://testserver{address}")
+        assert (response.status_code, "location" in response.headers) == (404, False), address
+
+
+def test_pages_go_out_compressed(client):
+    """Fails when a page of 100 kB is sent as it is."""
+    for address in ("/", f"/papers/{ENTRIES[0].slug}", "/feeds/best.atom"):
+        response = client.get(address, headers={"accept-encoding": "gzip"})
+        assert response.headers["content-encoding"] == "gzip"
+        assert "accept-encoding" in response.headers["vary"].lower()
+        assert int(response.headers["content-length"]) < len(response.content) / 2
+        assert "content-encoding" not in client.get(address, headers={"accept-encoding": "identity"}).headers
+
+
+def test_pages_that_a_reader_has_already(person):
+    """Fails when an unchanged page is sent again, or a page with a person's name or form can be kept."""
+    reader = TestClient(person.app, follow_redirects=False)
+    for address in ("/", "/search?q=labels", "/about", f"/papers/{ENTRIES[0].slug}"):
+        tag = reader.get(address).headers["etag"]
+        again = reader.get(address, headers={"if-none-match": tag})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+        assert again.headers["cache-control"] == "no-cache"
+        own = person.get(address, headers={"if-none-match": tag})
+        assert (own.status_code, own.headers.get("etag")) == (200, None)
+    assert reader.get("/no", headers={"if-none-match": "*"}).status_code == 404
+    assert "etag" not in reader.get("/sign-in").headers
+
+
 def test_a_defect_is_logged_and_hidden(app, monkeypatch, caplog):
     """Fails when a reader sees our traceback, or the log does not, or the error page lacks the security headers."""
-    from starlette.testclient import TestClient
 
     def broken(*_, **__):
         raise ZeroDivisionError("secret of ours")

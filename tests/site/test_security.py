@@ -14,7 +14,16 @@ from regularized.site.app import create_app
 from regularized.site.importing import Incoming, store
 from regularized.site.markdown import render
 from regularized.site.models import Comment, LoginSession, Paper, Person, SignInToken, Subscription, Vote
-from regularized.site.security import LARGEST_BODY, address_of, local_path, open_link, seal_link
+from regularized.site.security import (
+    LARGEST_BODY,
+    BodyLimit,
+    address_of,
+    form_token,
+    is_form_token,
+    local_path,
+    open_link,
+    seal_link,
+)
 
 ENTRIES = load_catalogue()
 PAPER = next(entry for entry in ENTRIES if not entry.implemented)
@@ -357,6 +366,50 @@ def test_large_bodies(person, site):
     assert long.status_code == 400
     assert send(person, PAGE, f"{PAGE}/comments", body="日" * 8000).status_code == 303
     assert count(site, Comment) == 1
+
+
+@pytest.mark.parametrize("parts", [[], [{"type": "http.request", "body": b"half", "more_body": True}]])
+def test_bodies_that_never_end(parts):
+    """Fails when a request that is sent in half keeps its connection for ever, or reaches the application."""
+    import anyio
+
+    said, waiting = [], list(parts)
+
+    async def receive():
+        if not waiting:
+            await anyio.sleep_forever()
+        return waiting.pop(0)
+
+    async def answer(message):
+        said.append(message)
+
+    async def never(*_):
+        raise AssertionError("the application saw half a request")
+
+    async def ask():
+        with anyio.fail_after(30):
+            await BodyLimit(never, slowest=0.05)({"type": "http", "headers": []}, receive, answer)
+
+    anyio.run(ask)
+    assert (said[0]["status"], (b"connection", b"close") in said[0]["headers"]) == (408, True)
+
+
+def test_tokens_of_forms_are_masked(settings):
+    """Fails when the token of a form can be read from the length of a compressed page, or a cut one is taken."""
+    tokens = [form_token(settings, "ada") for _ in range(2)]
+    assert not {tokens[0][i : i + 8] for i in range(120)} & {tokens[1][i : i + 8] for i in range(120)}
+    assert all(is_form_token(settings, "ada", token) for token in tokens)
+    for wrong in (
+        "",
+        "x",
+        "ü" * 128,
+        tokens[0][:64],
+        tokens[0][:-2],
+        "0" * 128,
+        tokens[0][64:] + tokens[0][:64] + "00",
+    ):
+        assert not is_form_token(settings, "ada", wrong)
+    assert not is_form_token(settings, "bob", tokens[0])
 
 
 @pytest.mark.parametrize(

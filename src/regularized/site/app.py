@@ -11,6 +11,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.routing import Match
 
 from regularized._version import __version__
 from regularized.papers.catalogue import load_catalogue
@@ -22,7 +24,8 @@ from regularized.site.pages import BadRequest, NotFound
 from regularized.site.people import MailFailed
 from regularized.site.rendering import STATIC, environment
 from regularized.site.rendering import page as render
-from regularized.site.security import BodyLimit, Headers, PlainText, TooOften, security_headers
+from regularized.site.responses import Head
+from regularized.site.security import BodyLimit, Headers, PlainText, TooOften, local_path, security_headers
 from regularized.site.settings import Settings
 from regularized.site.state import Site
 from regularized.site.sync import sync_catalogue
@@ -85,6 +88,7 @@ def create_app(site: Site) -> FastAPI:
         openapi_url="/api/openapi.json",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # its redirect repeats the Host header, and knows nothing of https; ours is a path
         lifespan=life,
     )
     app.state.site = site
@@ -96,6 +100,8 @@ def create_app(site: Site) -> FastAPI:
     # The last that is added is the first that sees a request.
     app.add_middleware(PlainText)
     app.add_middleware(BodyLimit)
+    app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=6)
+    app.add_middleware(Head)
     app.add_middleware(Headers, secure=site.settings.secure)
     return app
 
@@ -157,8 +163,20 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 404 and (elsewhere := _without_slash(request)):
+        return RedirectResponse(elsewhere, 308)
     message = "There is nothing at this address." if error.status_code == 404 else str(error.detail)
     return _error(request, error.status_code, message, headers=dict(error.headers or {}))
+
+
+def _without_slash(request: Request) -> str:
+    """The page that was meant by its address with a slash behind it; empty where there is none."""
+    path = request.url.path.rstrip("/")
+    scope = {**request.scope, "path": path}
+    if path == request.url.path or not any(r.matches(scope)[0] == Match.FULL for r in request.app.router.routes):
+        return ""
+    query = f"?{request.url.query}" if request.url.query else ""
+    return local_path(f"{quote(path)}{query}", default="")
 
 
 async def _forbidden(request: Request, error: Exception) -> Response:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from fastapi import Request
+from fastapi import Request, Response
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -16,6 +16,7 @@ from markupsafe import Markup
 from regularized._version import __version__
 from regularized.evidence.numbers import number
 from regularized.papers.card import FAMILIES
+from regularized.site.responses import has_this, tag_of
 from regularized.site.state import Site
 from regularized.site.visitors import Visitor
 
@@ -60,8 +61,8 @@ def environment() -> Environment:
 
 def page(
     site: Site, request: Request, visitor: Visitor | None, template: str, *, status: int = 200, **values: Any
-) -> HTMLResponse:
-    """Render a page.
+) -> Response:
+    """Render a page; 304 without it where a reader who is nobody in particular has this one.
 
     Args:
         site: the site.
@@ -88,7 +89,14 @@ def page(
     if visitor is not None:
         visitor.keep(response)
         # What is shown to a person is nobody else's: no cache on the way may keep it.
-        response.headers["cache-control"] = "private, no-store" if visitor.person or visitor.key else "no-cache"
+        if visitor.person or visitor.key:
+            response.headers["cache-control"] = "private, no-store"
+        else:
+            tag = tag_of(bytes(response.body))
+            own = {"cache-control": "no-cache", "etag": tag}
+            if status == 200 and has_this(request, tag):
+                return Response(status_code=304, headers=own)
+            response.headers.update(own)
     return response
 
 

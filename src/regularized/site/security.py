@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
+import anyio
 from itsdangerous import BadSignature, TimestampSigner, URLSafeSerializer
 from sqlalchemy import delete, select
 from sqlalchemy.dialects import postgresql, sqlite
@@ -19,6 +20,7 @@ from regularized.site.settings import Settings
 __all__ = [
     "CONTENT_POLICY",
     "LARGEST_BODY",
+    "SLOWEST_BODY",
     "BodyLimit",
     "Headers",
     "PlainText",
@@ -44,6 +46,9 @@ Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LARGEST_BODY = 128 * 1024
 """Bytes of a request: the longest comment that is allowed, in any script, fits in."""
+
+SLOWEST_BODY = 20.0
+"""Seconds in which a request must have arrived: a connection that is never done is a place that nobody else has."""
 
 CONTENT_POLICY = "; ".join(
     [
@@ -102,16 +107,18 @@ class Headers:
 
 
 class BodyLimit:
-    """Refuses requests whose body is too large, before anything reads it: 413.
+    """Refuses requests whose body is too large (413) or does not arrive in time (408), before anything reads it.
 
     Args:
         app: the application.
         largest: bytes.
+        slowest: seconds.
     """
 
-    def __init__(self, app: Application, *, largest: int = LARGEST_BODY) -> None:
+    def __init__(self, app: Application, *, largest: int = LARGEST_BODY, slowest: float = SLOWEST_BODY) -> None:
         self._app = app
         self._largest = largest
+        self._slowest = slowest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
@@ -120,20 +127,24 @@ class BodyLimit:
             return
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self._largest:
-            await self._refuse(send)
+            await self._too_large(send)
             return
         # The length may be missing or a lie: what arrives is counted, too, before the application sees any of it.
         body = b""
         more = True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > self._largest:
-                await self._refuse(send)
-                return
+        with anyio.move_on_after(self._slowest):
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
+                if len(body) > self._largest:
+                    await self._too_large(send)
+                    return
+        if more:
+            await _refuse(send, 408, f"The request did not arrive within {self._slowest:g} seconds.")
+            return
         passed_on = False
 
         async def replay() -> MutableMapping[str, Any]:
@@ -145,11 +156,8 @@ class BodyLimit:
 
         await self._app(scope, replay, send)
 
-    async def _refuse(self, send: Send) -> None:
-        text = f"The request is larger than {self._largest} bytes.\n".encode()
-        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(text)).encode())]
-        await send({"type": "http.response.start", "status": 413, "headers": [*headers, (b"connection", b"close")]})
-        await send({"type": "http.response.body", "body": text})
+    async def _too_large(self, send: Send) -> None:
+        await _refuse(send, 413, f"The request is larger than {self._largest} bytes.")
 
 
 class PlainText:
@@ -165,12 +173,21 @@ class PlainText:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
         if scope["type"] == "http" and ("\0" in scope["path"] or b"%00" in scope["query_string"]):
-            text = b"The address has a null character.\n"
-            headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(text)).encode())]
-            await send({"type": "http.response.start", "status": 400, "headers": headers})
-            await send({"type": "http.response.body", "body": text})
+            await _refuse(send, 400, "The address has a null character.")
             return
         await self._app(scope, receive, send)
+
+
+async def _refuse(send: Send, status: int, message: str) -> None:
+    """Answer, and close the connection: what else comes over it is not wanted."""
+    text = f"{message}\n".encode()
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", str(len(text)).encode()),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": text})
 
 
 # -- tokens and signatures ----------------------------------------------------------------------
@@ -213,13 +230,30 @@ def open_link(settings: Settings, sealed: str, *, purpose: str) -> Any:
 
 
 def form_token(settings: Settings, visitor: str) -> str:
-    """What a form of ours carries: another site cannot know it, since it depends on the visitor's cookie."""
-    return hmac.new(settings.secret.encode(), f"form:{visitor}".encode(), hashlib.sha256).hexdigest()
+    """What a form of ours carries: another site cannot know it, since it depends on the visitor's cookie.
+
+    It is masked anew each time: pages go out compressed, and beside words that a visitor was made to search for, a
+    token that stays the same could be read from their length (BREACH).
+    """
+    mask = secrets.token_bytes(32)
+    return (mask + _masked(mask, _form_key(settings, visitor))).hex()
 
 
 def is_form_token(settings: Settings, visitor: str, token: str) -> bool:
     """Whether a form carries the token of this visitor."""
-    return hmac.compare_digest(form_token(settings, visitor).encode(), token.encode())
+    try:
+        given = bytes.fromhex(token)
+    except ValueError:
+        return False
+    return len(given) == 64 and hmac.compare_digest(_masked(given[:32], given[32:]), _form_key(settings, visitor))
+
+
+def _form_key(settings: Settings, visitor: str) -> bytes:
+    return hmac.new(settings.secret.encode(), f"form:{visitor}".encode(), hashlib.sha256).digest()
+
+
+def _masked(mask: bytes, value: bytes) -> bytes:
+    return bytes(a ^ b for a, b in zip(mask, value))
 
 
 # -- addresses ----------------------------------------------------------------------------------
