@@ -10,7 +10,7 @@ from regularized.papers.card import FAMILIES
 from regularized.papers.catalogue import load_catalogue
 from regularized.site import queries
 from regularized.site.digest import send_digests
-from regularized.site.models import Comment, Follow, Person, SignInToken, Subscription, Vote
+from regularized.site.models import Comment, Follow, Paper, Person, SignInToken, Subscription, Vote
 
 ENTRIES = load_catalogue()
 PAPER = next(entry for entry in ENTRIES if not entry.implemented)
@@ -151,6 +151,27 @@ def test_comment(person, site):
     assert paper(site).comments == 1
     assert send(person, PAGE, f"{PAGE}/comments", body="  \n ").status_code == 400
     assert count(site, Comment) == 1
+
+
+def test_comments_are_paged(person, site, clock):
+    """Fails when a long discussion is sent whole, a comment is on no page, or who writes one does not see it."""
+    with site.write.begin() as session:
+        number, author = (
+            session.scalar(select(Paper.id).where(Paper.slug == PAPER.slug)),
+            session.scalar(select(Person.id)),
+        )
+        session.add_all(
+            Comment(paper_id=number, person_id=author, body="x", html=f"<p>said {i:03}</p>", at=int(clock.now))
+            for i in range(110)
+        )
+    pages = [re.findall(r"said (\d{3})", person.get(PAGE, params={"comments": i}).text) for i in (1, 2, 3)]
+    assert [len(page) for page in pages] == [50, 50, 10]
+    assert [int(number) for page in pages for number in page] == list(range(110))
+    assert f'href="{PAGE}?comments=2#discussion"' in person.get(PAGE).text
+    assert person.get(PAGE, params={"comments": 4}).status_code == 404
+    said = send(person, PAGE, f"{PAGE}/comments", body="the last word")
+    assert re.fullmatch(rf"{PAGE}\?comments=3#comment-\d+", said.headers["location"])
+    assert "the last word" in person.get(said.headers["location"]).text
 
 
 def test_only_ones_own_comment_can_be_deleted(client, outbox, site):

@@ -368,6 +368,68 @@ def test_large_bodies(person, site):
     assert count(site, Comment) == 1
 
 
+def test_strangers_cannot_lock_a_person_out(app, outbox, site):
+    """Fails when what others ask for, in a person's name or from the same house, keeps him from signing in."""
+    eve, ada = (TestClient(app, follow_redirects=False, client=(address, 1)) for address in ("10.0.0.1", "10.0.0.2"))
+    asked = [send(eve, "/sign-in", "/sign-in", email="ada@example.org").status_code for _ in range(8)]
+    asked += [send(eve, "/sign-in", "/sign-in", email=f"ada+{i}@example.org").status_code for i in range(4)]
+    assert asked == [200] * 5 + [429] * 7
+    asked = [send(eve, "/digest", "/digest", email="ada@example.org").status_code for _ in range(5)]
+    assert asked == [200] * 3 + [429] * 2
+    sign_in(ada, outbox, "ada@example.org")
+    assert send(ada, "/digest", "/digest", email="ada@example.org").status_code == 200
+    # Somebody in her house has used up the tries of links that do not work; hers does.
+    ada.cookies.clear()
+    assert send(ada, "/sign-in", "/sign-in", email="ada@example.org").status_code == 200
+    token = Forms(ada.get("/sign-in").text).found["/sign-in"]["token"]
+    tries = [ada.post("/sign-in/link", data={"token": token, "link_token": "x"}).status_code for _ in range(32)]
+    assert tries == [403] * 30 + [429] * 2
+    assert send(ada, outbox.link("/sign-in/link"), "/sign-in/link").status_code == 303
+
+
+def test_a_mailbox_has_a_limit_of_its_own(app, outbox, site):
+    """Fails when many together can flood a mailbox."""
+    codes = []
+    for i in range(12):
+        one = TestClient(app, follow_redirects=False, client=(f"10.0.1.{i}", 1))
+        codes += [send(one, "/sign-in", "/sign-in", email=f"ada+{i}{j}@example.org").status_code for j in range(5)]
+    assert codes == [200] * 50 + [429] * 10
+    assert len(outbox.messages()) == 50
+
+
+def test_a_proxy_that_is_not_believed_is_told_of(site, caplog):
+    """Fails when a site behind a proxy takes all its visitors for one and says nothing, or says it at each request."""
+    client = TestClient(create_app(site))
+    client.get("/health")
+    assert "REGULARIZED_SITE_PROXIES" not in caplog.text
+    for _ in range(2):
+        client.get("/health", headers={"x-forwarded-for": "1.1.1.1"})
+    assert caplog.text.count("REGULARIZED_SITE_PROXIES") == 1
+    caplog.clear()
+    for proxies, url, told in ((1, "https://a.example", 0), (0, "https://a.example", 1)):
+        settings = dataclasses.replace(site.settings, proxies=proxies, url=url)
+        TestClient(create_app(dataclasses.replace(site, settings=settings))).get("/health")
+        assert caplog.text.count("REGULARIZED_SITE_PROXIES") == told
+
+
+WIDE = {
+    "table": "|a" * 100 + "\n" + "|-" * 100 + "\n" + "|\n" * 3700,
+    "reference": f"[x]: https://example.org/{'y' * 3900}\n\n" + "[x]" * 1300,
+    "links": "[a](b)" * 1300,
+    "list": "- \n" * 2600,
+    "escapes": "&<" * 4000,
+}
+
+
+@pytest.mark.parametrize("body", WIDE.values(), ids=WIDE)
+def test_short_comments_make_no_long_pages(body):
+    """Fails when 8 kB of a comment become hundreds of kilobytes on everybody's page."""
+    assert len(body) <= 8000
+    assert len(render(body)) < 100_000
+    assert "<table>" in render("|a|b|\n|-|-|\n|1|2|")
+    assert '<a href="https://example.org"' in render("[x]\n\n[x]: https://example.org")
+
+
 @pytest.mark.parametrize("parts", [[], [{"type": "http.request", "body": b"half", "more_body": True}]])
 def test_bodies_that_never_end(parts):
     """Fails when a request that is sent in half keeps its connection for ever, or reaches the application."""

@@ -25,7 +25,7 @@ from regularized.site.people import MailFailed
 from regularized.site.rendering import STATIC, environment
 from regularized.site.rendering import page as render
 from regularized.site.responses import Head
-from regularized.site.security import BodyLimit, Headers, PlainText, TooOften, local_path, security_headers
+from regularized.site.security import BodyLimit, Headers, PlainText, ProxyCheck, TooOften, local_path, security_headers
 from regularized.site.settings import Settings
 from regularized.site.state import Site
 from regularized.site.sync import sync_catalogue
@@ -102,6 +102,7 @@ def create_app(site: Site) -> FastAPI:
     app.add_middleware(BodyLimit)
     app.add_middleware(GZipMiddleware, minimum_size=1000, compresslevel=6)
     app.add_middleware(Head)
+    app.add_middleware(ProxyCheck, settings=site.settings)
     app.add_middleware(Headers, secure=site.settings.secure)
     return app
 

@@ -7,7 +7,7 @@ text that strangers write.
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["render"]
+__all__ = ["LONGEST_HTML", "render"]
 
 _TAGS = {
     "a", "blockquote", "br", "code", "del", "em", "h4", "hr", "li", "ol", "p", "pre", "s", "strong", "table", "tbody",
@@ -15,17 +15,26 @@ _TAGS = {
 }  # fmt: skip
 
 
-@lru_cache(maxsize=1)
-def _renderer() -> Any:
+LONGEST_HTML = 64_000
+"""Characters of HTML from one comment, before its links are marked: several times what people write."""
+
+# What lets a short text become a long page: rows of a table are filled up to the width of its head, and an address that
+# is given once stands wherever it is referred to.
+_REPEATING = ["table", "reference"]
+
+
+@lru_cache(maxsize=2)
+def _renderer(*, repeating: bool = True) -> Any:
     from markdown_it import MarkdownIt
 
     # Images would be requests to other sites, which see every reader: they stay text.
     options = {"html": False, "linkify": False}
-    return MarkdownIt("commonmark", options).enable(["table", "strikethrough"]).disable(["image", "html_block"])
+    known = MarkdownIt("commonmark", options).enable(["table", "strikethrough"]).disable(["image", "html_block"])
+    return known if repeating else known.disable(_REPEATING)
 
 
 def render(text: str) -> str:
-    """HTML of a comment.
+    """HTML of a comment; one that would become a very long page has no tables and no references.
 
     Args:
         text: Markdown.
@@ -37,6 +46,8 @@ def render(text: str) -> str:
     import nh3
 
     html = _renderer().render(text)
+    if len(html) > LONGEST_HTML:
+        html = _renderer(repeating=False).render(text)
     for level in "123456":
         # A comment is below the headings of its page.
         html = html.replace(f"<h{level}>", "<h4>").replace(f"</h{level}>", "</h4>")

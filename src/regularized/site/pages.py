@@ -325,11 +325,21 @@ def bibtex(paper: Paper) -> str:
 
 
 @router.get("/papers/{slug}")
-def paper_page(site: SiteOf, request: Request, session: Read, visitor: VisitorOf, slug: str) -> Response:
+def paper_page(
+    site: SiteOf,
+    request: Request,
+    session: Read,
+    visitor: VisitorOf,
+    slug: str,
+    comments: Annotated[int, Query(ge=1, le=10_000, description="Which page of the comments, from 1.")] = 1,
+) -> Response:
     """A paper: facts, use, evidence, discussion."""
     paper = paper_or_404(site, session, slug)
     if paper.slug != slug:
         return RedirectResponse(f"/papers/{paper.slug}", 301)
+    last = queries.comment_pages(session, paper)
+    if comments > last:
+        raise NotFound(f"The comments on this paper have {last} pages.")
     voted = visitor.person is not None and session.get(Vote, (visitor.person.id, paper.id)) is not None
     return render(
         site,
@@ -341,7 +351,9 @@ def paper_page(site: SiteOf, request: Request, session: Read, visitor: VisitorOf
             paper.slug, paper.fingerprint, package=site.settings.package, folder=site.settings.folder / "plots"
         ),
         related=queries.related(session, paper) if paper.tags else search.similar(session, paper),
-        comments=queries.comments_of(session, paper),
+        comments=queries.comments_of(session, paper, comments),
+        comments_page=comments,
+        comments_last=last,
         bibtex=bibtex(paper),
         voted=voted,
     )

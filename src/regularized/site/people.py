@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from regularized.papers.card import FAMILIES
-from regularized.site import security, trending
+from regularized.site import queries, security, trending
 from regularized.site.mail import MailError, valid_address
 from regularized.site.markdown import render as render_markdown
 from regularized.site.models import Comment, Follow, Paper, Person, SignInToken, Subscription, Vote
@@ -65,8 +65,7 @@ def ask_for_link(
     address = valid_address(email)
     if address is None:
         raise BadRequest("This is not an e-mail address. Go back and correct it.")
-    _limit(site, f"link to {address}", most=5, seconds=_HOUR)
-    _limit(site, f"link from {_where(site, request)}", most=20, seconds=_HOUR)
+    _limit_mail(site, request, "link", address, most=5, seconds=_HOUR)
     now = site.settings.now
     token = new_token()
     # Written before the message goes out, and no lock is held while a mail server takes its time.
@@ -109,12 +108,15 @@ def use_link(
     link_token: Annotated[str, Form(max_length=100)] = "",
 ) -> Response:
     """Sign in with a link, which is used up by it."""
-    _limit(site, f"token from {_where(site, request)}", most=30, seconds=_HOUR)
     now = site.settings.now
+    works = (SignInToken.digest == hashed(link_token), SignInToken.expires_at > now)
+    # Only tries that fail are counted: nobody who shares an address with others is kept from his own link.
+    with site.read() as reading:
+        known = reading.scalar(select(SignInToken.digest).where(*works)) is not None
+    if not known:
+        _limit(site, f"token from {_where(site, request)}", most=30, seconds=_HOUR)
     used = session.execute(
-        delete(SignInToken)
-        .where(SignInToken.digest == hashed(link_token), SignInToken.expires_at > now)
-        .returning(SignInToken.email, SignInToken.goes_to)
+        delete(SignInToken).where(*works).returning(SignInToken.email, SignInToken.goes_to)
     ).one_or_none()
     if used is None:
         return _said(
@@ -222,7 +224,9 @@ def comment(
     session.add(own)
     session.flush()
     trending.update(session, paper)
-    return RedirectResponse(f"/papers/{paper.slug}#comment-{own.id}", 303)
+    last = queries.comment_pages(session, paper)
+    shown = f"?comments={last}" if last > 1 else ""
+    return RedirectResponse(f"/papers/{paper.slug}{shown}#comment-{own.id}", 303)
 
 
 @router.post("/comments/{number}/delete")
@@ -284,8 +288,7 @@ def subscribe(
     families = sorted(set(family or []))
     if unknown := set(families) - set(FAMILIES):
         raise BadRequest(f"There is no problem family {sorted(unknown)[0]!r}.")
-    _limit(site, f"digest to {address}", most=3, seconds=_DAY)
-    _limit(site, f"digest from {_where(site, request)}", most=20, seconds=_HOUR)
+    _limit_mail(site, request, "digest", address, most=3, seconds=_DAY)
     wish = {"email": address, "frequency": frequency, "families": families, "at": site.settings.now}
     link = f"{site.settings.url}/digest/confirm?wish={seal_link(site.settings, wish, purpose='subscribe')}"
     _mail(site, address, "Confirm the regularized digest", "confirm", link=link, frequency=frequency)
@@ -391,6 +394,20 @@ def _limit(site: Site, key: str, *, most: int, seconds: int) -> None:
     # In a transaction of its own: what is refused or fails afterwards has been tried all the same.
     with site.write.begin() as session:
         count_try(session, key, most=most, seconds=seconds, now=site.settings.now)
+
+
+def _limit_mail(site: Site, request: Request, kind: str, address: str, *, most: int, seconds: int) -> None:
+    """Limit messages by who asks for them.
+
+    What all together may ask for one mailbox is much more than what one may: else a stranger's few requests would keep
+    its owner out.
+    """
+    where = _where(site, request)
+    name, _, host = address.partition("@")
+    mailbox = f"{name.partition('+')[0]}@{host}"  # ada+1 and ada+2 arrive in one mailbox
+    _limit(site, f"{kind} from {where} to {mailbox}", most=most, seconds=seconds)
+    _limit(site, f"{kind} from {where}", most=20, seconds=_HOUR)
+    _limit(site, f"{kind} to {mailbox}", most=10 * most, seconds=seconds)
 
 
 def _where(site: Site, request: Request) -> str:

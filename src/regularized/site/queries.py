@@ -29,6 +29,7 @@ __all__ = [
     "Page",
     "Period",
     "by_slug",
+    "comment_pages",
     "comments_of",
     "comparison",
     "counts",
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 PER_PAGE = 20
+COMMENTS_PER_PAGE = 50
 VERDICTS = tuple(verdict.value for verdict in Verdict)
 Order: TypeAlias = Literal["best", "new", "trending"]
 
@@ -239,10 +241,21 @@ def by_slug(session: Session, slug: str) -> Paper | None:
     return paper
 
 
-def comments_of(session: Session, paper: Paper) -> Sequence[Comment]:
-    """Comments of a paper with their authors, oldest first."""
+def comment_pages(session: Session, paper: Paper) -> int:
+    """How many pages the comments of a paper fill."""
+    count = session.scalar(select(func.count()).select_from(Comment).where(Comment.paper_id == paper.id)) or 0
+    return max(1, -(-count // COMMENTS_PER_PAGE))
+
+
+def comments_of(session: Session, paper: Paper, page: int = 1) -> Sequence[Comment]:
+    """A page of the comments of a paper with their authors, oldest first."""
     return session.scalars(
-        select(Comment).where(Comment.paper_id == paper.id).options(joinedload(Comment.person)).order_by(Comment.id)
+        select(Comment)
+        .where(Comment.paper_id == paper.id)
+        .options(joinedload(Comment.person))
+        .order_by(Comment.id)
+        .limit(COMMENTS_PER_PAGE)
+        .offset((page - 1) * COMMENTS_PER_PAGE)
     ).all()
 
 

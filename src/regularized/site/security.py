@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import ipaddress
+import logging
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
@@ -24,6 +25,7 @@ __all__ = [
     "BodyLimit",
     "Headers",
     "PlainText",
+    "ProxyCheck",
     "TooOften",
     "address_of",
     "count_try",
@@ -38,6 +40,8 @@ __all__ = [
     "seal_link",
     "security_headers",
 ]
+
+log: logging.Logger = logging.getLogger(__name__)
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -158,6 +162,40 @@ class BodyLimit:
 
     async def _too_large(self, send: Send) -> None:
         await _refuse(send, 413, f"The request is larger than {self._largest} bytes.")
+
+
+class ProxyCheck:
+    """Tells the operator, once, that a proxy in front is not believed although it says for whom it asks.
+
+    All visitors then count as one, and the limits of a few lock out everybody.
+
+    Args:
+        app: the application.
+        settings: settings of the site.
+    """
+
+    def __init__(self, app: Application, *, settings: Settings) -> None:
+        self._app = app
+        self._silent = settings.proxies > 0
+        if settings.secure and not self._silent:
+            self._warn(f"{settings.url} is reached by https, which a proxy in front must speak")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request."""
+        if not self._silent and scope["type"] == "http":
+            forwarded = {b"x-forwarded-for", b"forwarded"} & {name for name, _ in scope["headers"]}
+            if forwarded:
+                self._silent = True
+                self._warn(f"a request came with the header {min(forwarded).decode()}")
+        await self._app(scope, receive, send)
+
+    @staticmethod
+    def _warn(what: str) -> None:
+        log.warning(
+            "%s, but REGULARIZED_SITE_PROXIES is 0: all visitors count as one address, and a few can use up the limits "
+            "of all. Set it to the number of proxies in front of this server",
+            what,
+        )
 
 
 class PlainText:
