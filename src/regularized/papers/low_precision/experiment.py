@@ -6,15 +6,15 @@
 with equal chances wherever the value lies, which has the randomness but not the mean. At equal settings (rate 0.05), as
 in Gupta et al. (2015), and with the rate tuned for each.
 
-*Text* (all others): a language model of 0.2 million weights on sources of the standard library, 50 steps of 512 tokens,
+*Text* (all others): a language model of 0.2 million weights on sources of the standard library, 40 steps of 512 tokens,
 each seed its own text; AdamW with a rate that is tuned for full precision and three recipes in MXFP4; the others take
 that of what they are compared with. Formats are those of the linear layers' three products (the head stays), or of
 the optimizer's states. The control to *which product matters* keeps the input gradient's product full in
 place of the weight gradient's.
 
 Refuted, if stochastic rounding is a point worse than full precision, or MXFP8 a hundredth of a nat; if the tuned
-nearest rounding comes within a point; and so on: the smallest effects stand on the card. Ten seeds take about five
-minutes on one core, tuning two more. *Paper*: the survey measures nothing, so this scale is the experiment that our
+nearest rounding comes within a point; and so on: the smallest effects stand on the card. Ten seeds take about four
+minutes on one core, tuning one more. *Paper*: the survey measures nothing, so this scale is the experiment that our
 sheet asks for: LLaMA-130M's size on C4, for a machine with a GPU and the tokens.
 """
 
@@ -74,7 +74,7 @@ SCALES: dict[str, dict[str, Any]] = {
         "characters": (300_000, 20_480, 40_960),
         "width": 64,
         "layers": 2,
-        "steps": 50,
+        "steps": 40,
         "images": (2000, 500, 2000),
         "epochs": 8,
     },
