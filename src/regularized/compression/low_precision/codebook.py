@@ -77,7 +77,14 @@ class Codebook(Element):
 
     def _index(self, x: Tensor, rounder: Rounder) -> Tensor:
         if rounder.rounding in ("nearest_even", "nearest_away"):
-            return torch.bucketize(x, _boundaries(self, x.dtype, x.device, rounder.rounding), out_int32=True)
+            ends = _boundaries(self, x.dtype, x.device, rounder.rounding)
+            table = _first_codes(self, x.device, rounder.rounding) if x.dtype == torch.float32 else None
+            if table is None:
+                return torch.bucketize(x, ends, out_int32=True)
+            # The upper half of the pattern leaves two codes at most; one comparison decides between them.
+            half = (x.contiguous().view(torch.int32) >> 16).bitwise_and_(0xFFFF)
+            first = table.index_select(0, half.flatten()).view(x.shape)
+            return first + (x > _with_end(ends).index_select(0, first.flatten()).view(x.shape))
         numbers = _numbers(self, x.dtype, x.device)
         last = len(self.numbers) - 1
         below = (torch.bucketize(x, numbers, right=True, out_int32=True) - 1).clamp_(0, last)
@@ -126,6 +133,24 @@ def _boundaries(book: Codebook, dtype: torch.dtype, device: torch.device, roundi
     tie = ends.double() == middles
     up = torch.arange(len(middles)) % 2 == 1 if rounding == "nearest_even" else middles > 0
     return torch.where(tie & up, torch.nextafter(ends, lowest), ends).to(device)
+
+
+def _with_end(ends: Tensor) -> Tensor:
+    return torch.cat([ends, ends.new_full((1,), math.inf)])
+
+
+@lru_cache(maxsize=64)
+def _first_codes(book: Codebook, device: torch.device, rounding: str) -> Tensor | None:
+    """The lowest code among the float32 that share the upper 16 bits, for each of them; None where more than two do."""
+    half = torch.arange(1 << 16, dtype=torch.int32) << 16  # wraps round into the negative patterns
+    starts, lasts = half.view(torch.float32), (half | 0xFFFF).view(torch.float32)
+    ends = _boundaries(book, torch.float32, torch.device("cpu"), rounding)
+    codes = [torch.bucketize(bound.nan_to_num(0.0, math.inf, -math.inf), ends) for bound in (starts, lasts)]
+    low, high = torch.minimum(*codes), torch.maximum(*codes)
+    special = ~torch.isfinite(starts)  # infinities, and NaN, whose code means nothing
+    edge = torch.bucketize(starts.nan_to_num(0.0, math.inf, -math.inf), ends)
+    low, high = torch.where(special, edge, low), torch.where(special, edge, high)
+    return low.int().to(device) if bool((high - low <= 1).all()) else None
 
 
 @allowed(
