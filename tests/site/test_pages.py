@@ -186,6 +186,22 @@ def test_paper_page_tells_everything(client):
     assert MEASURED.usage.splitlines()[0] in text
 
 
+def test_the_footer_says_how_many_run(client, site, clock):
+    """Fails when the foot of the pages says that all papers run, or a number that is not so."""
+    runs = sum(entry.implemented for entry in ENTRIES)
+
+    def foot(address):
+        return client.get(address).text.partition("<footer")[2]
+
+    for address in ("/", "/about", f"/papers/{WAITING.slug}", "/sign-in", "/no"):
+        assert f"{runs} of {len(ENTRIES)} run here" in foot(address), address
+        assert "every claim" not in foot(address)
+    with site.write.begin() as session:
+        store(session, [Incoming("Another", DAY, "arxiv")], now=1)
+    clock.now += 60
+    assert f"{runs} of {len(ENTRIES) + 1} run here" in foot("/about")
+
+
 def test_paper_without_code_says_so(client, site, drawn):
     """Fails when a card without code, or an imported paper, looks as if it ran."""
     assert "No runnable code yet." in client.get(f"/papers/{WAITING.slug}").text

@@ -33,6 +33,7 @@ __all__ = [
     "comments_of",
     "comparison",
     "counts",
+    "how_many",
     "in_order",
     "list_papers",
     "periods_around",
@@ -330,10 +331,14 @@ def counts(session: Session) -> Counts:
     verdicts = session.execute(
         select(ClaimRow.verdict, func.count()).where(ClaimRow.kind == "claim").group_by(ClaimRow.verdict)
     )
-    return Counts(
+    return Counts(*how_many(session), dict(verdicts.all()))
+
+
+def how_many(session: Session) -> tuple[int, int]:
+    """How many papers there are, and how many of them have code that runs."""
+    return (
         session.scalar(select(func.count()).select_from(Paper)) or 0,
         session.scalar(select(func.count()).select_from(Paper).where(Paper.runs)) or 0,
-        dict(verdicts.all()),
     )
 
 
