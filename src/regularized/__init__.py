@@ -14,7 +14,7 @@ from regularized._version import __version__
 
 if TYPE_CHECKING:
     from regularized.papers.comparison import compare
-    from regularized.papers.estimators import RegularizedClassifier, RegularizedRegressor, find_label_issues
+    from regularized.papers.estimators import RegularizedClassifier, RegularizedRegressor
     from regularized.training import CrossEntropy, Loss, Ridge, Term, Trainer
 
 # Techniques are not listed here: the catalogue knows them.
@@ -22,7 +22,6 @@ _LAZY = {
     "RegularizedClassifier": "regularized.papers.estimators",
     "RegularizedRegressor": "regularized.papers.estimators",
     "compare": "regularized.papers.comparison",
-    "find_label_issues": "regularized.papers.estimators",
     "CrossEntropy": "regularized.training.terms",
     "Loss": "regularized.training.terms",
     "Ridge": "regularized.training.terms",
@@ -40,7 +39,6 @@ __all__ = [
     "Trainer",
     "__version__",
     "compare",
-    "find_label_issues",
 ]
 
 

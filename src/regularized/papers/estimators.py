@@ -1,7 +1,4 @@
-"""Techniques as scikit-learn estimators, and wrong labels found by one of them.
-
-Public names: :class:`RegularizedClassifier`, :class:`RegularizedRegressor`, :func:`find_label_issues`.
-"""
+"""Techniques as scikit-learn estimators: :class:`RegularizedClassifier`, :class:`RegularizedRegressor`."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -22,11 +19,10 @@ from torch import Tensor, nn
 from regularized.evidence.comparison.models import check_output, default_model
 from regularized.evidence.comparison.recipe import Recipe, Task
 from regularized.evidence.comparison.training import OPTIMIZERS, fit_recipes
-from regularized.noisy_labels.early_learning import PredictionHistory
 from regularized.papers.comparison import candidates
 from regularized.training.randomness import preserved
 
-__all__ = ["RegularizedClassifier", "RegularizedRegressor", "find_label_issues"]
+__all__ = ["RegularizedClassifier", "RegularizedRegressor"]
 
 Array = NDArray[Any]
 
@@ -220,9 +216,18 @@ class RegularizedClassifier(ClassifierMixin, _Regularized):  # type: ignore[misc
         Raises:
             ValueError: data or settings are not usable.
         """
-        return self._fit_labels(X, y)
+        return self.fit_with_terms(X, y, None)
 
-    def _fit_labels(self, X: ArrayLike, y: ArrayLike, on_terms: Any = None) -> Self:
+    def fit_with_terms(
+        self, X: ArrayLike, y: ArrayLike, on_terms: Callable[[Mapping[str, nn.Module]], None] | None
+    ) -> Self:
+        """Train, and hand out the terms of the loss before: for what remembers something of the samples.
+
+        Args:
+            X: (N, F).
+            y: (N,) labels.
+            on_terms: called with the terms by name; not by techniques that train otherwise.
+        """
         X, y = validate_data(self, X, y, dtype=np.float32)
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
@@ -295,52 +300,6 @@ class RegularizedRegressor(RegressorMixin, _Regularized):  # type: ignore[misc] 
 
     def _restore(self, about: Mapping[str, Any]) -> None:
         self.centre_, self.scale_ = float(about["centre"]), float(about["scale"])
-
-
-def find_label_issues(
-    X: ArrayLike, y: ArrayLike, *, classifier: RegularizedClassifier | None = None, return_indices: bool = False
-) -> Array:
-    """Samples whose labels are probably wrong, by what the network believed of them before it could memorise.
-
-    Early-learning regularization keeps for each sample a running mean of the network's predictions. Where its largest
-    entry is another class than the label, the label is suspected. One training on all samples, no cross-validation.
-
-    Args:
-        X: (N, F), scaled as for a network.
-        y: (N,) labels.
-        classifier: with technique ``"early_learning"``; default that with strength 7 and momentum 0.9, the authors'
-            settings for CIFAR-100, and seed 0.
-        return_indices: positions, the least likely label first, instead of a mask.
-
-    Returns:
-        (N,) bool, or (K,) positions.
-
-    Raises:
-        ValueError: another technique, which keeps no such history.
-
-    Examples:
-        >>> from sklearn.datasets import load_iris
-        >>> X, y = load_iris(return_X_y=True)
-        >>> y[:5] = 2  # wrong
-        >>> bool(find_label_issues(X, y)[:5].all())
-        True
-    """
-    used = classifier or RegularizedClassifier(
-        "early_learning", settings={"strength": 7.0, "momentum": 0.9}, random_state=0
-    )
-    if used.technique != "early_learning":
-        raise ValueError(f'wrong labels are found with technique "early_learning", got {used.technique!r}')
-    kept: dict[str, nn.Module] = {}
-    used._fit_labels(X, y, kept.update)
-    history = next(term for term in kept.values() if isinstance(term, PredictionHistory))
-    codes = torch.tensor(np.searchsorted(used.classes_, np.asarray(y)))
-    suspected = history.suspected_label_errors(codes)
-    if not return_indices:
-        return suspected.numpy()
-    scores = history.history
-    belief = (scores / scores.sum(dim=1, keepdim=True)).gather(1, codes[:, None]).squeeze(1)
-    rows = suspected.nonzero().flatten()
-    return rows[belief[rows].argsort(stable=True)].numpy()
 
 
 def _default(features: int, outputs: int) -> nn.Module:
