@@ -59,6 +59,7 @@ def test_the_cut_costs_nothing_after_enough_decay():
         found = model.get_parameter(f"{name}.weight")
         assert torch.equal(found, weight)
         assert follows_pattern(found)
+        assert not torch.signbit(found[found == 0]).any()
         assert (found.unflatten(1, (-1, 4)).count_nonzero(-1) == 2).all()  # no kept weight happens to be 0
     assert [type(module) for module in model] == [nn.Linear, nn.ReLU, nn.Linear]
     assert cast.teacher is None

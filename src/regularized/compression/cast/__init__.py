@@ -1,5 +1,7 @@
 """CAST: Continuous and Differentiable Semi-Structured Sparsity-Aware Training for Large Language Models."""
 
+from regularized.compression.cast.deployment import Deployed, to_semi_structured
+from regularized.compression.cast.files import load_sparse, pack, save_sparse, unpack
 from regularized.compression.cast.layer import ScaledLinear, fold_scales, scale_weights
 from regularized.compression.cast.loss import Distilled, distillation_loss
 from regularized.compression.cast.optimizer import SparseAdamW, decay_budget
@@ -8,6 +10,7 @@ from regularized.compression.cast.term import CAST
 
 __all__ = [
     "CAST",
+    "Deployed",
     "Distilled",
     "ScaledLinear",
     "SparseAdamW",
@@ -15,6 +18,11 @@ __all__ = [
     "distillation_loss",
     "fold_scales",
     "follows_pattern",
+    "load_sparse",
+    "pack",
+    "save_sparse",
     "scale_weights",
     "semi_structured_mask",
+    "to_semi_structured",
+    "unpack",
 ]

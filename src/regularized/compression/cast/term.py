@@ -242,7 +242,7 @@ class CAST(Term):
                 stacklevel=2,
             )
         for weight, mask in zip(self.weights().values(), self.masks().values(), strict=True):
-            weight.mul_(mask)
+            weight.masked_fill_(~mask, 0.0)  # a product would leave zeros of both signs
         fold_scales(model)
         self._teacher = ()
         self._finalized = True
