@@ -242,3 +242,42 @@ def test_a_given_teacher():
     cast = CAST(network(), teacher=teacher)
     assert cast.teacher.module is teacher
     assert not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_in_transformers(tmp_path):
+    """Fails when transformers' optimizer is not ours on the term's groups, or its accumulation changes the loss."""
+    import transformers
+
+    from regularized.training.huggingface import TermsTrainer
+
+    model = tiny_llama(0)
+    tokens = byte_tokens("a few words, and some more of them").tolist()
+    rows = [{"input_ids": tokens[i : i + 8], "labels": tokens[i : i + 8]} for i in range(16)]
+    arguments = transformers.TrainingArguments(
+        str(tmp_path),
+        max_steps=4,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+    cast = CAST(shift=True)
+    options = {"lr": 1e-3, "l1": 1e-2, "total_steps": 4}
+    trainer = TermsTrainer(
+        model,
+        arguments,
+        terms={"task": cast},
+        train_dataset=rows,
+        optimizer_cls_and_kwargs=(SparseAdamW, options),
+    )
+    trainer.train()
+    (optimizer,) = [
+        o for o in (trainer.optimizer, getattr(trainer.optimizer, "optimizer", None)) if type(o) is SparseAdamW
+    ]
+    assert optimizer.steps == 4
+    assert set(optimizer.masks()) == set(cast.weights().values())
+    with pytest.warns(UserWarning, match="of the mean size"):
+        cast.finalize()
+    assert all(follows_pattern(model.get_parameter(f"{name}.weight")) for name in cast.names)

@@ -96,7 +96,7 @@ def quantised(model: nn.Module, names: Iterable[str], bits: int) -> Iterator[Non
         [[7.0, -3.0, 0.0]]
     """
     weights = [model.get_parameter(f"{name}.weight") for name in names]
-    before = [weight.detach().clone() for weight in weights]
+    before = [weight.detach().to("cpu", copy=True) for weight in weights]  # a large model fills its GPU
     top = 2 ** (bits - 1) - 1
     with torch.no_grad():
         for weight in weights:

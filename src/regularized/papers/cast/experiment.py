@@ -287,7 +287,7 @@ def _llama2(s: Mapping[str, Any], seed: int) -> Measurements:
 
     load = partial(AutoModelForCausalLM.from_pretrained, folder / "llama-2-7b-hf")
     net: Any = load(dtype=torch.float32)
-    net.gradient_checkpointing_enable()
+    net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model = _Logits(net).to(device)
     teacher = _Logits(load(dtype=torch.bfloat16)).to(device) if s["eta"] else None
     tokens = torch.from_numpy(np.memmap(folder / "dolmino-llama2.int32", dtype="<i4", mode="c"))
@@ -300,7 +300,7 @@ def _llama2(s: Mapping[str, Any], seed: int) -> Measurements:
             """One window at a time, forward again in the backward pass, so that memory is that of one."""
             parts = windows.long().to(device).split(1)
             losses = [checkpoint(loss, model, part, use_reentrant=False) for part in parts]
-            return torch.stack(losses).mean()
+            return torch.stack(losses).mean().cpu()  # where the tokens are; a step takes minutes
 
         sizes = {"steps": s["steps"], "batch": s["batch"], "context": s["context"]}
         return fit(model, tokens, optimizer, warm_up=0.05, seed=seed, loss=in_parts, **sizes)
