@@ -137,13 +137,13 @@ class CAST(Term):
         names = _layers(model, self.target_modules)
         for name in names:
             semi_structured_mask(model.get_parameter(f"{name}.weight")[:1], self.pattern, name=name)  # raises
-        teacher = copy.deepcopy(model) if self._given is None else self._given
-        check_apart(model, teacher, names=("model", "teacher"))
-        if self.scale_groups:
-            scale_weights(model, names, groups=self.scale_groups)
-        if self.eta > 0:
+        if self.eta > 0:  # before the scales: the teacher is the plain model
+            teacher = copy.deepcopy(model) if self._given is None else self._given
+            check_apart(model, teacher, names=("model", "teacher"))
             self._teacher = (Frozen(teacher),)
             self._checksum = fingerprint(teacher.parameters())
+        if self.scale_groups:
+            scale_weights(model, names, groups=self.scale_groups)
         self.names = names
         self._model = (model,)
         _watch(self)
@@ -244,7 +244,7 @@ class CAST(Term):
         for weight, mask in zip(self.weights().values(), self.masks().values(), strict=True):
             weight.masked_fill_(~mask, 0.0)  # a product would leave zeros of both signs
         fold_scales(model)
-        self._teacher = ()
+        self._teacher, self._given = (), None
         self._finalized = True
 
     def merge(self, model: nn.Module) -> None:
