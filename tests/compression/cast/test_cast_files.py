@@ -9,11 +9,11 @@ from torch import nn
 
 from regularized.compression.cast import (
     load_sparse,
-    pack,
+    pack_sparse,
     save_sparse,
     semi_structured_mask,
     to_semi_structured,
-    unpack,
+    unpack_sparse,
 )
 
 
@@ -35,14 +35,14 @@ def test_packed_and_unpacked(pattern, dtype):
     """Fails when a place is written in too few bits, or bytes are read in another order; rows need not fill bytes."""
     sparse = weight(pattern, (3, 32), dtype)
     sparse[0, : pattern[1]] = 0.0  # fewer than N
-    values, places = pack(sparse, pattern)
+    values, places = pack_sparse(sparse, pattern)
     assert values.shape == (3, 32 * pattern[0] // pattern[1])
-    assert torch.equal(unpack(values, places, pattern), sparse)
+    assert torch.equal(unpack_sparse(values, places, pattern), sparse)
 
 
 def test_places_are_two_bits_a_value():
     """Fails when the form grows: half of the values, and a bit for each entry of the dense weight."""
-    values, places = pack(weight())
+    values, places = pack_sparse(weight())
     assert (values.numel(), len(places)) == (32 * 64 // 2, 32 * 64 // 8)
 
 
@@ -77,10 +77,10 @@ def test_tied_weights_are_saved_once(tmp_path):
 def test_files_of_something_else_are_refused(tmp_path):
     """Fails when a dense weight is packed, or a damaged or foreign file is loaded."""
     dense = nn.Linear(8, 4)
-    assert_refused(lambda: pack(dense.weight), ValueError, ("(4, 8)", "2:4", "finalize()"))
+    assert_refused(lambda: pack_sparse(dense.weight), ValueError, ("(4, 8)", "2:4", "finalize()"))
     assert_refused(lambda: save_sparse(dense, tmp_path), ValueError, ("2:4", "finalize()"))
-    values, places = pack(weight())
-    assert_refused(lambda: unpack(values, places[1:]), ValueError, ("(32, 32)", "255 bytes"))
+    values, places = pack_sparse(weight())
+    assert_refused(lambda: unpack_sparse(values, places[1:]), ValueError, ("(32, 32)", "255 bytes"))
     assert_refused(lambda: to_semi_structured(dense), ValueError, ("Linear", "finalize()", "semi_structured_mask"))
     save_sparse(network(), tmp_path)
     assert_refused(lambda: load_sparse(nn.Linear(64, 64), tmp_path), ValueError, ("another architecture", "Linear"))
@@ -109,7 +109,7 @@ def test_weights_are_what_the_kernels_take():
     sparse = weight(dtype=torch.bfloat16)
     values, meta = forms.sparse_semi_structured_from_dense_cutlass(sparse)
     assert torch.equal(forms.sparse_semi_structured_to_dense_cutlass(values, meta), sparse)
-    assert torch.equal(values, pack(sparse)[0])
+    assert torch.equal(values, pack_sparse(sparse)[0])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with sparse kernels")

@@ -1,7 +1,7 @@
 """CAST: Continuous and Differentiable Semi-Structured Sparsity-Aware Training for Large Language Models."""
 
 from regularized.compression.cast.deployment import Deployed, to_semi_structured
-from regularized.compression.cast.files import load_sparse, pack, save_sparse, unpack
+from regularized.compression.cast.files import load_sparse, pack_sparse, save_sparse, unpack_sparse
 from regularized.compression.cast.layer import ScaledLinear, fold_scales, scale_weights
 from regularized.compression.cast.loss import Distilled, distillation_loss
 from regularized.compression.cast.optimizer import SparseAdamW, decay_budget
@@ -19,10 +19,10 @@ __all__ = [
     "fold_scales",
     "follows_pattern",
     "load_sparse",
-    "pack",
+    "pack_sparse",
     "save_sparse",
     "scale_weights",
     "semi_structured_mask",
     "to_semi_structured",
-    "unpack",
+    "unpack_sparse",
 ]

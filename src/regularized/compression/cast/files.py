@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from regularized.compression.cast.pattern import Pattern, check_pattern, follows_pattern, semi_structured_mask
 from regularized.mechanisms.sealed_files import load_sealed, save_sealed
 
-__all__ = ["load_sparse", "pack", "save_sparse", "unpack"]
+__all__ = ["load_sparse", "pack_sparse", "save_sparse", "unpack_sparse"]
 
 _FORMAT = 1
 _VALUES, _PLACES = ":values", ":places"  # no name of a parameter holds a colon
@@ -25,7 +25,7 @@ def _bits(m: int) -> int:
 
 
 @torch.no_grad()
-def pack(weight: Tensor, pattern: Pattern = (2, 4)) -> tuple[Tensor, Tensor]:
+def pack_sparse(weight: Tensor, pattern: Pattern = (2, 4)) -> tuple[Tensor, Tensor]:
     """The values of an N:M weight that stay, and their places.
 
     Args:
@@ -40,7 +40,7 @@ def pack(weight: Tensor, pattern: Pattern = (2, 4)) -> tuple[Tensor, Tensor]:
         ValueError: the weight does not have the pattern, or there is none.
 
     Examples:
-        >>> values, places = pack(torch.tensor([[0.0, 5.0, 0.0, 7.0, 1.0, 2.0, 0.0, 0.0]]))
+        >>> values, places = pack_sparse(torch.tensor([[0.0, 5.0, 0.0, 7.0, 1.0, 2.0, 0.0, 0.0]]))
         >>> values, places  # 1, 3, 0, 1 in two bits each
         (tensor([[5., 7., 1., 2.]]), tensor([77], dtype=torch.uint8))
     """
@@ -62,12 +62,12 @@ def pack(weight: Tensor, pattern: Pattern = (2, 4)) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def unpack(values: Tensor, places: Tensor, pattern: Pattern = (2, 4)) -> Tensor:
-    """The weight that :func:`pack` was given, bit for bit.
+def unpack_sparse(values: Tensor, places: Tensor, pattern: Pattern = (2, 4)) -> Tensor:
+    """The weight that :func:`pack_sparse` was given, bit for bit.
 
     Args:
         values: (R, C N / M).
-        places: uint8, as of :func:`pack`.
+        places: uint8, as of :func:`pack_sparse`.
         pattern: (N, M); default (2, 4).
 
     Returns:
@@ -77,7 +77,7 @@ def unpack(values: Tensor, places: Tensor, pattern: Pattern = (2, 4)) -> Tensor:
         ValueError: there are not as many places as values.
 
     Examples:
-        >>> unpack(torch.tensor([[5.0, 7.0, 1.0, 2.0]]), torch.tensor([77], dtype=torch.uint8))
+        >>> unpack_sparse(torch.tensor([[5.0, 7.0, 1.0, 2.0]]), torch.tensor([77], dtype=torch.uint8))
         tensor([[0., 5., 0., 7., 1., 2., 0., 0.]])
     """
     check_pattern(pattern)
@@ -86,7 +86,7 @@ def unpack(values: Tensor, places: Tensor, pattern: Pattern = (2, 4)) -> Tensor:
     if len(places) != -(-values.numel() * bits // 8) or values.ndim != 2 or values.shape[1] % n:
         raise ValueError(
             f"values of shape {tuple(values.shape)} and {len(places)} bytes of places are no {n}:{m} weight; give both "
-            "as pack(weight, pattern) made them, and the same pattern"
+            "as pack_sparse(weight, pattern) made them, and the same pattern"
         )
     shifts = torch.arange(0, 8, bits, device=places.device)
     at = ((places[:, None].long() >> shifts) & (2**bits - 1)).flatten()[: values.numel()].view(-1, n)
@@ -133,7 +133,7 @@ def save_sparse(model: nn.Module, folder: str | Path, pattern: Pattern = (2, 4))
         )
     tensors = {name: tensor.detach() for name, tensor in state.items() if name not in packed}
     for name in packed:
-        tensors[name + _VALUES], tensors[name + _PLACES] = pack(state[name].detach(), pattern)
+        tensors[name + _VALUES], tensors[name + _PLACES] = pack_sparse(state[name].detach(), pattern)
     save_sealed(folder, "sparse", tensors, {"pattern": list(pattern), "packed": packed}, version=_FORMAT)
     return packed
 
@@ -157,7 +157,7 @@ def load_sparse(model: nn.Module, folder: str | Path) -> nn.Module:
     pattern = tuple(settings["pattern"])
     state = {name: tensor for name, tensor in tensors.items() if not name.endswith((_VALUES, _PLACES))}
     for name in settings["packed"]:
-        state[name] = unpack(tensors[name + _VALUES], tensors[name + _PLACES], pattern)
+        state[name] = unpack_sparse(tensors[name + _VALUES], tensors[name + _PLACES], pattern)
     own = dict([*model.named_parameters(), *_buffers(model)])
     wrong = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]
     if wrong:

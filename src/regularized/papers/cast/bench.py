@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regularized.compression.cast import CAST, SparseAdamW, distillation_loss, save_sparse
+from regularized.compression.cast import CAST, SparseAdamW, distillation_loss, save_sparse, to_semi_structured
 from regularized.evidence.bench import StepFunction, Workload
 from regularized.evidence.bench_kit import device, on_first_call, stepper
 from regularized.evidence.language_models import LanguageModel, next_token_loss, small_lm
@@ -74,16 +74,35 @@ def _pair(plain: Callable[[], StepFunction], method: Callable[[], StepFunction])
     return on_first_call(plain), on_first_call(method)
 
 
-def _kept(size: Size) -> tuple[int, int]:
-    """Bytes on disk in bfloat16: the dense file of tensors, and the packed one with its settings."""
-    from safetensors.torch import save_file
-
+def _sparse(size: Size) -> LanguageModel:
+    """Cut to 2:4, plain."""
     model = _model(size)
     cast = CAST(model, target_modules=_linear(model), eta=0.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cast.finalize()
-    model.to("cpu", torch.bfloat16)
+    return model
+
+
+def _inference(size: Size) -> tuple[StepFunction, StepFunction]:
+    """The same sparse weights as they are, and on the kernels that this machine has."""
+    dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
+    dense, sparse = (_sparse(size).to(dtype).eval() for _ in range(2))
+    to_semi_structured(sparse)
+    tokens = _windows(size)
+    return partial(_forward, dense, tokens), partial(_forward, sparse, tokens)
+
+
+@torch.no_grad()
+def _forward(model: nn.Module, tokens: Tensor) -> None:
+    model(tokens)
+
+
+def _kept(size: Size) -> tuple[int, int]:
+    """Bytes on disk in bfloat16: the dense file of tensors, and the packed one with its settings."""
+    from safetensors.torch import save_file
+
+    model = _sparse(size).to("cpu", torch.bfloat16)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_file(copy.deepcopy(model).state_dict(), folder / "dense.safetensors")
@@ -109,6 +128,14 @@ def workloads() -> list[Workload]:
             "the larger, without teacher",
             partial(_pair, partial(_dense, large), partial(_cast, large, eta=0.0)),
             floor=1.0,
+        )
+    )
+    rows.append(
+        Workload(
+            "inference of the larger, 2:4 weights",
+            partial(_inference, large),
+            note="on sparse kernels where the machine has them; elsewhere, as on a CPU, both are dense",
+            floor=0.5,
         )
     )
     if find_spec("modelopt") is not None:
