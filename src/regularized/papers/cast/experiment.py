@@ -10,8 +10,8 @@ magnitude recipe of NVIDIA's ModelOpt: the same masks, bit for bit); SR-STE; and
 control with everything but the idea is ``fixed_mask_teacher``: a fixed mask with the same teacher. CAST without
 teacher, without scales, and with a thirtieth of the decay say which of its parts does it. Learning rates are tuned for
 each arm, in four trials; the arms without one of CAST's parts have its rate. Refuted by an interval below the smallest
-effect of the card. About five minutes of one core for ten seeds. *Paper* scale: LLaMA2-7B, for a machine with a GPU that
-holds it.
+effect of the card. About five minutes of one core for ten seeds. *Paper* scale: LLaMA2-7B, for a machine with a GPU
+that holds it.
 """
 
 import copy
