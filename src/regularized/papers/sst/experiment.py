@@ -98,14 +98,14 @@ _SST = {"method": "sst", "rank": 8}
 _GRAPH = {"problem": "graph"}
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "full_rank": {"method": "full", "lr": 1e-2},
-    "lora": {"method": "lora", "rank": 9, "lr": 1e-2},
-    "relora": {"method": "relora", "rank": 9, "lr": 1e-2},
-    "sst_fixed": {**_SST, "draws": False, "sampling": "largest", "lr": 1e-2},
-    "sst": {**_SST, "lr": 1e-2},
-    "graph_full_rank": {**_GRAPH, "method": "full", "lr": 3e-3},
+    "lora": {"method": "lora", "rank": 9, "lr": 3e-2},
+    "relora": {"method": "relora", "rank": 9, "lr": 3e-2},
+    "sst_fixed": {**_SST, "draws": False, "sampling": "largest", "lr": 3e-2},
+    "sst": {**_SST, "lr": 3e-2},
+    "graph_full_rank": {**_GRAPH, "method": "full", "lr": 1e-3},
     "graph_lora": {**_GRAPH, "method": "lora", "rank": 3, "lr": 3e-3},
-    "graph_relora": {**_GRAPH, "method": "relora", "rank": 3, "lr": 3e-3},
-    "graph_sst": {**_GRAPH, "method": "sst", "rank": 2, "lr": 3e-3},
+    "graph_relora": {**_GRAPH, "method": "relora", "rank": 3, "lr": 1e-2},
+    "graph_sst": {**_GRAPH, "method": "sst", "rank": 2, "lr": 1e-3},
 }
 
 SEEDS = Seeds(10)
