@@ -71,8 +71,9 @@ def title_key(title: str) -> str:
         '\U0001f525\U0001f525'
     """
     plain = unicodedata.normalize("NFKD", title).casefold()
-    # A title of signs alone is known by its signs.
-    return ("".join(letter for letter in plain if letter.isalnum()) or "".join(plain.split()))[:300]
+    # A title of emoji alone is known by them; punctuation says nothing.
+    signs = (letter for letter in plain if unicodedata.category(letter).startswith("S"))
+    return ("".join(letter for letter in plain if letter.isalnum()) or "".join(signs))[:300]
 
 
 def find_known(session: Session, *, arxiv: str | None = None, title: str = "", slug: str = "") -> Paper | None:
