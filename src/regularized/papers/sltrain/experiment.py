@@ -86,7 +86,7 @@ PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {"paper": {arm: {"lr": 3e-3} f
 TUNING = Tuning(
     metric="validation_loss",
     direction="lower",
-    grids={arm: [{"lr": rate} for rate in (2e-3, 5e-3, 1.2e-2)] for arm in ARMS},
+    grids={arm: [{"lr": rate} for rate in (2e-3, 5e-3, 1.2e-2, 3e-2)] for arm in ARMS},
 )
 
 
