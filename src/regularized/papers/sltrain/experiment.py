@@ -76,7 +76,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "full_rank": {"spend": "weights", "lr": 5e-3},
     "low_rank": {"spend": "factors", "lr": 5e-3},
     "more_rank": {"spend": "more factors", "lr": 5e-3},
-    "sparse_only": {"spend": "entries", "lr": 5e-3},
+    "sparse_only": {"spend": "entries", "lr": 1.2e-2},
     "sltrain": {"spend": "factors and entries", "lr": 5e-3},
 }
 
