@@ -77,7 +77,7 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
 _SOFT = {"lr": 1e-2}
 _HESSIAN = {"lr": 1e-2, "alpha": 0.4}
 ARMS: Mapping[str, Mapping[str, Any]] = {
-    "straight_through": {"temperature": 0.0, "compress": 0.0, "lr": 1e-2},
+    "straight_through": {"temperature": 0.0, "compress": 0.0, "lr": 3e-3},
     "parq": {"quantizer": "parq", "lr": 1e-2},
     "hard_pressure": {**_SOFT, "temperature": 0.0},
     "annealed": _SOFT,
@@ -92,7 +92,7 @@ PUBLISHED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 
 SEEDS = Seeds()
 
-_RATES = [{"lr": lr} for lr in (3e-3, 1e-2, 3e-2)]
+_RATES = [{"lr": lr} for lr in (1e-3, 3e-3, 1e-2, 3e-2)]
 TUNING = Tuning(
     metric="validation_nll",
     direction="lower",
