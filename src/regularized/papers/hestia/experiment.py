@@ -10,7 +10,7 @@ A seed has text of its own, 537,000 characters of the standard library's sources
 Llama of 0.28 million weights after 240 steps of 1,024 tokens, with the Hessian traces of its 21 linear layers. All arms
 go on from it for 100 steps and end with ternary weights in these layers, a scale a row; embedding and head stay in full
 precision, as in the paper. Judged by the loss of the *hard* model on 82,000 characters of test text. Straight-through,
-annealed, the whole method and PARQ had three rates each on two seeds of tuning; controls share the settings of what
+annealed, the whole method and PARQ had four rates each on two seeds of tuning; controls share the settings of what
 they control. About eleven minutes of one core for tuning and ten seeds.
 
 *Paper* scale: Llama-3.2-1B on 8.3 billion tokens (see ``llama.py``).
