@@ -74,6 +74,15 @@ def load_packed(model: nn.Module, folder: str | Path) -> None:
 
     Raises:
         ValueError: a file is missing, damaged, or of another format; or the model has other layers.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> save_packed(nn.Sequential(PackedLinear(8, 4, group_size=-1)), folder)
+        >>> model = nn.Sequential(nn.Linear(8, 4))
+        >>> load_packed(model, folder)
+        >>> type(model[0]).__name__
+        'PackedLinear'
     """
     try:
         content, tensors = load_sealed(folder, NAME, version=FORMAT)

@@ -50,6 +50,9 @@ class AnnealedWeight(nn.Module):
         pressure: share of the quantized weight, now; 0 at the beginning.
         temperature: of the softmax, now.
 
+    Raises:
+        ValueError: the codebook is none; at a call: ``group_size`` does not fit the weight.
+
     Examples:
         >>> layer = nn.Linear(4, 2)
         >>> weight = AnnealedWeight(group_size=-1)
@@ -241,6 +244,9 @@ def _annealed(layer: nn.Module) -> AnnealedWeight | None:
 def annealed_weights(model: nn.Module) -> dict[str, AnnealedWeight]:
     """The annealed weights of a model, by the name of their layer.
 
+    Args:
+        model: after :func:`anneal_weights`; of another one there are none.
+
     Examples:
         >>> model = nn.Sequential(nn.Linear(8, 4))
         >>> _ = anneal_weights(model, group_size=-1)
@@ -253,6 +259,9 @@ def annealed_weights(model: nn.Module) -> dict[str, AnnealedWeight]:
 
 def latent_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """The latent weights that the optimizer trains, by the name of their layer.
+
+    Args:
+        model: after :func:`anneal_weights`.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(8, 4))

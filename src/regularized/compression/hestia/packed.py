@@ -300,6 +300,9 @@ def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
 def size_in_bytes(model: nn.Module) -> int:
     """Bytes of all parameters and buffers, each tensor once: what a file of the model holds.
 
+    Args:
+        model: any.
+
     Examples:
         >>> size_in_bytes(nn.Linear(128, 8, bias=False)), size_in_bytes(PackedLinear(128, 8, bias=False))
         (4096, 288)

@@ -111,7 +111,7 @@ def _traces(probes: Probes) -> StepFunction:
 
 
 def workloads() -> list[Workload]:
-    """Training with soft and with hard weights and beside PARQ; forward passes from codes; traces."""
+    """Training beside plain training and beside PARQ; forward passes from codes; traces."""
     size = "Llama d 256, 4 layers, 8 x 128 tokens"
     return [
         Workload(
@@ -120,11 +120,6 @@ def workloads() -> list[Workload]:
             "the first fifth of training; the official layer takes 2.44 times as long here",
         ),
         Workload(f"{size}, pressure 1, groups of 128", _pair(_plain, partial(_annealed, 1.0, 0.3, 128))),
-        Workload(
-            f"{size}, straight-through, a scale a row",
-            _pair(_plain, partial(_annealed, 1.0, 0.0, -1)),
-            "temperature 0: the baseline of the claims",
-        ),
         Workload(
             f"{size}, beside torchao's PARQ",
             _pair(_parq, partial(_annealed, 1.0, 0.3, -1)),
