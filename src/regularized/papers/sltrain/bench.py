@@ -1,10 +1,10 @@
 """What SLTrain costs beside dense training with Adam, and beside GaLore: time and memory of a step, bytes kept.
 
-The language models are the paper's LLaMA of 60, 130 and 350 million weights, in bfloat16, with one short text in a
-step, as in its figure of memory: peaks are what they are measured for, and with so few tokens, building the weights is
-most of the time. *Per layer* means that each parameter has an optimizer of its own, which steps as soon as the gradient
-is there and frees it, as in that figure and in GaLore's package. The figure has moments of 8 bits beside that, ours are
-bfloat16: on a processor bitsandbytes makes float32 copies of whole tensors, which is more than it saves.
+The language models are LLaMA of 20, 60 and 130 million weights, the latter two the paper's, in bfloat16, with one short
+text in a step, as in its figure of memory: peaks are what they are measured for, and with so few tokens, building the
+weights is most of the time. *Per layer* means that each parameter has an optimizer of its own, which steps as soon as
+the gradient is there and frees it, as in that figure and in GaLore's package. The figure has moments of 8 bits beside
+that, ours are bfloat16: on a processor bitsandbytes makes float32 copies of whole tensors, which is more than it saves.
 """
 
 import ctypes
@@ -27,11 +27,11 @@ from regularized.evidence.models import seeded
 from regularized.pretraining.sltrain.model import convert
 
 _LLAMA = {
+    "LLaMA 20M": {"width": 256, "layers": 4, "heads": 4, "hidden": 688},
     "LLaMA 60M": {"width": 512, "layers": 8, "heads": 8, "hidden": 1376},
     "LLaMA 130M": {"width": 768, "layers": 12, "heads": 12, "hidden": 2048},
-    "LLaMA 350M": {"width": 1024, "layers": 24, "heads": 16, "hidden": 2736},
 }
-_RANKS = {"LLaMA 60M": 128, "LLaMA 130M": 256, "LLaMA 350M": 256}
+_RANKS = {"LLaMA 20M": 64, "LLaMA 60M": 128, "LLaMA 130M": 256}
 _VOCABULARY, _TOKENS = 32_000, 64
 
 Adam = partial(torch.optim.AdamW, lr=3e-3, weight_decay=0.0, fused=True)
@@ -179,12 +179,12 @@ def workloads() -> list[Workload]:
     figure = "the paper's figure, with 8-bit moments: 0.49 of the memory at 350M, 0.42 at 1B, 0.27 at 7B"
     rows += [
         _beside(name, "Adam per layer beside Adam", _at_once, _adam_per_layer, figure)
-        for name in ("LLaMA 130M", "LLaMA 350M")
+        for name in ("LLaMA 60M", "LLaMA 130M")
     ]
     if GaLore is not None:
         without = "equal rank; GaLore's decompositions, one in 200 steps, are not in its time"
         rows += [
             _beside(name, "Adam per layer beside GaLore's", partial(_galore_per_layer, name), _adam_per_layer, without)
-            for name in ("LLaMA 60M", "LLaMA 130M")
+            for name in ("LLaMA 20M", "LLaMA 60M")
         ]
     return rows
