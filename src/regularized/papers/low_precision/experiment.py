@@ -92,7 +92,7 @@ SCALES: dict[str, dict[str, Any]] = {
 
 # The best of TUNING.
 _RATE = {
-    "fp32_tuned": 0.05,
+    "fp32_tuned": 0.2,
     "fixed_8_nearest_tuned": 0.2,
     "fixed_8_stochastic_tuned": 0.05,
     "full": 1.5e-2,
