@@ -74,14 +74,14 @@ SCALES: dict[str, dict[str, Any]] = {
     "paper": {"model": "llama2", "steps": 7500, "batch": 256, "context": 4096},
 }
 
-_CAST: dict[str, Any] = {"train": "cast", "eta": 1 / 3, "scale_groups": 2, "lr": 1e-3, "l1": 1e-2}
+_CAST: dict[str, Any] = {"train": "cast", "eta": 1 / 3, "scale_groups": 2, "lr": 0.001, "l1": 1e-2}
 # Rates are the best of TUNING; the decay is that of a first look on tuning seed 1000.
 ARMS: dict[str, dict[str, Any]] = {
-    "dense": {"train": "dense", "lr": 1e-3},
+    "dense": {"train": "dense", "lr": 0.001},
     "one_shot": {"train": "cut"},
-    "fixed_mask": {"train": "fixed", "lr": 4e-3},
-    "fixed_mask_teacher": {"train": "fixed", "eta": 1 / 3, "lr": 4e-3},
-    "sr_ste": {"train": "sr_ste", "lr": 4e-3},
+    "fixed_mask": {"train": "fixed", "lr": 0.004},
+    "fixed_mask_teacher": {"train": "fixed", "eta": 1 / 3, "lr": 0.004},
+    "sr_ste": {"train": "sr_ste", "lr": 0.002},
     "cast": _CAST,
     "cast_no_teacher": {**_CAST, "eta": 0.0},
     "cast_no_scales": {**_CAST, "scale_groups": 0},
