@@ -29,6 +29,11 @@ class ScaledLinear(nn.Linear):
     Made by :meth:`of`, which keeps the layer's parameters themselves, so that names, optimizers and checkpoints of the
     plain model still fit.
 
+    Args:
+        in_features: C, as in ``nn.Linear``, whose constructor this is: :meth:`of` adds the factors.
+        out_features: R.
+        bias: as there.
+
     Attributes:
         weight: (R, C) W, the parameter of the plain layer.
         scale: (R, n) A, ones at the start.

@@ -66,6 +66,9 @@ class LowPrecisionLinear(nn.Linear):
         device: as there.
         dtype: as there.
 
+    Raises:
+        ValueError: (in a pass) the recipe asks for the kernels of hardware that this device does not have.
+
     Examples:
         >>> from regularized.compression.low_precision.recipe import RECIPES
         >>> layer = LowPrecisionLinear(32, 8, recipe=RECIPES["mxfp8"])
