@@ -71,8 +71,9 @@ DEFAULTS: dict[str, Any] = {
 }
 
 SEEDS = Seeds(
-    first=100,
-    why="In a first edition all arms had constant rates, and on inverted digits LoRA collapsed (92.9 % in a pilot, 81 "
+    first=200,
+    why="The block from 100 ran with the rates of one tuning seed, not with those that two seeds chose, and was thrown "
+    "away. In a first edition all arms had constant rates, and on inverted digits LoRA collapsed (92.9 % in a pilot, 81 "
     "in the evidence); its seeds had been raised from five to ten together with moved grids. Now every arm warms up "
     "and follows a cosine, rates are chosen again on two seeds, and the vision model has a control of random "
     "directions.",
@@ -82,27 +83,27 @@ _FEW, _INVERTED = {"labels": 100}, {"domain": "inverted"}
 _LORA_1, _LORA_8 = {"method": "lora", "rank": 1}, {"method": "lora", "rank": 8}
 
 ARMS: dict[str, dict[str, Any]] = {
-    # Rates: the best of TUNING.
-    "full": {"method": "full", "lr": 1e-2},
-    "lora_1": {**_LORA_1, "lr": 1e-2},
-    "lora_8": {**_LORA_8, "lr": 1e-2},
+    # Rates: the best of TUNING; those of lora_1, random and inverted_svfit lie at the end of their grids.
+    "full": {"method": "full", "lr": 0.03},
+    "lora_1": {**_LORA_1, "lr": 0.1},
+    "lora_8": {**_LORA_8, "lr": 0.03},
     "pissa_8": {"method": "pissa", "rank": 8, "lr": 1e-2},
     "adalora_8": {"method": "adalora", "rank": 8, "lr": 3e-2},
-    "random": {"method": "random", "lr": 1e-1},
-    "svfit": {"method": "svfit", "lr": 3e-2},
+    "random": {"method": "random", "lr": 1.0},
+    "svfit": {"method": "svfit", "lr": 0.3},
     "few_full": {"method": "full", **_FEW, "lr": 3e-2},
-    "few_lora_1": {**_LORA_1, **_FEW, "lr": 1e-2},
-    "few_lora_8": {**_LORA_8, **_FEW, "lr": 1e-2},
-    "few_pissa_8": {"method": "pissa", "rank": 8, **_FEW, "lr": 1e-2},
-    "few_adalora_8": {"method": "adalora", "rank": 8, **_FEW, "lr": 3e-2},
-    "few_random": {"method": "random", **_FEW, "lr": 3e-1},
-    "few_svfit": {"method": "svfit", **_FEW, "lr": 3e-2},
-    "inverted_lora_8": {**_LORA_8, **_INVERTED, "lr": 1e-3},
-    "inverted_svfit": {"method": "svfit", **_INVERTED, "lr": 3e-1},
-    "vision_head": {"method": "head", "problem": "vision", "lr": 3e-2},
-    "vision_full": {"method": "full", "problem": "vision", "lr": 1e-4},
-    "vision_lora_8": {**_LORA_8, "problem": "vision", "lr": 1e-3},
-    "vision_lora_few": {**_LORA_1, "problem": "vision", "layers": 3, "lr": 3e-3},
+    "few_lora_1": {**_LORA_1, **_FEW, "lr": 0.03},
+    "few_lora_8": {**_LORA_8, **_FEW, "lr": 0.03},
+    "few_pissa_8": {"method": "pissa", "rank": 8, **_FEW, "lr": 0.03},
+    "few_adalora_8": {"method": "adalora", "rank": 8, **_FEW, "lr": 0.1},
+    "few_random": {"method": "random", **_FEW, "lr": 0.1},
+    "few_svfit": {"method": "svfit", **_FEW, "lr": 0.1},
+    "inverted_lora_8": {**_LORA_8, **_INVERTED, "lr": 0.003},
+    "inverted_svfit": {"method": "svfit", **_INVERTED, "lr": 1.0},
+    "vision_head": {"method": "head", "problem": "vision", "lr": 0.1},
+    "vision_full": {"method": "full", "problem": "vision", "lr": 0.0003},
+    "vision_lora_8": {**_LORA_8, "problem": "vision", "lr": 0.003},
+    "vision_lora_few": {**_LORA_1, "problem": "vision", "layers": 3, "lr": 0.03},
     "vision_random": {"method": "random", "problem": "vision", "lr": 1e-1},
     "vision_svfit": {"method": "svfit", "problem": "vision", "lr": 1e-1},
 }
