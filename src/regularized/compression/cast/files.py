@@ -152,6 +152,13 @@ def load_sparse(model: nn.Module, folder: str | Path) -> nn.Module:
     Raises:
         FileNotFoundError: a file is missing.
         ValueError: a file is damaged, or is of another architecture; the model is left as it was.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> names = save_sparse(nn.Linear(4, 1).apply(lambda m: m.weight.data.mul_(torch.tensor([1, 1, 0, 0]))), folder)
+        >>> (load_sparse(nn.Linear(4, 1), folder).weight[0, 2:] == 0).all().item()
+        True
     """
     settings, tensors = load_sealed(folder, "sparse", version=_FORMAT)
     pattern = tuple(settings["pattern"])

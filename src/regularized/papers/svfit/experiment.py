@@ -72,8 +72,8 @@ DEFAULTS: dict[str, Any] = {
 
 SEEDS = Seeds(
     first=200,
-    why="The block from 100 ran with the rates of one tuning seed, not with those that two seeds chose, and was thrown "
-    "away. In a first edition all arms had constant rates, and on inverted digits LoRA collapsed (92.9 % in a pilot, 81 "
+    why="The block from 100 ran with the rates of one tuning seed, not with those that two chose, and was thrown away. "
+    "In a first edition all arms had constant rates, and on inverted digits LoRA collapsed (92.9 % in a pilot, 81 "
     "in the evidence); its seeds had been raised from five to ten together with moved grids. Now every arm warms up "
     "and follows a cosine, rates are chosen again on two seeds, and the vision model has a control of random "
     "directions.",
