@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from regularized.evidence.comparison.experiment import train
-from regularized.evidence.comparison.problem import Problem
+from regularized.evidence.comparison.problem import Problem, Units
 from regularized.training.finite import NonFiniteLoss
 
 __all__ = ["Cost", "measure_costs"]
@@ -47,10 +47,9 @@ def measure_costs(problem: Problem, settings: Mapping[str, Mapping[str, Any]], *
     batch_size = settings[baseline]["batch_size"]
     inputs, targets = problem.prepared(problem.split(0))
     rows = slice(0, min(len(inputs["train"]), _STEPS // 2 * batch_size))
-    if problem.task == "regression":
-        targets = {part: (y - y.mean()) / (y.std() + 1e-12) for part, y in targets.items()}
+    units = Units.of(targets["train"])
     short = {**inputs, "train": inputs["train"][rows]}
-    labels = {**targets, "train": targets["train"][rows]}
+    labels = {part: units.scaled(y) for part, y in {**targets, "train": targets["train"][rows]}.items()}
     steps = 2 * -(-len(short["train"]) // batch_size)  # two epochs: some techniques do something else in the second
 
     def seconds(arm: str) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from regularized.evidence.comparison.metrics import METRICS, measure
 from regularized.evidence.comparison.models import make
-from regularized.evidence.comparison.problem import PARTS, Problem, load
+from regularized.evidence.comparison.problem import PARTS, Problem, Units, load
 from regularized.evidence.comparison.recipe import load_recipe
 from regularized.evidence.comparison.training import OPTIMIZERS, fit_recipes
 from regularized.evidence.experiment import About, Measurements
@@ -45,15 +45,15 @@ def run(s: Mapping[str, Any], seed: int) -> Measurements:
     """
     problem = load(s["data"])
     inputs, targets = problem.prepared(problem.split(seed))
-    centre, scale = _units(problem, targets["train"])
+    units = Units.of(targets["train"])
     names = [name for name, metric in METRICS.items() if metric.task == problem.task]
     measured = {f"{part}_{name}": math.nan for part in PARTS for name in names}
     with suppress(NonFiniteLoss):
-        model = train(s, seed, problem, inputs, {part: _scaled(y, centre, scale) for part, y in targets.items()})
+        model = train(s, seed, problem, inputs, {part: units.scaled(y) for part, y in targets.items()})
         for part in PARTS:
             output = _predict(model, inputs[part])
             if problem.task == "regression":
-                output = output.squeeze(-1) * scale + centre
+                output = output.squeeze(-1) * units.scale + units.centre
             if output.isfinite().all():
                 measured |= {f"{part}_{n}": v for n, v in measure(problem.task, output, targets[part]).items()}
     return Measurements(measured, data=problem.fingerprint)
@@ -104,14 +104,3 @@ def train(
 def _predict(model: nn.Module, inputs: Tensor) -> Tensor:
     with torch.no_grad():
         return torch.cat([model(part) for part in inputs.split(1000)])
-
-
-def _units(problem: Problem, targets: Tensor) -> tuple[float, float]:
-    """Mean and spread of training targets, for regression."""
-    if problem.task == "classification":
-        return 0.0, 1.0
-    return float(targets.mean()), float(targets.std()) or 1.0
-
-
-def _scaled(targets: Tensor, centre: float, scale: float) -> Tensor:
-    return (targets - centre) / scale if targets.is_floating_point() else targets

@@ -48,15 +48,17 @@ class Entry:
         name: of the recipe; of several, with `` + `` between.
         members: the candidates.
         trials: for each trial ``lr``, ``weight_decay``, and under ``own`` the settings of each recipe.
+        recipes: the references of the members: reading the code that they depend on takes a while, so once.
     """
 
     name: str
     members: tuple[Candidate, ...]
     trials: tuple[Mapping[str, Any], ...]
+    recipes: tuple[tuple[str, str], ...]
 
     def settings(self, base: Mapping[str, Any], trial: int) -> dict[str, Any]:
         """What a run of one of its trials gets."""
-        return {**base, **self.trials[trial], "recipes": [list(member.reference) for member in self.members]}
+        return {**base, **self.trials[trial], "recipes": [list(reference) for reference in self.recipes]}
 
 
 def entry_of(members: Sequence[Candidate], trials: int) -> Entry:
@@ -69,7 +71,8 @@ def entry_of(members: Sequence[Candidate], trials: int) -> Entry:
         for name, setting in own:
             of_members[name][setting] = point[f"{name}.{setting}"]
         tried.append({**{name: point[name] for name in COMMON}, "own": of_members})
-    return Entry(" + ".join(member.recipe.name for member in members), tuple(members), tuple(tried))
+    name = " + ".join(member.recipe.name for member in members)
+    return Entry(name, tuple(members), tuple(tried), tuple(member.reference for member in members))
 
 
 class Matrix:
@@ -105,7 +108,7 @@ class Matrix:
         self.reused: int = 0
         self._store = store
         self._options: dict[str, Any] = {"workers": workers, "fresh": fresh, "progress": progress, "pool": pool}
-        self._found: dict[tuple[str, int], Run] = {}
+        self._runs: dict[tuple[str, int], list[Run | None]] = {}
 
     def run(self, entries: Sequence[Entry]) -> None:
         """Make the runs of some arms, split by split, so that an interrupted comparison has whole splits."""
@@ -123,16 +126,17 @@ class Matrix:
         ]
         runs, failures, reused = run_jobs(_SLUG, _MODULE, jobs, store=self._store, **self._options)
         self.reused += reused
-        for run in runs:
-            self._found[canonical(run.overrides), run.seed] = run
         if not runs and failures:
             raise ValueError(f"every training failed; the first: {failures[0].error}")
+        found = {(canonical(run.overrides), run.seed): run for run in runs}
+        for entry in entries:
+            tried = [canonical(entry.settings(self.base, trial)) for trial in range(self.plan.trials)]
+            for split in range(self.plan.splits):
+                self._runs[entry.name, split] = [found.get((settings, split)) for settings in tried]
 
     def runs(self, entry: Entry, split: int) -> list[Run | None]:
         """Those of an arm in a split, by trial; None where one failed."""
-        return [
-            self._found.get((canonical(entry.settings(self.base, trial)), split)) for trial in range(self.plan.trials)
-        ]
+        return self._runs[entry.name, split]
 
     def chosen(self, entry: Entry, metric: str) -> list[Run | None]:
         """For each split the run of the trial whose validation metric is best."""

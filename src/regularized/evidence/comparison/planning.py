@@ -11,6 +11,7 @@ from regularized.evidence.comparison.models import Factory, check_output, descri
 from regularized.evidence.comparison.problem import Problem
 from regularized.evidence.comparison.recipe import ANY_PROBLEM
 from regularized.evidence.comparison.result import Plan
+from regularized.evidence.comparison.training import OPTIMIZERS
 
 __all__ = ["PLAIN", "check", "choose", "make_plan", "within"]
 
@@ -31,7 +32,7 @@ def check(problem: Problem, metric: str, trials: int, splits: int, optimizer: st
         raise ValueError(f"each arm needs a trial at least, got trials={trials}")
     if splits < _LEAST_SPLITS:
         raise ValueError(f"fewer than {_LEAST_SPLITS} splits say nothing, got splits={splits}")
-    if optimizer not in ("sgd", "adamw"):
+    if optimizer not in OPTIMIZERS:
         raise ValueError(f'optimizer must be "sgd" or "adamw", got {optimizer!r}')
 
 

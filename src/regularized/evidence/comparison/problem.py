@@ -24,7 +24,7 @@ from torch import Tensor
 from regularized.evidence.comparison.recipe import Task
 from regularized.evidence.store import home
 
-__all__ = ["PARTS", "Problem", "Split", "all_samples", "load", "save"]
+__all__ = ["PARTS", "Problem", "Split", "Units", "all_samples", "load", "save"]
 
 PARTS = ("validation", "selection", "judge")
 
@@ -46,6 +46,35 @@ class Split(NamedTuple):
     validation: Tensor
     selection: Tensor
     judge: Tensor
+
+
+class Units(NamedTuple):
+    """What targets of a regression are centred on and divided by for a training; class labels stay as they are.
+
+    Attributes:
+        centre: mean of the training targets.
+        scale: their standard deviation, 1 where they are all the same.
+    """
+
+    centre: float
+    scale: float
+
+    @classmethod
+    def of(cls, targets: Tensor) -> "Units":
+        """Those of training targets.
+
+        Examples:
+            >>> units = Units.of(torch.tensor([1.0, 3.0, 5.0]))
+            >>> units, units.scaled(torch.tensor([7.0])), Units.of(torch.tensor([0, 1])).scaled(torch.tensor([1]))
+            (Units(centre=3.0, scale=2.0), tensor([2.]), tensor([1]))
+        """
+        if not targets.is_floating_point():
+            return cls(0.0, 1.0)
+        return cls(float(targets.mean()), float(targets.std()) or 1.0)
+
+    def scaled(self, targets: Tensor) -> Tensor:
+        """Targets as a network is trained on them."""
+        return (targets - self.centre) / self.scale if targets.is_floating_point() else targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,10 +260,8 @@ def all_samples(problem: Problem) -> tuple[Tensor, Tensor]:
     Returns:
         (N, ...) inputs and (N,) targets.
     """
-    targets = problem.targets
-    if problem.task == "regression":
-        targets = (targets - targets.mean()) / targets.std()
-    return _standardised({"train": problem.inputs}, problem.missing())["train"], targets
+    inputs = _standardised({"train": problem.inputs}, problem.missing())["train"]
+    return inputs, Units.of(problem.targets).scaled(problem.targets)
 
 
 # -- the file ------------------------------------------------------------------------------------
