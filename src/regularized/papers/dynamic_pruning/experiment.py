@@ -95,8 +95,8 @@ SCALES: dict[str, dict[str, Any]] = {
     },
 }
 
-# The best of TUNING (regularized tune dynamic_pruning). Its rates were extended once; those of dense and static lie at the
-# upper end.
+# The best of TUNING (regularized tune dynamic_pruning). Its rates were extended once; those of dense and static lie at
+# the upper end.
 _TUNED: dict[str, dict[str, Any]] = {
     "dense": {"lr": 0.09, "weight_decay": 0.0005},
     "dynamic": {"lr": 0.03, "predictor": "mean_softmax"},
