@@ -143,17 +143,3 @@ def test_fall_back_spends_twice_the_bits_where_outliers_are() -> None:
     once, twice = Scaled("int8", (32, 32)).quantize(x), FallBack().quantize(x)
     assert torch.equal(once[32:], twice[32:])
     assert float((twice - x)[:32, :32].abs().max()) < 0.01 * float((once - x)[:32, :32].abs().max())
-
-
-def test_bad_input() -> None:
-    """Each refusal names the range."""
-    with pytest.raises(ValueError, match="numbers must be at least two, finite and ascending"):
-        Codebook("x", (1.0, 0.0))
-    with pytest.raises(ValueError, match="decades make"):
-        dynamic_tree(8, 3)
-    with pytest.raises(ValueError, match="bits must be"):
-        posit(2)
-    with pytest.raises(ValueError, match="neither infinity nor NaN"):
-        posit(8).quantize(torch.ones(1), overflow="nan")
-    with pytest.raises(TypeError, match="without codes"):
-        Ternary().encode(torch.ones(3))

@@ -52,11 +52,3 @@ def test_an_outlier_costs_less() -> None:
         return float((back - x)[:, others].square().mean() / x[:, others].square().mean())
 
     assert error(True) < 0.5 * error(False)
-
-
-def test_bad_input() -> None:
-    """The nearest sizes are named."""
-    with pytest.raises(ValueError, match="power of two, got 48; the nearest are 32 and 64"):
-        hadamard(torch.ones(48), block=48)
-    with pytest.raises(ValueError, match="needs 8 signs"):
-        hadamard(torch.ones(8), block=8, signs=torch.ones(4))
