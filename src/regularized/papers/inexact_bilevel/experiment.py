@@ -1,10 +1,10 @@
 """Learn 640 ridge weights of a softmax regression, and denoisers, within a budget of inner iterations.
 
-Ridge: Fashion-MNIST of 8 x 8 pixels, one weight for each parameter, trained on the cross-entropy of a validation set; the test set is looked
-at at the end alone. Denoising: crops of two photographs with noise of 0.1, trained on the left halves, judged on the
-right ones: total variation (two numbers) and a Field of Experts (filters, weights, smoothings). A budget counts
-gradients of the lower objective and products with second derivatives; what ends beyond it does not count, and the best
-point that a method has seen is its result, judged by an accurate solve.
+Ridge: Fashion-MNIST of 8 x 8 pixels, one weight for each parameter, trained on the cross-entropy of a validation set;
+the test set is looked at at the end alone. Denoising: crops of two photographs with noise of 0.1, trained on the left
+halves, judged on the right ones: total variation (two numbers) and a Field of Experts (filters, weights, smoothings). A
+budget counts gradients of the lower objective and products with second derivatives; what ends beyond it does not count,
+and the best point that a method has seen is its result, judged by an accurate solve.
 
 Claims: ``initial_accuracy``, ``initial_accuracy_wide``, ``first_step`` (robust to its own settings);
 ``against_fixed_accuracy``, ``against_schedules``, ``denoising``, ``denoising_tv`` (better than one accuracy, or

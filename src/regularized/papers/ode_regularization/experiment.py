@@ -1,7 +1,7 @@
 """Does regularising the solver's errors make a neural differential equation cheaper, in training and after it?
 
-*ODE*: images of 8 x 8 pixels are the start of an ODE in 64 dimensions with the paper's field (each layer sees the time),
-read out by a linear layer; Tsit5 at a tolerance of 1e-8 in float64, where the steps follow the errors. Claims:
+*ODE*: Fashion-MNIST of 8 x 8 pixels is the start of an ODE in 64 dimensions with the paper's field (each layer sees the
+time), read out by a linear layer; Tsit5 at a tolerance of 1e-8 in float64, where the steps follow the errors. Claims:
 ``prediction_cost``, ``accuracy_kept``, ``training_cost``, ``combined_cost``; ``than_weight_decay``,
 ``than_random_end`` (STEER) and ``than_kinetic_energy`` against what makes dynamics tamer without knowing the solver,
 the last one a penalty of the same form and schedule; ``local_cost``, the error of one random step in place of all;
