@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from tests.site.helpers import Outbox, settings_in, something_new
 
 from regularized.papers.catalogue import load_catalogue
@@ -22,9 +22,10 @@ from regularized.site.app import create_app
 from regularized.site.database import open_database
 from regularized.site.digest import send_digests
 from regularized.site.mail import Mailer
-from regularized.site.models import Paper
+from regularized.site.models import LoginSession, Paper, Person
 from regularized.site.plots import plots_of
 from regularized.site.rendering import environment
+from regularized.site.security import count_try
 from regularized.site.state import Site
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -253,6 +254,72 @@ def test_search_while_typing_and_copying(visit):
     button.click()
     page.get_by_role("button", name="Copied").wait_for()
     assert page.evaluate("navigator.clipboard.readText()").strip() == f"regularized reproduce {PAPER.slug}"
+
+
+def signed_in(visited, path):
+    """A page, seen by somebody who has signed in by the link in the message."""
+    page = visited.page
+    visited.goto(f"/sign-in?next={path}")
+    page.get_by_label("Your e-mail address").fill("ada@example.org")
+    page.get_by_role("button", name="Send the link").click()
+    page.get_by_role("heading", name="Look into your mailbox").wait_for()
+    visited.goto(visited.link("/sign-in/link"))
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url(re.compile(re.escape(path) + "$"))
+    return page
+
+
+def test_an_error_inside_a_page_deletes_nothing(visit, served, clock, monkeypatch):
+    """Fails when a limit, an ended session or a defect takes away a form, what was typed in it, or the results."""
+    visited = visit("errors")
+    page = signed_in(visited, f"/papers/{PAPER.slug}")
+    said = page.locator(".write [data-problem]")
+    with served.write.begin() as session:
+        person = session.scalars(select(Person.id)).one()
+        for _ in range(10):
+            count_try(session, f"comment {person}", most=10, seconds=600, now=served.settings.now)
+    comment = page.get_by_label("Your comment")
+    comment.fill("What I have typed")
+    page.get_by_role("button", name="Comment", exact=True).click()
+    said.get_by_text("Too many tries").wait_for()
+    assert said.get_attribute("role") == "alert"
+    assert comment.input_value() == "What I have typed"
+    assert page.evaluate("document.activeElement.id") == "comment-button"
+    # -- what works is counted in the header, and said
+    clock.now += 600
+    page.get_by_role("button", name="Comment", exact=True).click()
+    page.locator(".comment", has_text="What I have typed").wait_for()
+    page.locator("#to-discussion", has_text="Discussion 1").wait_for()
+    page.locator("#facts", has_text="1 comment").wait_for()
+    assert page.get_by_role("status").filter(has_text="Your comment is there.").count() == 1
+    assert comment.input_value() == said.inner_text() == ""
+    # -- a session that has ended: nothing is lost on the way to a new one
+    comment.fill("Not lost")
+    with served.write.begin() as session:
+        session.execute(delete(LoginSession))
+    page.get_by_role("button", name="Comment", exact=True).click()
+    said.get_by_text("not signed in any more").wait_for()
+    assert comment.input_value() == "Not lost"
+    page.get_by_role("button", name=re.compile("Vote")).click()
+    page.locator("#vote [data-problem]", has_text="not signed in any more").wait_for()
+    said.get_by_role("link", name="Sign in again").click()
+    signed_in(visited, f"/papers/{PAPER.slug}")
+    assert comment.input_value() == "Not lost"
+    # -- a defect in the search
+    visited.goto("/search?q=labels")
+    first = page.locator("#results .paper h3").first.inner_text()
+
+    def broken(*_arguments, **_options):
+        raise RuntimeError("broken for a test")
+
+    monkeypatch.setattr("regularized.site.pages.search.find", broken)
+    page.get_by_role("searchbox").fill("noise")
+    page.locator(".filters [data-problem]", has_text="our fault").wait_for()
+    assert page.locator("#results .paper h3").first.inner_text() == first
+    told = "Failed to load resource: the server responded with a status of"
+    expected = sorted({line.split(told)[1].split()[0] for line in visited.wrong if told in line})
+    assert expected == ["401", "429", "500"]
+    visited.wrong[:] = [line for line in visited.wrong if told not in line]
 
 
 CONTRAST = """

@@ -37,6 +37,7 @@ log: logging.Logger = logging.getLogger(__name__)
 
 _TITLES = {
     400: "That cannot be asked",
+    401: "Sign in first",
     403: "Not allowed",
     404: "There is no such page",
     405: "Not allowed here",
@@ -126,6 +127,7 @@ def _error(
     message: str,
     *,
     suggestions: tuple[str, ...] = (),
+    link: tuple[str, str] | None = None,
     headers: dict[str, str] | None = None,
 ) -> Response:
     """An error as a page, or as JSON (RFC 9457) from the API."""
@@ -140,7 +142,7 @@ def _error(
         visitor_of(request, site) if status < 500 else None,  # where we have failed, the database may have, too
         "error.html",
         status=status,
-        **{"title": title, "message": message, "suggestions": suggestions},
+        **{"title": title, "message": message, "suggestions": suggestions, "link": link},
     )
     response.status_code = status
     response.headers.update(headers or {})
@@ -192,7 +194,12 @@ async def _too_often(request: Request, error: Exception) -> Response:
 
 async def _sign_in(request: Request, error: Exception) -> Response:
     assert isinstance(error, SignInNeeded)
-    return RedirectResponse(f"/sign-in?next={quote(error.goes_to)}", 303)
+    elsewhere = f"/sign-in?next={quote(error.goes_to)}"
+    if "hx-request" in request.headers:
+        # A part of a page asks, and follows redirects by itself: what was typed must not give way to another page.
+        message = "You are not signed in any more, and nothing was changed. What you typed is still here."
+        return _error(request, 401, message, link=(elsewhere, "Sign in again"))
+    return RedirectResponse(elsewhere, 303)
 
 
 async def _no_mail(request: Request, error: Exception) -> Response:

@@ -149,9 +149,11 @@ def _checked(request: Request, site: SiteOf, visitor: VisitorOf, token: Annotate
 CheckedForm: TypeAlias = Annotated[Visitor, Depends(_checked)]
 
 
-def _signed_in(request: Request, visitor: CheckedForm) -> Person:
+def _signed_in(request: Request, site: SiteOf, visitor: VisitorOf, token: Annotated[str, Form()] = "") -> Person:
+    # First of all: the form of a session that has ended carries a token of nobody.
     if visitor.person is None:
         raise SignInNeeded(security.local_path(urlsplit(request.headers.get("referer", "")).path))
+    _checked(request, site, visitor, token)
     return visitor.person
 
 
