@@ -86,6 +86,7 @@ def test_search_and_filters():
     """Fails when the search is not passed on, the order is lost, or a filter keeps the others."""
     found = as_json("papers", "--search", "annotators disagree", "--limit", "3")
     assert len(found) == 3
+    assert found[0]["matched"] == "annotators, disagree: searches"
     assert {"families"} & found[0].keys()
     assert as_json("papers", "--search", "qqqqqqq") == []
     assert {row["slug"] for row in as_json("papers", "--implemented")} == {entry.slug for entry in IMPLEMENTED}
@@ -179,14 +180,14 @@ def test_reproduce_json(measured, tmp_path):
     assert all(len(values) == 3 for arm in result["arms"].values() for values in arm.values())
     assert result["report"] == str(tmp_path / "here" / "report.html")
     assert (tmp_path / "here" / "report.html").is_file()
-    assert measured == [{"scale": "smoke", "seeds": 3, "workers": 1, "fresh": False, "time_limit": None}]
+    assert measured == [{"scale": "smoke", "seeds": 3, "workers": 1, "fresh": False, "time_limit": None, "arms": None}]
 
 
 def test_reproduce_prints_verdicts_and_exits_with_zero(measured):
     """Fails when a claim that does not hold makes the command fail, or the verdict or the report is not told."""
     result = call("reproduce", PAPER.slug)
     assert result.exit_code == 0, result.stderr
-    assert result.stdout.splitlines()[0].split("\t")[-1] == "verdict"
+    assert result.stdout.splitlines()[0].split("\t")[-2:] == ["verdict", "reason"]
     assert "no effect shown" in result.stdout
     assert "report with plots: " in result.stderr
 

@@ -54,6 +54,19 @@ def test_runs_all_arms_and_seeds_and_a_second_call_reuses_them(run, cold_workers
     assert [r.metrics for r in fresh.runs] == [r.metrics for r in first.runs]
 
 
+def test_some_arms(run, claim):
+    """Fails when other arms are run, the order is the asker's, or fewer arms make a claim easier to hold."""
+    other = replace(claim, id="other", baseline="control")
+    some = run(claim, other, arms=["better", "plain"])
+    assert some.arms == ("plain", "better")
+    assert {r.arm for r in some.runs} == {"plain", "better"}
+    assert [outcome.claim.id for outcome in some.outcomes] == [claim.id]
+    alone, both = run(claim, arms=["plain", "better"]).outcomes[0], some.outcomes[0]
+    assert both.p_value == pytest.approx(2 * alone.p_value), "the claim that is not shown counts in the correction"
+    with pytest.raises(ValueError, match=r"has no arm 'betterr'; close names: \['better'\]"):
+        run(arms=["betterr"])
+
+
 def changing(tmp_path, monkeypatch):
     """Writes a copy of the fake experiment with replacements, and runs it; how many runs were reused."""
     text = (HERE / "fake_experiment.py").read_text()

@@ -3,12 +3,15 @@
 The questions were written from the papers' sheets and the issues, without looking at the cards.
 """
 
+from dataclasses import dataclass
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from regularized.papers.card import Card
 from regularized.papers.catalogue import load_catalogue
-from regularized.papers.search import search
+from regularized.papers.search import explain, fields, search
 
 # A person's question, and the papers of which one must be among the first three.
 QUESTIONS = {
@@ -154,3 +157,36 @@ def test_any_text_is_a_question(text):
 def test_operators_mean_nothing(text):
     """The same for what FTS5 would take for operators."""
     assert isinstance(search(text, load_catalogue()), list)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A card of the catalogue, with or without code."""
+
+    card: Card
+    implemented: bool
+
+
+def test_what_runs_comes_first_unless_another_fits_far_better():
+    """Fails when a person with a problem is led to papers without code, or a title is not found because of it."""
+    catalogue = load_catalogue()
+    labels = [entry for entry in catalogue if "noisy_labels" in entry.card.families][:2]
+    other = next(entry for entry in catalogue if "noisy_labels" not in entry.card.families)
+    for runs in (0, 1):
+        entries = [Listed(entry.card, i == runs) for i, entry in enumerate(labels)]
+        assert search("label noise", entries)[0] is entries[runs]
+    far = [Listed(labels[0].card, False), Listed(other.card, True)]
+    assert search(labels[0].card.title, far)[0] is far[0]
+
+
+def test_why_a_paper_was_found():
+    """Fails when the reason names a field that lacks the word, a word that was not asked for, or none."""
+    catalogue = load_catalogue()
+    found = search("mislabelled xylophone", catalogue)[0]
+    why = explain("mislabelled xylophone", found, catalogue)
+    words, _, field = why.partition(": ")
+    assert words == "mislabelled"
+    assert "mislabel" in fields(found.card)[field].lower()
+    assert explain("", found, catalogue) == ""
+    assert explain("qzxv", found, catalogue) == ""
+    assert explain("annotat", search("annotat", catalogue)[0], catalogue).startswith("annotat: ")

@@ -3,7 +3,7 @@
 import importlib
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from regularized.cli.checkout import needs_checkout
 from regularized.cli.comparing import compare
 from regularized.cli.errors import MEANING, CommandError, Exit, exit_of
 from regularized.cli.output import console, emit_json, emit_table, in_terminal, note
@@ -52,6 +53,7 @@ app: typer.Typer = typer.Typer(
     help="Published techniques for regularized training that work, compose, and are proven: every paper is a command.",
     epilog=f"Exit codes:\n\n{_CODES}\n\nIn a terminal the commands print tables, in a pipe tab-separated values.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -117,6 +119,7 @@ def papers(
         return
     from regularized.papers.card import FAMILIES
     from regularized.papers.catalogue import load_catalogue
+    from regularized.papers.search import explain
     from regularized.papers.search import search as look_up
 
     if family and family not in FAMILIES:
@@ -126,17 +129,24 @@ def papers(
         for entry in look_up(search, load_catalogue())
         if (not family or family in entry.card.families) and (entry.implemented or not implemented)
     ][:limit]
+    why = {entry.slug: explain(search, entry, load_catalogue()) for entry in found} if search.strip() else {}
     if as_json:
-        emit_json([entry.to_dict() for entry in found])
+        emit_json([entry.to_dict() | ({"matched": why[entry.slug]} if why else {}) for entry in found])
         return
     if not found:
         note("nothing found; try fewer or other words" if search else "nothing found")
-    if in_terminal():
-        rows = [[e.slug, e.card.date, _verdicts(e), e.card.problem] for e in found]
-        emit_table(["slug", "date", "evidence", "problem"], rows)
-        return
-    full = [[e.slug, e.card.title, e.card.date, e.implemented, _verdicts(e), e.card.problem] for e in found]
-    emit_table(["slug", "title", "date", "implemented", "evidence", "problem"], full)
+    columns: dict[str, Callable[[Entry], object]] = {
+        "slug": lambda entry: entry.slug,
+        "title": lambda entry: entry.card.title,
+        "date": lambda entry: entry.card.date,
+        "implemented": lambda entry: entry.implemented,
+        "evidence": _verdicts,
+        "problem": lambda entry: entry.card.problem,
+        "matched": lambda entry: why[entry.slug],
+    }
+    left_out = {"title", "implemented"} if in_terminal() else set()
+    shown = [name for name in columns if name not in left_out and (why or name != "matched")]
+    emit_table(shown, [[columns[name](entry) for name in shown] for entry in found])
 
 
 def _verdicts(entry: "Entry") -> str:
@@ -187,6 +197,9 @@ def reproduce(
     seeds: Annotated[
         int | None, typer.Option(min=1, help="How many of the declared seeds; default all. Fewer give no verdict.")
     ] = None,
+    arms: Annotated[
+        str, typer.Option(help="Only these arms, with commas; claims about others are not shown. Default all.")
+    ] = "",
     workers: Workers = None,
     fresh: Fresh = False,
     time_limit: TimeLimit = None,
@@ -210,6 +223,7 @@ def reproduce(
         entry.card.claims,
         scale=scale,
         seeds=seeds,
+        arms=[name.strip() for name in arms.split(",")] if arms else None,
         workers=workers,
         fresh=fresh,
         time_limit=time_limit,
@@ -243,13 +257,15 @@ def reproduce(
 
 
 def _print_claims(result: "ReproduceResult") -> None:
-    columns = ["claim", "baseline", "method", "effect", "low", "high", "smallest_effect", "unit", "verdict"]
+    from regularized.evidence.numbers import reason_text
+
+    columns = ["claim", "baseline", "method", "effect", "low", "high", "smallest_effect", "unit", "verdict", "reason"]
     rows = []
     for outcome in result.outcomes:
         claim = outcome.claim
         low, high = outcome.interval or (None, None)
         unit = "share" if claim.relative else claim.unit
-        measured = [outcome.effect, low, high, claim.smallest_effect, unit, outcome.verdict.value]
+        measured = [outcome.effect, low, high, claim.smallest_effect, unit, outcome.verdict.value, reason_text(outcome)]
         rows.append([claim.id, claim.baseline, claim.method, *measured])
     emit_table(columns, rows)
 
@@ -332,14 +348,13 @@ def conform(
         for row in rows:
             if row.note:
                 note(f"{row.slug} {row.case} {row.output}: {row.note}")
-    if not rows and not problems and not parts.broken:
+    if not rows and not problems and not parts.left_out:
         raise CommandError(
             f"nothing was compared: {golden or 'the catalogue'} has no golden file of these papers", Exit.NOT_FOUND
         )
     wrong = sum(not row.ok for row in rows)
     note(f"{len(rows) - wrong} of {len(rows)} outputs agree")
-    if wrong or problems or parts.broken:
-        raise typer.Exit(int(Exit.FAILED))
+    parts.end(failed=bool(wrong or problems))
 
 
 @app.command()
@@ -362,6 +377,8 @@ def contract(
 
     if module and (slug or save):
         raise CommandError("--module goes without SLUG and --save: it is about a module of yours", Exit.USAGE)
+    if save:
+        needs_checkout("contract --save")
     found: list[Outcome] = []
     parts = _Parts(slug, "contract")
     for name, subjects, exceptions, home in _subjects_of_module(module) if module else _subjects_of_papers(parts):
@@ -382,8 +399,7 @@ def contract(
         )
     counted = Counter(outcome.status for outcome in found)
     note(", ".join(f"{number} {status.replace('_', ' ')}" for status, number in counted.items()))
-    if counted["failed"] or parts.broken:
-        raise typer.Exit(int(Exit.FAILED))
+    parts.end(failed=bool(counted["failed"]))
 
 
 @app.command()
@@ -407,21 +423,31 @@ def bench(
     from regularized.evidence import bench_rows
     from regularized.evidence.bench import bench as measure
 
+    if save:
+        needs_checkout("bench --save")
     rows: list[bench_rows.BenchRow] = []
+
+    def keep(row: bench_rows.BenchRow) -> None:
+        rows.append(row)
+        note(f"{row.slug}: {row.size}: {row.ratio:.3f}")
+
     parts = _Parts(slug, "bench")
-    for entry, module in parts:
+    for entry, module in list(parts):  # all of them are loaded, and so found to be complete, before the first is timed
         implementation = entry.card.implementation
-        measured = measure(
-            entry.slug,
-            module.__name__,
-            floor=implementation.floor if implementation else None,
-            seconds=seconds,
-            processes=processes or (5 if save else 1),
-            threads=threads,
-            memory=memory,
-            on_row=lambda row: note(f"{row.slug}: {row.size}: {row.ratio:.3f}"),
-        )
-        rows += measured
+        try:
+            measured = measure(
+                entry.slug,
+                module.__name__,
+                floor=implementation.floor if implementation else None,
+                seconds=seconds,
+                processes=processes or (5 if save else 1),
+                threads=threads,
+                memory=memory,
+                on_row=keep,
+            )
+        except (RuntimeError, ImportError) as error:  # what is measured by then is shown all the same
+            parts.leave_out(entry.slug, error, what="failed")
+            continue
         for text in bench_rows.departures(measured, bench_rows.load(entry.folder / "bench.json")):
             note(f"{entry.slug}: {text}")
         if save:
@@ -458,8 +484,7 @@ def bench(
                 for r in rows
             ],
         )
-    if parts.broken:
-        raise typer.Exit(int(Exit.FAILED))
+    parts.end()
 
 
 @app.command()
@@ -473,6 +498,8 @@ def rates(
 
     With --comparison: how often `compare` recommends one of seven useless candidates.
     """
+    if save:
+        needs_checkout("rates --save")
     if comparison:
         _comparison_rates(repetitions, save=save, as_json=as_json)
         return
@@ -525,6 +552,7 @@ def ledger(
     from regularized.evidence.recording import check_committed, record
 
     entries = [entry for slug in slugs for entry in _entries(slug)] if slugs else _entries(None)
+    needs_checkout("ledger")
     for entry in entries:  # all of them before the first run, which may take hours
         check_committed(entry.slug, entry.module_name("experiment"))
     written: list[dict[str, str]] = []
@@ -610,12 +638,15 @@ class _Parts:
     Args:
         slug: the paper; None for all.
         part: which module of its folder.
+
+    Attributes:
+        left_out: exit code of what kept a paper from taking part, by slug.
     """
 
     def __init__(self, slug: str | None, part: str) -> None:
         self._slug, self._part = slug, part
         self._entries = _entries(slug)
-        self.broken: list[str] = []
+        self.left_out: dict[str, Exit] = {}
 
     def __iter__(self) -> Iterator[tuple["Entry", ModuleType]]:
         for entry in self._entries:
@@ -624,12 +655,24 @@ class _Parts:
             except Exception as error:
                 if self._slug is not None:
                     raise
-                note(
-                    f"error: {entry.slug} is left out, its {self._part} does not load: {type(error).__name__}: {error}"
-                )
-                self.broken.append(entry.slug)
+                self.leave_out(entry.slug, error)
             else:
                 yield entry, module
+
+    def leave_out(self, slug: str, error: Exception, *, what: str = "does not load") -> None:
+        """Go on without a paper, and say why."""
+        code = exit_of(error) or Exit.FAILED
+        self.left_out[slug] = code
+        if code is Exit.UNAVAILABLE:
+            note(f"error: {slug} is left out: {error}")
+        else:
+            note(f"error: {slug} is left out, its {self._part} {what}: {type(error).__name__}: {error}")
+
+    def end(self, *, failed: bool = False) -> None:
+        """End the command with its exit code: 1 where something failed, 4 where all that was amiss is not here."""
+        codes = {Exit.FAILED} if failed else set(self.left_out.values())
+        if codes:
+            raise typer.Exit(int(Exit.UNAVAILABLE if codes == {Exit.UNAVAILABLE} else Exit.FAILED))
 
 
 def _subjects_of_papers(parts: _Parts) -> Iterator[tuple[str, Sequence[Any], Mapping[str, str], str]]:

@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -108,16 +108,41 @@ def emit_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, titl
             print("\t".join(" ".join(_cell(value).split()) for value in row))
         sys.stdout.flush()
         return
+    from regularized.evidence.numbers import NARROW
+
+    cells = [[_cell(value) for value in row] for row in rows]
+    out = console()
+    wide = sum(max(map(len, column)) + 2 for column in zip(names, *cells))
+    if out.width < NARROW and wide > out.width:
+        _print_blocks(names, cells, title, out)
+        return
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for column, name in zip(columns, names, strict=True):
-        table.add_column(name, justify="right" if column.endswith(">") else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row))
-    console().print(table)
+        # Names are to be copied: what folds is the text beside them.
+        is_name = name in ("slug", "claim", "arm")
+        justify: Literal["right", "left"] = "right" if column.endswith(">") else "left"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=is_name)
+    for row in cells:
+        table.add_row(*map(Text, row))
+    out.print(table)
+
+
+def _print_blocks(names: Sequence[str], rows: Iterable[Sequence[str]], title: str, out: "Console") -> None:
+    """Each row as a block of lines, for a terminal in which the columns of a table would hold a word each."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    if title:
+        out.print(Text(title, style="italic"))
+    for first, *others in rows:
+        out.print(Text(first, style="bold"), soft_wrap=True)
+        for name, text in zip(names[1:], others, strict=True):
+            if text:
+                out.print(Padding(Text(f"{name}: ", style="dim").append(text, style="not dim"), (0, 0, 0, 2)))
 
 
 def _cell(value: object) -> str:

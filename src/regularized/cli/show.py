@@ -174,14 +174,16 @@ def _print_facts(facts: dict[str, str], console: "Console") -> None:
 
 
 def _print_claims(entry: Entry, console: "Console") -> None:
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
-    from regularized.evidence.numbers import effect_text, interval_text, number
+    from regularized.evidence.numbers import NARROW, effect_text, interval_text, number, reason_text
 
     if not entry.card.claims:
         return
     console.print("\n[bold]Claims[/]")
+    narrow = console.width < NARROW
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
@@ -197,10 +199,16 @@ def _print_claims(entry: Entry, console: "Console") -> None:
         details += [
             f"the paper: {number(r.baseline)} to {number(r.method)}, {r.setting} ({r.source})" for r in claim.reported
         ]
-        details += [text for text in (outcome.problem, claim.note) if text]
+        details += [text for text in (reason_text(outcome), claim.note) if text]
         verdict = Text(outcome.verdict.value, style=_STYLES[outcome.verdict])
-        grid.add_row(verdict, Text(claim.statement).append("".join(f"\n{text}" for text in details), style="dim"))
-    console.print(grid)
+        told = Text(claim.statement).append("".join(f"\n{text}" for text in details), style="dim")
+        if narrow:  # beside the longest verdict there would be no room
+            console.print(verdict)
+            console.print(Padding(told, (0, 0, 1, 2)))
+        else:
+            grid.add_row(verdict, told)
+    if not narrow:
+        console.print(grid)
     evidence = _evidence(entry)
     if evidence is not None:
         stale = " [yellow]The code has changed since.[/]" if evidence["stale"] else ""

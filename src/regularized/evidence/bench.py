@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from regularized.evidence.bench_rows import BenchRow
+from regularized.evidence.experiment import Unavailable
 
 __all__ = ["Workload", "bench"]
 
@@ -87,6 +88,7 @@ def bench(
 
     Raises:
         RuntimeError: a process ended without an answer; what it wrote to standard error says why.
+        Unavailable: a workload needs a package that is not installed.
         ValueError: ``processes`` is below 1.
     """
     from importlib import import_module
@@ -206,15 +208,25 @@ def _in_fresh_process(measure: Callable[..., Any], module_name: str, number: int
     process.start()
     send.close()
     try:
-        return receive.recv()
+        answer = receive.recv()
     except EOFError:
         raise RuntimeError(f"measuring workload {number} of {module_name} failed; see above") from None
     finally:
         process.join()
+    if isinstance(answer, Unavailable):
+        raise answer
+    return answer
 
 
 def _answer(send: Any, measure: Callable[..., Any], *arguments: Any) -> None:
-    send.send(measure(*arguments))
+    try:
+        send.send(measure(*arguments))
+    except Unavailable as error:
+        send.send(error)
+    except ImportError as error:  # of a package that is not here: told in a line, by who asked
+        if not (isinstance(error, ModuleNotFoundError) or "pip install" in str(error)):
+            raise
+        send.send(Unavailable(str(error)))
     send.close()
 
 

@@ -16,6 +16,7 @@ and, where they are needed::
     TUNING = Tuning(...)                             how settings were chosen: the same number of trials for each arm
     UNREPEATABLE = {"seconds"}                       metrics that differ from run to run, such as times
     DISPLAY = {"show"}                               settings that decide what is drawn, and no number
+    PACKAGES = {"peft": "peft"}                      packages that a run imports, with the extra that installs each
 
 There is one rule for settings, :func:`resolve`: ``DEFAULTS < SCALES[scale] < ARMS[arm] < PUBLISHED[scale][arm] <
 overrides``, each winning over what stands before it. ``run`` gets the result, and the result is what is stored, shown

@@ -3,9 +3,12 @@
 import math
 from collections.abc import Callable, Sequence
 
-from regularized.evidence.claims import Claim, Outcome
+from regularized.evidence.claims import Claim, Outcome, Verdict
 
-__all__ = ["aligned", "effect_text", "interval_text", "number"]
+__all__ = ["NARROW", "aligned", "effect_text", "interval_text", "number", "reason_text"]
+
+NARROW = 90
+"""Columns of a terminal below which what is a table otherwise stands one below the other."""
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -65,3 +68,19 @@ def interval_text(claim: Claim, outcome: Outcome) -> str:
     factor = 100 if claim.relative else 1
     low, high = (number(factor * end, 3) for end in outcome.interval)
     return f"[{low}, {high}]"
+
+
+def reason_text(outcome: Outcome) -> str:
+    """Why a claim has no verdict; empty where it has one.
+
+    Examples:
+        >>> claim = Claim("c", "s", "m", "higher", "a", "b", smallest_effect=2.0, unit="points")
+        >>> reason_text(Outcome(claim, Verdict.OPEN, effect=2.1))
+        'surely neither at least +2 points nor less: more seeds would tell'
+        >>> reason_text(Outcome(claim, Verdict.HOLDS, effect=5.0))
+        ''
+    """
+    if outcome.problem or outcome.verdict is not Verdict.OPEN:
+        return outcome.problem
+    least = effect_text(outcome.claim, outcome.claim.smallest_effect)
+    return f"surely neither at least {least} nor less: more seeds would tell"

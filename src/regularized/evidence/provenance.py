@@ -1,6 +1,7 @@
 """What produced a measurement: the code it depends on, the versions, the machine, the commit.
 
-Public names: :func:`code_key`, :func:`closure`, :func:`versions`, :func:`environment`, :func:`checkout_state`.
+Public names: :func:`code_key`, :func:`closure`, :func:`versions`, :func:`environment`, :func:`checkout_state`,
+:func:`is_checkout`.
 
 Rows of the store are reused only when the code is the same. "The code" is the experiment's module and every function,
 class and constant of this package that it can reach, found by reading, not by running. Comments, docstrings and layout
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 
 from regularized._version import __version__
 
-__all__ = ["CheckoutState", "checkout_state", "closure", "code_key", "environment", "versions"]
+__all__ = ["CheckoutState", "checkout_state", "closure", "code_key", "environment", "is_checkout", "versions"]
 
 _ROOT = "regularized"
 _PACKAGE = Path(__file__).parents[1]
@@ -117,6 +118,17 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def is_checkout(package: Path | None = None) -> bool:
+    """Whether the package runs from a git checkout of its own, and not from an installation.
+
+    Args:
+        package: folder of the package; default where this one was imported from.
+    """
+    package = (package or _PACKAGE).resolve()
+    # Ours is a checkout only with this layout; a wheel inside somebody's own repository is not.
+    return package.parent.name == "src" and (package.parents[1] / ".git").exists()
+
+
 def checkout_state(files: Iterable[Path], package: Path | None = None) -> CheckoutState:
     """Commit of the checkout that the package runs from, and whether any of ``files`` differs from it.
 
@@ -129,8 +141,7 @@ def checkout_state(files: Iterable[Path], package: Path | None = None) -> Checko
     """
     package = (package or _PACKAGE).resolve()
     top = package.parents[1]
-    # Ours is a checkout only with this layout; a wheel inside somebody's own repository is not.
-    if package.parent.name != "src" or not (top / ".git").exists():
+    if not is_checkout(package):
         return CheckoutState("", False)
     paths = [path.resolve() for path in files]
     outside = any(not path.is_relative_to(top) for path in paths)
@@ -173,7 +184,9 @@ def _cpu() -> str:
 
 _WHOLE = "*"  # in place of a name: all of a module
 _RUN = "run"
-_TABLES = frozenset({"DEFAULTS", "SCALES", "ARMS", "PUBLISHED", "TUNING", "SEEDS", "UNREPEATABLE", "DISPLAY"})
+_TABLES = frozenset(
+    {"DEFAULTS", "SCALES", "ARMS", "PUBLISHED", "TUNING", "SEEDS", "UNREPEATABLE", "DISPLAY", "PACKAGES"}
+)
 _Reference = tuple[str, str]  # module and name in it, or _WHOLE
 
 

@@ -21,7 +21,7 @@ from regularized.evidence import pictures
 from regularized.evidence._html import page
 from regularized.evidence._plots import save_curves
 from regularized.evidence.claims import Outcome, Verdict
-from regularized.evidence.numbers import aligned, effect_text, interval_text
+from regularized.evidence.numbers import NARROW, aligned, effect_text, interval_text, reason_text
 from regularized.evidence.results import ReproduceResult
 from regularized.evidence.store import home
 
@@ -109,32 +109,14 @@ def print_table(result: ReproduceResult, console: "Console") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    verdicts = Table(
-        title=Text(f"{result.slug}, {result.scale} scale, {len(result.seeds)} seeds"), title_justify="left"
-    )
-    for heading, right in (
-        ("claim", False),
-        ("arms", False),
-        ("effect", True),
-        ("95 % interval", True),
-        ("counts from", True),
-    ):
-        verdicts.add_column(heading, justify="right" if right else "left", overflow="fold")
-    verdicts.add_column("verdict", no_wrap=True)
-    for outcome in result.outcomes:
-        claim = outcome.claim
-        verdicts.add_row(
-            Text(claim.statement),
-            Text(f"{claim.method} over {claim.baseline}"),
-            Text(effect_text(claim, outcome.effect)),
-            Text(interval_text(claim, outcome)),
-            Text(effect_text(claim, claim.smallest_effect)),
-            Text(outcome.verdict.value, style=_STYLES[outcome.verdict]),
-        )
-    console.print(verdicts)
-    for problem in dict.fromkeys(outcome.problem for outcome in result.outcomes if outcome.problem):
-        ids = ", ".join(outcome.claim.id for outcome in result.outcomes if outcome.problem == problem)
-        console.print(Text(f"{ids}: {problem}", style="yellow"))
+    heading = f"{result.slug}, {result.scale} scale, {len(result.seeds)} seeds"
+    if console.width < NARROW:
+        _print_claims_one_by_one(result, heading, console)
+    else:
+        _print_claims_side_by_side(result, heading, console)
+    for reason in dict.fromkeys(filter(None, map(reason_text, result.outcomes))):
+        ids = ", ".join(outcome.claim.id for outcome in result.outcomes if reason_text(outcome) == reason)
+        console.print(Text(f"{ids}: {reason}", style="yellow"))
     if result.runs:
         # Of the metrics those that are judged; a screen has no room for all, the page has.
         judged = list(dict.fromkeys(outcome.claim.metric for outcome in result.outcomes)) or result.metrics
@@ -160,6 +142,52 @@ def print_table(result: ReproduceResult, console: "Console") -> None:
         console.print(
             f"{result.reused} of {len(result.runs)} runs were made by earlier calls (same code, settings, versions)."
         )
+
+
+def _print_claims_side_by_side(result: ReproduceResult, heading: str, console: "Console") -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    verdicts = Table(title=Text(heading), title_justify="left")
+    for name, right in (
+        ("claim", False),
+        ("arms", False),
+        ("effect", True),
+        ("95 % interval", True),
+        ("counts from", True),
+    ):
+        verdicts.add_column(name, justify="right" if right else "left", overflow="fold")
+    verdicts.add_column("verdict", no_wrap=True)
+    for outcome in result.outcomes:
+        claim = outcome.claim
+        verdicts.add_row(
+            Text(claim.statement),
+            Text(f"{claim.method} over {claim.baseline}"),
+            Text(effect_text(claim, outcome.effect)),
+            Text(interval_text(claim, outcome)),
+            Text(effect_text(claim, claim.smallest_effect)),
+            Text(outcome.verdict.value, style=_STYLES[outcome.verdict]),
+        )
+    console.print(verdicts)
+
+
+def _print_claims_one_by_one(result: ReproduceResult, heading: str, console: "Console") -> None:
+    """Each claim as a block of lines: six columns of one word each are no table."""
+    from rich.text import Text
+
+    console.print(Text(heading, style="italic"))
+    for outcome in result.outcomes:
+        claim = outcome.claim
+        console.print()
+        console.print(Text(outcome.verdict.value, style=_STYLES[outcome.verdict]), Text(claim.id, style="bold"))
+        console.print(Text(claim.statement))
+        console.print(
+            Text(
+                f"{claim.method} over {claim.baseline}: {effect_text(claim, outcome.effect)} "
+                f"{interval_text(claim, outcome)}, counts from {effect_text(claim, claim.smallest_effect)}"
+            )
+        )
+    console.print()
 
 
 class ReportError(RuntimeError):

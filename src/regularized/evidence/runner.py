@@ -10,10 +10,11 @@ The result goes to :mod:`regularized.evidence.report` (``write``, ``to_json``, `
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -25,6 +26,7 @@ from regularized.evidence.progress import Display, display
 from regularized.evidence.provenance import checkout_state, closure, code_key, cores, environment, versions
 from regularized.evidence.results import Failure, ReproduceResult, TuningResult, outcomes, rank_trials
 from regularized.evidence.store import Run, Store, canonical
+from regularized.mechanisms.surgery import close_names
 
 __all__ = ["Interrupted", "reproduce", "run_jobs", "tune"]
 
@@ -54,6 +56,7 @@ def reproduce(
     *,
     scale: str = "laptop",
     seeds: int | None = None,
+    arms: Sequence[str] | None = None,
     workers: int | None = None,
     store: Store | None = None,
     fresh: bool = False,
@@ -71,6 +74,8 @@ def reproduce(
         claims: what to judge.
         scale: ``"smoke"``, ``"laptop"`` (default) or ``"paper"``.
         seeds: how many of the declared seeds, from the first on; default all. With fewer every claim stays open.
+        arms: only these arms, in the experiment's order; default all. Claims about others are left out of the result,
+            but count in the correction for the number of claims.
         workers: parallel processes of one thread each; default one for each usable core.
         store: where runs are kept; default the user's store.
         fresh: make runs again that are in the store already.
@@ -79,8 +84,8 @@ def reproduce(
 
     Raises:
         Unavailable: data, a package or hardware of this scale is missing.
-        ValueError: the scale or an arm of a claim does not exist, or more seeds are asked for than the experiment
-            declares.
+        ValueError: the scale, an arm or an arm of a claim does not exist, or more seeds are asked for than the
+            experiment declares.
         Interrupted: Ctrl-C; finished runs are kept.
         StoreError: the store cannot be used.
         RuntimeError: the experiment cannot be loaded in a process of its own.
@@ -89,7 +94,8 @@ def reproduce(
     experiment = _load(module_name)
     wanted = _seeds(seeds, experiment)
     _check(experiment, module_name, scale, claims)
-    jobs = [Job(arm, seed, scale) for seed in wanted for arm in experiment.ARMS]
+    chosen = _chosen(arms, experiment, module_name)
+    jobs = [Job(arm, seed, scale) for seed in wanted for arm in chosen]
     with nullcontext(store) if store is not None else Store() as opened:
         runs, failures, reused = _run_matrix(
             slug, module_name, experiment, jobs, workers, opened, fresh, progress, time_limit
@@ -98,13 +104,14 @@ def reproduce(
     declared = seeds_of(experiment).count
     short = "" if len(wanted) == declared else f"{len(wanted)} of the {declared} declared seeds: a look, not a verdict"
     about = describe_arms(experiment, scale)
+    judged = outcomes(claims, runs, seeds=wanted, scale=scale, about=about, problem=short)
     return ReproduceResult(
         slug=slug,
         module_name=module_name,
         scale=scale,
         seeds=wanted,
-        arms=tuple(experiment.ARMS),
-        outcomes=outcomes(claims, runs, seeds=wanted, scale=scale, about=about, problem=short),
+        arms=chosen,
+        outcomes=tuple(o for o in judged if {o.claim.baseline, o.claim.method} <= set(chosen)),
         runs=tuple(runs),
         failures=tuple(failures),
         notes=tuple(_notes(runs, failures, claims, wanted)),
@@ -395,7 +402,24 @@ def _seeds(seeds: int | None, experiment: ModuleType) -> tuple[int, ...]:
     return declared.numbers[:count]
 
 
+def _chosen(arms: Sequence[str] | None, experiment: ModuleType, module_name: str) -> tuple[str, ...]:
+    """The arms to be run, in the order of the experiment."""
+    if arms is None:
+        return tuple(experiment.ARMS)
+    if unknown := [arm for arm in arms if arm not in experiment.ARMS]:
+        near = close_names(unknown, list(experiment.ARMS))
+        raise ValueError(f"{module_name} has no arm {', '.join(map(repr, unknown))}; {near}")
+    if not arms:
+        raise ValueError(f"no arm is asked for; there are {list(experiment.ARMS)}")
+    return tuple(arm for arm in experiment.ARMS if arm in arms)
+
+
 def _check(experiment: ModuleType, module_name: str, scale: str, claims: Sequence[Claim]) -> None:
+    """Refuse what cannot be run, before the first run."""
+    packages: Mapping[str, str] = getattr(experiment, "PACKAGES", {})
+    if missing := [package for package in packages if not _is_installed(package)]:
+        extras = ",".join(sorted({packages[package] for package in missing}))
+        raise Unavailable(f'{module_name} needs {", ".join(missing)}: pip install "regularized[{extras}]"')
     if scale not in experiment.SCALES:
         raise ValueError(f"{module_name} has no scale {scale!r}; it has {list(experiment.SCALES)}")
     for claim in claims:
@@ -405,6 +429,13 @@ def _check(experiment: ModuleType, module_name: str, scale: str, claims: Sequenc
                     f"claim {claim.id!r} compares arm {arm!r}, which {module_name} does not have; it has "
                     f"{list(experiment.ARMS)}"
                 )
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ImportError:
+        return False
 
 
 def _notes(

@@ -9,7 +9,7 @@ SQLite's FTS5 does it, in memory: BM25 over the fields of a card, each with a we
 import difflib
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 
 from regularized.papers.card import FAMILIES, Card
 
-__all__ = ["WEIGHTS", "Question", "fields", "nearest_word", "rank", "search", "with_joined"]
+__all__ = ["RUNNABLE", "WEIGHTS", "Question", "explain", "fields", "nearest_word", "rank", "search", "with_joined"]
 
 # Weight of each field in BM25. What a person in need would type comes first; a word deep in the summary says little.
 WEIGHTS: Mapping[str, float] = {
@@ -31,6 +31,9 @@ WEIGHTS: Mapping[str, float] = {
     "summary": 1.0,
     "names": 4.0,
 }
+
+# Who searches wants to run what is found: a paper with code comes first unless another fits more than twice as well.
+RUNNABLE = 2.0
 
 # A pair of neighbours is rarer than its words, and BM25 values it as highly as a rare word; half of that is plenty.
 PAIR_WEIGHT = 0.5
@@ -62,8 +65,9 @@ def search(query: str, entries: Iterable[_Entry], *, limit: int | None = None) -
     """Papers that fit a question, best first.
 
     Any text is a question: there is no syntax, and quotation marks or operators mean nothing. A paper need not contain
-    every word; those that contain more of them, more often, and in the weightier fields come first. The last word may
-    be unfinished, and a word that occurs nowhere is taken for its nearest spelling.
+    every word; those that contain more of them, more often, and in the weightier fields come first, and those that can
+    be run before those that cannot, unless these fit more than twice as well. The last word may be unfinished, and a
+    word that occurs nowhere is taken for its nearest spelling.
 
     Args:
         query: the question.
@@ -90,8 +94,42 @@ def search(query: str, entries: Iterable[_Entry], *, limit: int | None = None) -
     if query.strip():
         index = _index(found)
         scores = rank(Question.parse(query), index.hits, index.match)
+        scores = {n: score * (RUNNABLE if _runs(found[n]) else 1.0) for n, score in scores.items()}
         found = tuple(found[number] for number in sorted(scores, key=lambda number: (-scores[number], number)))
     return list(found[:limit])
+
+
+def explain(query: str, entry: _HasCard, entries: Iterable[_HasCard]) -> str:
+    """Why a paper was found: the words of the question that it has, by field, the weightiest field first.
+
+    Args:
+        query: the question.
+        entry: the paper.
+        entries: where it was searched for.
+
+    Returns:
+        Such as ``"labels, wrong: searches; noise: tags"``; empty where nothing was asked, or nothing matches.
+
+    Examples:
+        >>> from regularized.papers.catalogue import find, load_catalogue
+        >>> explain("wrong labels", find("early_learning"), load_catalogue())
+        'wrong, labels: searches'
+    """
+    found = tuple(entries)
+    if not query.strip() or entry not in found:
+        return ""
+    index, number = _index(found), found.index(entry)
+    where: dict[str, list[str]] = {}
+    question = Question.parse(query)
+    for position, word in enumerate(question.words):
+        if field := index.field_of(word, number, unfinished=position == len(question.words) - 1):
+            where.setdefault(field, []).append(word)
+    ordered = sorted(where, key=lambda field: -WEIGHTS[field])
+    return "; ".join(f"{', '.join(where[field])}: {field}" for field in ordered)
+
+
+def _runs(entry: object) -> bool:
+    return bool(getattr(entry, "implemented", False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,12 +233,23 @@ class _Index:
 
     def hits(self, word: str, unfinished: bool) -> Mapping[int, float]:
         """Scores of the cards that hold a word: as it is, as a beginning, or in its nearest spelling."""
-        hits = self.match(f'"{word}"')
-        if not hits and unfinished and len(word) >= 3:
-            hits = self.match(f'"{word}"*')
-        if not hits and (near := nearest_word(word, self._vocabulary)):
-            hits = self.match(f'"{near}"')
-        return hits
+        return next(filter(None, map(self.match, self._readings(word, unfinished))), {})
+
+    def field_of(self, word: str, number: int, *, unfinished: bool) -> str:
+        """The weightiest field of a card that holds a word; empty where none does."""
+        reading = next((reading for reading in self._readings(word, unfinished) if self.match(reading)), "")
+        for field in sorted(WEIGHTS, key=lambda field: -WEIGHTS[field]) if reading else ():
+            if number in self.match(f"{{{field}}} : {reading}"):
+                return field
+        return ""
+
+    def _readings(self, word: str, unfinished: bool) -> Iterator[str]:
+        """What a word may mean: itself, a beginning, its nearest spelling; what comes later only if all before fail."""
+        yield f'"{word}"'
+        if unfinished and len(word) >= 3:
+            yield f'"{word}"*'
+        if near := nearest_word(word, self._vocabulary):
+            yield f'"{near}"'
 
     def match(self, expression: str) -> Mapping[int, float]:
         """Scores of the cards that match an FTS5 expression."""

@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, String, bindparam, column, func, literal_column, select, table, text
 from sqlalchemy.orm import Session
 
-from regularized.papers.search import WEIGHTS, Question, nearest_word, rank
+from regularized.papers.search import RUNNABLE, WEIGHTS, Question, nearest_word, rank
 from regularized.site.meaning import Meaning
 from regularized.site.models import Paper, SearchWord
 from regularized.site.queries import PER_PAGE, Filters, Page, list_papers, shown
@@ -71,7 +71,8 @@ def find(
     conditions = filters.conditions()
     kind = _Sqlite if session.get_bind().dialect.name == "sqlite" else _Postgresql
     words = kind(session, Question.parse(query[:400]), conditions)
-    scores = words.scores()
+    runnable = set(session.scalars(select(Paper.id).where(Paper.runs)))
+    scores = {number: score * (RUNNABLE if number in runnable else 1.0) for number, score in words.scores().items()}
     if meaning is not None:
         near = _only(session, meaning.nearest(session, query[:400], _NEAREST), conditions)
         scores = _joined(scores, near)

@@ -61,6 +61,7 @@ SEEDS = Seeds(
     "became Fashion-MNIST's, each seed's own.",
 )
 
+PACKAGES = {"peft": "peft"}
 SCALES: dict[str, dict[str, Any]] = {
     "smoke": {"images": "digits", "pretrain_steps": 30, "steps": 6, "measure_every": 3},
     # Ours: the few-shot protocol of the paper (16 shots, half of the classes) shrunk to runs of two seconds.

@@ -42,6 +42,7 @@ from regularized.fine_tuning.lfu.regularizer import LfU
 from regularized.mechanisms.ascent import ascent_direction, moved
 from regularized.training.progress import Progress, cosine, warmup
 
+PACKAGES = {"peft": "peft"}
 SCALES: dict[str, dict[str, Any]] = {
     "smoke": {
         "data": "digits",

@@ -45,6 +45,7 @@ DEFAULTS: Mapping[str, Any] = {
     "model": "mlp",
 }
 
+PACKAGES = {"peft": "peft"}
 SCALES: Mapping[str, Mapping[str, Any]] = {
     "smoke": {
         "data": "digits",

@@ -47,6 +47,7 @@ _LAPTOP: dict[str, Any] = {
     "digits_steps": 300,  # as our sheet's trial
     "base_steps": 800,
 }
+PACKAGES = {"peft": "peft"}
 SCALES: dict[str, dict[str, Any]] = {
     "smoke": {"model": "tiny", "steps": 6, "length": 32, "digits_steps": 12, "base_steps": 60},
     "tuning": {**_LAPTOP, "steps": 10, "evaluation": 2, "validation": 8},

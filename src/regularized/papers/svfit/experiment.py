@@ -37,6 +37,7 @@ from regularized.papers.svfit.published import run_published
 from regularized.papers.svfit.vision import enlarged, photo_crops, split_network
 from regularized.training.progress import Progress, cosine, warmup
 
+PACKAGES = {"peft": "peft"}
 SCALES: dict[str, dict[str, Any]] = {
     "smoke": {"base_steps": 20, "steps": 4, "every": 2, "side": 16, "vision": "small", "vision_steps": 4},
     # Ours; the digits as in a trial that preceded the card's claims (400 steps of 64).
