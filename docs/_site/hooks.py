@@ -9,6 +9,7 @@ Markers in a page:
 - ``{{ rates }}``: how often the rule for verdicts errs, and what it sees, from the saved simulation;
 - ``{{ comparison_rates }}``: how often `compare` recommends the useless, from the saved simulation;
 - ``{{ recipes }}``: how each paper takes part in comparisons on anybody's data, or why it cannot;
+- ``{{ example:NAME }}``: what `regularized compare --json` said, from ``docs/examples/NAME.json``;
 - ``{{ contract }}``: the checks of the contract, and what came of them for each paper, from the saved outcomes;
 - ``{{ catalogue }}``: all papers by problem.
 
@@ -16,6 +17,7 @@ A marker that names an unknown paper fails the build. One whose measurements do 
 """
 
 import inspect
+import json
 import logging
 import re
 import tempfile
@@ -41,10 +43,11 @@ from regularized.papers.comparison import candidates, without_recipe
 
 log = logging.getLogger("mkdocs.hooks.regularized")
 
-_KINDS = "evidence|bench|cheaper|comparison_rates|compare|catalogue|contract|rates|recipes"
+_KINDS = "evidence|bench|cheaper|comparison_rates|compare|catalogue|contract|example|rates|recipes"
 _MARKER = re.compile(rf"\{{\{{ *(?P<kind>{_KINDS})(?::(?P<slug>[a-z_0-9]+))? *\}}\}}")
 _ROOT = Path(__file__).parents[2]
-_FIRST = ["index.md", "use", "evidence.md", "contract.md", "command_line.md", "papers.md"]
+_FIRST = ["index.md", "use", "examples", "evidence.md", "contract.md", "command_line.md", "papers.md"]
+_SECTIONS = {"use": "Use it", "examples": "Worked examples"}
 _LAST = ["new_paper.md", "architecture.md", "contributing.md", "changelog.md"]
 _INCLUDED = {"architecture.md": "ARCHITECTURE.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 
@@ -77,7 +80,7 @@ def on_nav(nav, config: MkDocsConfig, files: Files):
 
     items: list = []
     for name in _FIRST:
-        items += [pages[name]] if name in pages else section("Use it", name)
+        items += [pages[name]] if name in pages else section(_SECTIONS[name], name)
     items += section("Techniques", "techniques") + section("Papers", "papers") + section("Reference", "reference")
     items += [pages[name] for name in _LAST if name in pages]
     flat: list[Page] = []
@@ -108,6 +111,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return _comparison_rates()
         if match["kind"] == "recipes":
             return _recipes(up)
+        if match["kind"] == "example":
+            return _example(match["slug"])
         if match["kind"] == "compare":
             return _compare(match["slug"], up)
         return {"evidence": _evidence, "bench": _bench}[match["kind"]](find(match["slug"]), up)
@@ -210,6 +215,32 @@ def _comparison_rates() -> str:
     rows = [[r.case, str(r.splits), r.rule, f"{100 * r.share:.1f} %", str(r.repetitions)] for r in rates]
     heads = ["what is true", "splits", "rule", "recommends something", "simulated"]
     return _table(heads, rows, right=frozenset({1, 3, 4}))
+
+
+def _example(name: str) -> str:
+    """A saved comparison: what was compared, the table, and what is recommended."""
+    path = _ROOT / "docs" / "examples" / f"{name}.json"
+    if not path.is_file():
+        return f"*Not run yet: `{path.name}` is what the command above writes.*"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    metric, guards = found["metric"], list(found["arms"][0]["guards"])
+    rows = []
+    for arm in found["arms"]:
+        mean = sum(arm["values"]) / len(arm["values"])
+        judged = ["", "", ""]
+        if arm["effect"] is not None:
+            low, high = (number(end, 3) for end in arm["interval"])
+            judged = [f"{arm['effect']:+.3g}", f"{low} to {high}", f"{arm['p_value']:.3f}"]
+        marks = [number(arm["guards"][guard]) + ("!" if guard in arm["worse"] else "") for guard in guards]
+        rows.append([f"`{arm['name']}`", number(mean), *judged, *marks, f"{arm['cost_ratio']:.2f} x"])
+    heads = ["", f"{metric['name']} ({metric['unit']})", "better by", "95 % interval", "p", *guards, "step"]
+    parts = ", ".join(f"{size} {part}" for part, size in found["data"]["sizes"].items())
+    return (
+        f"{found['data']['name']} ({parts}); {found['model']}; {found['epochs']} epochs, {found['trials']} trials for "
+        f"each arm in each of {found['splits']} splits.\n\n"
+        + _table(heads, rows, right=frozenset(range(1, len(heads))))
+        + f"\n\n**{found['recommendation']['sentence']}**"
+    )
 
 
 def _recipes(up: str) -> str:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from regularized.evidence.comparison import Candidate, Need, Problem, Recipe, compare_problem
+from regularized.evidence.comparison import Candidate, Need, Problem, Recipe, compare_problem, fit_boosted_trees
 from regularized.evidence.comparison.baselines import RECIPES as BASELINES
+from regularized.evidence.comparison.cost import measure_costs
 from regularized.evidence.comparison.experiment import train
 from regularized.evidence.comparison.matrix import entry_of
 from regularized.evidence.comparison.problem import save
@@ -312,6 +313,32 @@ def test_regression(candidate):
     assert measured["judge_r2"] > (0.3 if candidate.recipe.name != "dropout" else 0.0)
     assert measured["judge_rmse"] < 6.5
     assert math.isfinite(measured["validation_mae"])
+
+
+def test_trees_know_the_classes_that_a_split_lacks():
+    """Fails when a class without a training sample moves the columns of the others, or is infinitely unlikely."""
+    x = torch.tensor([[0.0], [1.0]]).repeat(60, 1)
+    trees = fit_boosted_trees(x, (2 * x[:, 0]).long(), 3)
+    output = trees(torch.tensor([[0.0], [1.0]]))
+    assert output.argmax(dim=1).tolist() == [0, 2]
+    assert output[:, 1].isfinite().all()
+    with pytest.raises(ValueError, match=r"need a table, .* shape \(120, 1, 1\)"):
+        fit_boosted_trees(x[:, :, None], x[:, 0].long(), 2)
+
+
+def test_what_knows_no_steps_is_timed_whole(monkeypatch):
+    """Fails when trees on the few rows of a short training stand for trees on all, and a budget buys too much."""
+    data = problem(samples=2000)
+    base = {"data": str(save(data)), "model": {"reference": "", "code": ""}, "epochs": 7, "batch_size": 32}
+    entries = [entry_of((c,), 1) for c in ALL if c.recipe.name in ("plain", "boosted_trees")]
+    seen = set()
+
+    def record(s, seed, problem, inputs, targets):
+        seen.add((s["recipes"][0][0].split(":")[1], s["epochs"], len(inputs["train"]) == len(targets["train"]) == 1200))
+
+    monkeypatch.setattr("regularized.evidence.comparison.cost.train", record)
+    measure_costs(data, {entry.name: entry.settings(base, 0) for entry in entries})
+    assert seen == {("plain", 2, False), ("boosted_trees", 7, True)}
 
 
 def adds(recipe):

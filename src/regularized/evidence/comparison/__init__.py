@@ -5,6 +5,7 @@ declare to take part: :class:`Recipe`.
 """
 
 from regularized.evidence.comparison.baselines import MixupLoss
+from regularized.evidence.comparison.boosted_trees import fit_boosted_trees
 from regularized.evidence.comparison.comparing import compare_problem
 from regularized.evidence.comparison.matrix import Candidate
 from regularized.evidence.comparison.models import default_model
@@ -33,5 +34,6 @@ __all__ = [
     "all_samples",
     "compare_problem",
     "default_model",
+    "fit_boosted_trees",
     "problem_of",
 ]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regularized.evidence.comparison.boosted_trees import RECIPE as BOOSTED_TREES
 from regularized.evidence.comparison.recipe import ANY_PROBLEM, Code, Need, Recipe, Settings, Setup, Task, last_linear
 from regularized.evidence.comparison.space import Log, Uniform
 from regularized.mechanisms.mixup import Mix, draw_mix
@@ -136,4 +137,5 @@ RECIPES = (
             terms={"task": 'MixupLoss({alpha}, task="{kind}")'},
         ),
     ),
+    BOOSTED_TREES,
 )

@@ -13,6 +13,7 @@ import torch
 
 from regularized.evidence.comparison.experiment import train
 from regularized.evidence.comparison.problem import Problem, Units
+from regularized.evidence.comparison.recipe import load_recipe
 from regularized.training.finite import NonFiniteLoss
 
 __all__ = ["Cost", "measure_costs"]
@@ -34,7 +35,7 @@ class Cost(NamedTuple):
 
 
 def measure_costs(problem: Problem, settings: Mapping[str, Mapping[str, Any]], *, baseline: str = "plain") -> Cost:
-    """Time short trainings of all arms in turns.
+    """Time short trainings of all arms in turns; whole ones of those that know no steps, shared out over plain steps.
 
     Args:
         problem: the problem.
@@ -44,19 +45,24 @@ def measure_costs(problem: Problem, settings: Mapping[str, Mapping[str, Any]], *
     Raises:
         Exception: what an arm raises when it cannot be trained on this problem.
     """
-    batch_size = settings[baseline]["batch_size"]
+    batch_size, epochs = settings[baseline]["batch_size"], settings[baseline]["epochs"]
+    whole = {arm for arm, of in settings.items() if not all(load_recipe(r).by_steps for r, _ in of["recipes"])}
     inputs, targets = problem.prepared(problem.split(0))
     rows = slice(0, min(len(inputs["train"]), _STEPS // 2 * batch_size))
     units = Units.of(targets["train"])
     short = {**inputs, "train": inputs["train"][rows]}
-    labels = {part: units.scaled(y) for part, y in {**targets, "train": targets["train"][rows]}.items()}
+    scaled = {part: units.scaled(y) for part, y in targets.items()}
     steps = 2 * -(-len(short["train"]) // batch_size)  # two epochs: some techniques do something else in the second
 
     def seconds(arm: str) -> float:
         start = time.perf_counter()
         with suppress(NonFiniteLoss):  # a trial that diverges is a result of the comparison, not of this
-            train({**settings[arm], "epochs": 2}, 0, problem, short, labels)
-        return time.perf_counter() - start
+            if arm in whole:
+                train(settings[arm], 0, problem, inputs, scaled)
+            else:
+                train({**settings[arm], "epochs": 2}, 0, problem, short, {**scaled, "train": scaled["train"][rows]})
+        spent = time.perf_counter() - start
+        return spent * steps / (epochs * -(-len(inputs["train"]) // batch_size)) if arm in whole else spent
 
     with _one_thread():
         for arm in settings:

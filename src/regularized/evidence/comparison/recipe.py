@@ -45,6 +45,7 @@ class Need(StrEnum):
     IMAGES = "square images"
     LINEAR_HEAD = "a last layer that is nn.Linear"
     CONVOLUTIONS = "a network with convolutions"
+    TABLE = "a row of numbers for each sample"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,7 @@ class Recipe:
         prepare: changes the network before the training, and returns it.
         fit: the whole training; returns the network that predicts.
         epochs: name of the setting that is the share of the epochs to be trained; default none, all of them.
+        by_steps: whether it is trained in the steps of all others; if not, whole trainings are timed. Default yes.
         code: the same for a person to use.
 
     Raises:
@@ -152,6 +154,7 @@ class Recipe:
     prepare: Callable[[nn.Module, Setup, Settings], nn.Module] | None = None
     fit: Callable[[Fitting], nn.Module] | None = None
     epochs: str | None = None
+    by_steps: bool = True
     code: Code = field(default_factory=Code)
 
     def __post_init__(self) -> None:
@@ -179,6 +182,7 @@ class Recipe:
             Need.IMAGES: not square,
             Need.LINEAR_HEAD: last_linear(model) is None,
             Need.CONVOLUTIONS: nn.Conv2d not in kinds,
+            Need.TABLE: len(input_shape) != 1,
         }
         found += [f"it needs {need.value}" for need in sorted(self.needs) if lacks[need]]
         return found
