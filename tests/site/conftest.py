@@ -64,8 +64,8 @@ def client(app) -> TestClient:
 
 
 @pytest.fixture
-def outbox(settings) -> Outbox:
-    return Outbox(settings.outbox)
+def outbox(site) -> Outbox:
+    return Outbox(site)
 
 
 @pytest.fixture

@@ -11,7 +11,9 @@ from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from regularized.site.models import Paper, VerdictChange
+from regularized.site.outbox import deliver_due
 from regularized.site.settings import Settings
+from regularized.site.state import Site
 
 START = 1_790_000_000
 URL = "http://testserver"
@@ -42,13 +44,14 @@ def settings_in(folder: Path, **options) -> Settings:
 
 
 class Outbox:
-    """Messages in the outbox folder, oldest first."""
+    """Messages in the outbox folder, oldest first; what is due goes there when somebody looks."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, site: Site) -> None:
+        self.site = site
 
     def messages(self) -> list[EmailMessage]:
-        files = sorted(self.folder.glob("*.eml"))
+        deliver_due(self.site)
+        files = sorted(self.site.settings.outbox.glob("*.eml"))
         return [email.message_from_bytes(file.read_bytes(), policy=policy) for file in files]
 
     def link(self, part: str) -> str:

@@ -20,12 +20,12 @@ from regularized.papers.catalogue import load_catalogue
 from regularized.papers.search import search
 from regularized.site.app import create_app
 from regularized.site.database import open_database
-from regularized.site.digest import send_digests
+from regularized.site.digest import write_digests
+from regularized.site.limits import count_try
 from regularized.site.mail import Mailer
 from regularized.site.models import LoginSession, Paper, Person
 from regularized.site.plots import plots_of
 from regularized.site.rendering import environment
-from regularized.site.security import count_try
 from regularized.site.state import Site
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -130,7 +130,7 @@ def visit(browser, served):
         context.set_default_timeout(120_000)
         page = context.new_page()
         url = served.settings.url
-        found = Visit(page, url, Outbox(served.settings.outbox), name, [])
+        found = Visit(page, url, Outbox(served), name, [])
         page.on("console", lambda m: found.wrong.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: found.wrong.append(str(error)))
         page.on("request", lambda r: found.wrong.append(r.url) if not r.url.startswith(url) else None)
@@ -189,7 +189,7 @@ def journey(visit: Visit, site, clock):
     page.get_by_role("heading", name="You are subscribed").wait_for()
     clock.now += 24 * 3600
     something_new(site, clock, PAPER.slug)
-    assert send_digests(site).sent == 1
+    assert write_digests(site).written == 1
     visit.goto(visit.link("/digest/unsubscribe"))
     page.get_by_role("button", name="Unsubscribe").click()
     page.get_by_role("heading", name="You are unsubscribed").wait_for()

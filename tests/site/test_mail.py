@@ -1,22 +1,30 @@
 """Mail through a real SMTP server on this machine."""
 
+import asyncio
 import dataclasses
+import email
 import re
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from email.policy import default
 
 import pytest
 
 pytest.importorskip("aiosmtpd", reason="needs aiosmtpd")
 
 from aiosmtpd.controller import Controller
+from sqlalchemy import select
 from starlette.testclient import TestClient
 from tests.site.helpers import Outbox, send, something_new
 
 from regularized.papers.catalogue import load_catalogue
-from regularized.site import mail
+from regularized.site import mail, outbox
 from regularized.site.app import create_app
-from regularized.site.digest import send_digests
-from regularized.site.mail import Mailer, MailError, valid_address
+from regularized.site.digest import write_digests
+from regularized.site.mail import Mailer, Unreachable, valid_address
+from regularized.site.models import Outgoing
+from regularized.site.outbox import deliver_due
 from regularized.site.settings import Smtp
 from regularized.site.state import Site
 
@@ -26,18 +34,25 @@ class Box:
 
     def __init__(self) -> None:
         self.messages = []
+        self.tried = []
         self.refuse: list[str] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.arrived = threading.Event()
 
     async def handle_DATA(self, server, session, envelope):
+        while not self.gate.is_set():  # a server that takes its time
+            await asyncio.sleep(0.01)
+        self.tried.append(envelope)
         if self.refuse:
             return self.refuse.pop(0)
         self.messages.append(envelope)
+        self.arrived.set()
         return "250 OK"
 
 
 @pytest.fixture
-def box(monkeypatch):
-    monkeypatch.setattr(mail.time, "sleep", lambda _seconds: None)
+def box():
     handler = Box()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -59,29 +74,33 @@ def mailing(site, box) -> Site:
 class Arrived(Outbox):
     """Messages that have arrived at the server."""
 
-    def __init__(self, box: Box) -> None:
+    def __init__(self, box: Box, site: Site) -> None:
         self.box = box
+        self.site = site
 
     def messages(self):
-        import email
-        from email.policy import default
-
+        deliver_due(self.site)
         return [email.message_from_bytes(envelope.content, policy=default) for envelope in self.box.messages]
+
+    def tried(self):
+        """Those that the server did not take, too."""
+        return [email.message_from_bytes(envelope.content, policy=default) for envelope in self.box.tried]
 
 
 def test_from_sign_in_to_unsubscribing_by_smtp(mailing, box, clock):
     """Fails when a message that works in the outbox does not survive a mail server."""
-    client, arrived = TestClient(create_app(mailing), follow_redirects=False), Arrived(box)
+    client, arrived = TestClient(create_app(mailing), follow_redirects=False), Arrived(box, mailing)
     said = send(client, "/sign-in", "/sign-in", email="ada@example.org")
     assert "outbox" not in said.text
+    link = arrived.link("/sign-in/link")
     assert box.messages[0].rcpt_tos == ["ada@example.org"]
     assert box.messages[0].mail_from == "regularized@example.org"
-    assert send(client, arrived.link("/sign-in/link"), "/sign-in/link").status_code == 303
+    assert send(client, link, "/sign-in/link").status_code == 303
     send(client, "/digest", "/digest", email="ada@example.org", frequency="daily")
     assert send(client, arrived.link("/digest/confirm"), "/digest/confirm").status_code == 200
     clock.now += 24 * 3600
     something_new(mailing, clock, load_catalogue()[-1].slug)
-    assert send_digests(mailing).sent == 1
+    assert write_digests(mailing).written == 1
     link = arrived.messages()[-1]["List-Unsubscribe"].strip("<>").removeprefix("http://testserver")
     assert client.post(link, data={"List-Unsubscribe": "One-Click"}).status_code == 200
     assert not mailing.settings.outbox.exists()
@@ -89,65 +108,154 @@ def test_from_sign_in_to_unsubscribing_by_smtp(mailing, box, clock):
 
 def test_list_headers_are_read_by_mail_programs(mailing, box, clock):
     """Fails when the address that ends a digest leaves as an encoded word or in pieces, or other lines get too long."""
-    client, arrived = TestClient(create_app(mailing), follow_redirects=False), Arrived(box)
+    client, arrived = TestClient(create_app(mailing), follow_redirects=False), Arrived(box, mailing)
     send(client, "/digest", "/digest", email="ada@example.org", frequency="daily")
     send(client, arrived.link("/digest/confirm"), "/digest/confirm")
     clock.now += 24 * 3600
     something_new(mailing, clock, load_catalogue()[-1].slug)
-    assert send_digests(mailing).sent == 1
+    assert write_digests(mailing).written == deliver_due(mailing).sent == 1
     head, _, body = box.messages[-1].content.partition(b"\r\n\r\n")
     lines = head.split(b"\r\n")
     (line,) = [line for line in lines if line.startswith(b"List-Unsubscribe:")]
     # A link in angle brackets as RFC 2369 wants it, in the very bytes.
     assert re.fullmatch(rb"List-Unsubscribe: <http://testserver/digest/unsubscribe\?key=[\w.-]{60,}>", line), line
     assert b"List-Unsubscribe-Post: List-Unsubscribe=One-Click" in lines
-    mailing.mailer.send("ada@example.org", "Über " * 60, "ü" * 500, "<p>t</p>")
+    with mailing.write.begin() as session:
+        outbox.put(session, mailing, "ada@example.org", "Über " * 60, "ü" * 500, "<p>t</p>")
+    assert deliver_due(mailing).sent == 1
     assert max(map(len, box.messages[-1].content.split(b"\r\n"))) <= 78
     assert max(map(len, body.split(b"\r\n"))) <= 998
 
 
-def test_a_server_that_says_later_is_asked_again(mailing, box):
-    """Fails when one busy moment loses a message, or a refusal for good is repeated."""
+def post(site, recipient="ada@example.org", **options) -> None:
+    """Write a message into the outbox."""
+    with site.write.begin() as session:
+        outbox.put(session, site, recipient, "S", "t", "<p>t</p>", **options)
+
+
+def waiting(site) -> list[tuple]:
+    with site.read() as session:
+        return session.execute(select(Outgoing.due_at, Outgoing.tries, Outgoing.error).order_by(Outgoing.id)).all()
+
+
+def test_a_server_that_says_later_is_asked_again(mailing, box, clock):
+    """Fails when one busy moment loses a message, pauses do not grow, or a second try has another Message-ID."""
     box.refuse = ["451 later", "451 later"]
-    mailing.mailer.send("ada@example.org", "S", "t", "<p>t</p>")
-    assert len(box.messages) == 1
+    post(mailing)
+    pauses = []
+    for _ in range(2):
+        assert deliver_due(mailing).later == 1
+        assert deliver_due(mailing).sent == 0  # not before its time
+        ((due, _tries, error),) = waiting(mailing)
+        assert "451 later" in error
+        pauses.append(due - mailing.settings.now)
+        clock.now = due
+    assert pauses == [60, 120]
+    assert deliver_due(mailing).sent == 1
+    assert waiting(mailing) == []
+    assert len({message["Message-ID"] for message in Arrived(box, mailing).tried()}) == 1
+
+
+def test_what_is_refused_for_good_is_not_repeated(mailing, box, clock):
+    """Fails when a refusal for good is repeated, vanishes without a word, or keeps the text of the message."""
     box.refuse = ["550 never", "550 never"]
-    with pytest.raises(MailError, match="550 never"):
-        mailing.mailer.send("ada@example.org", "S", "t", "<p>t</p>")
+    post(mailing)
+    assert deliver_due(mailing).refused == 1
+    clock.now += 30 * 24 * 3600
+    assert deliver_due(mailing).sent == 0
     assert box.refuse == ["550 never"]
+    ((due, tries, error),) = waiting(mailing)
+    assert (due, tries, "550 never" in error) == (None, 1, True)
+    with mailing.read() as session:
+        assert session.scalars(select(Outgoing.content)).all() == [b""]
 
 
-def test_a_dead_server_is_said(site, caplog):
-    """Fails when a person is told that a message was sent, or sees a traceback."""
-    settings = dataclasses.replace(site.settings, smtp=Smtp("127.0.0.1", 9, security="none", timeout=0.5))
+def test_what_is_too_late_is_not_sent(mailing, box, clock):
+    """Fails when a link that works no more still goes out."""
+    post(mailing, expires_at=mailing.settings.now + 900)
+    clock.now += 900
+    assert deliver_due(mailing).refused == 1
+    assert box.messages == []
+
+
+def test_a_crash_loses_nothing_and_doubles_nothing(mailing, box, clock, monkeypatch):
+    """Fails when a message that somebody died over is lost, or is sent by two at once."""
+    post(mailing)
+
+    def killed(*_arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mail._Server, "send", killed)
+        with pytest.raises(KeyboardInterrupt):
+            deliver_due(mailing)
+    assert deliver_due(mailing).sent == 0  # it may be on its way
+    clock.now += outbox.CLAIM
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: deliver_due(mailing).sent, range(4)))
+    assert sum(results) == len(box.messages) == 1
+
+
+def test_a_message_is_written_with_what_it_tells_of(site):
+    """Fails when a transaction that is taken back still sends its message."""
+    with site.write() as session:
+        outbox.put(session, site, "ada@example.org", "S", "t", "<p>t</p>")
+        session.rollback()
+    assert waiting(site) == []
+
+
+def test_a_slow_server_does_not_stop_the_site(mailing, box):
+    """Fails when a request waits for the mail server: twenty sign-ins once left the site without an answer."""
+    box.gate.clear()
+    with TestClient(create_app(mailing, background=True), follow_redirects=False) as client:
+        try:
+            for number in range(20):
+                assert send(client, "/sign-in", "/sign-in", email=f"p{number}@example.org").status_code == 200
+            assert client.get("/about").status_code == 200
+            assert box.messages == []
+        finally:
+            box.gate.set()
+        assert box.arrived.wait(120)
+    clean = {envelope.rcpt_tos[0] for envelope in box.messages}
+    assert clean <= {f"p{number}@example.org" for number in range(20)}
+
+
+def test_a_dead_server_is_said(site, box, caplog):
+    """Fails when a message is lost with the server, the log is silent, or a person waits without a word."""
+    smtp = Smtp("127.0.0.1", 9, security="none", timeout=0.5)
+    settings = dataclasses.replace(site.settings, smtp=smtp)
     dead = dataclasses.replace(site, settings=settings, mailer=Mailer(settings))
     client = TestClient(create_app(dead), follow_redirects=False)
-    response = send(client, "/sign-in", "/sign-in", email="ada@example.org")
-    assert response.status_code == 503
-    assert "could not be sent" in response.text
+    assert "does not take messages" not in send(client, "/sign-in", "/sign-in", email="ada@example.org").text
+    send(client, "/sign-in", "/sign-in", email="bob@example.org")
+    result = deliver_due(dead)
+    assert (result.later, result.unreachable) == (1, True)  # one try for both
     assert "127.0.0.1:9" in caplog.text
+    assert "does not take messages" in send(client, "/sign-in", "/sign-in", email="eve@example.org").text
+    assert len(waiting(dead)) == 3
 
 
 def test_one_bad_address_does_not_keep_the_others_from_theirs(mailing, box, clock):
-    """Fails when a refused digest ends the call, or is never tried again."""
-    client, arrived = TestClient(create_app(mailing), follow_redirects=False), Arrived(box)
+    """Fails when a refused digest ends the call, or the others are written twice."""
+    client, arrived = TestClient(create_app(mailing), follow_redirects=False), Arrived(box, mailing)
     for name in ("ada", "bob"):
         send(client, "/digest", "/digest", email=f"{name}@example.org", frequency="daily")
         send(client, arrived.link("/digest/confirm"), "/digest/confirm")
     clock.now += 24 * 3600
     something_new(mailing, clock, load_catalogue()[-1].slug)
     box.refuse = ["550 never"]
-    result = send_digests(mailing)
-    assert (result.sent, result.failed) == (1, 1)
-    assert send_digests(mailing).sent == 1
-    assert send_digests(mailing).sent == 0
+    assert write_digests(mailing).written == 2
+    result = deliver_due(mailing)
+    assert (result.sent, result.refused) == (1, 1)
+    assert write_digests(mailing).written == 0
 
 
 def test_login_needs_a_safe_line(site, box):
     """Fails when starttls is asked for and the message goes out in clear without it."""
     settings = dataclasses.replace(site.settings, smtp=Smtp("127.0.0.1", box.port, timeout=60.0))
-    with pytest.raises(MailError):
-        Mailer(settings).send("ada@example.org", "S", "t", "<p>t</p>")
+    mailer = Mailer(settings)
+    with mailer.open() as way, pytest.raises(Unreachable):
+        way.send(mailer.compose("ada@example.org", "S", "t", "<p>t</p>"))
     assert box.messages == []
 
 
@@ -175,7 +283,7 @@ def test_addresses_that_would_inject(address):
     assert valid_address(address) is None
 
 
-def test_headers_cannot_be_injected(site, outbox):
+def test_headers_cannot_be_injected(site):
     """Fails when a line break in a subject, a recipient or a header makes a new header."""
     for broken in (
         {"recipient": "a@example.org\r\nBcc: b@example.org"},
@@ -184,5 +292,4 @@ def test_headers_cannot_be_injected(site, outbox):
     ):
         values = {"recipient": "a@example.org", "subject": "S", "headers": {}, **broken}
         with pytest.raises(ValueError, match="line"):
-            site.mailer.send(values["recipient"], values["subject"], "t", "<p>t</p>", headers=values["headers"])
-    assert outbox.messages() == []
+            site.mailer.compose(values["recipient"], values["subject"], "t", "<p>t</p>", headers=values["headers"])

@@ -9,7 +9,7 @@ from tests.site.helpers import Forms, send, sign_in, something_new
 from regularized.papers.card import FAMILIES
 from regularized.papers.catalogue import load_catalogue
 from regularized.site import queries
-from regularized.site.digest import send_digests
+from regularized.site.digest import write_digests
 from regularized.site.models import Comment, Follow, Paper, Person, SignInToken, Subscription, Vote
 
 ENTRIES = load_catalogue()
@@ -247,7 +247,7 @@ def test_nothing_is_sent_before_it_is_confirmed(client, outbox, site, clock):
     assert count(site, Subscription) == 0
     clock.now += 2 * DAY
     something_new(site, clock, PAPER.slug)
-    assert send_digests(site).sent == 0
+    assert write_digests(site).written == 0
     assert len(outbox.messages()) == 1
 
 
@@ -256,7 +256,7 @@ def test_digest(client, outbox, site, clock):
     subscribe(client, outbox, frequency="daily")
     clock.now += DAY
     something_new(site, clock, PAPER.slug)
-    assert send_digests(site).sent == 1
+    assert write_digests(site).written == 1
     message = outbox.messages()[-1]
     text, html = (message.get_body((kind,)).get_content() for kind in ("plain", "html"))
     assert "1 changed verdicts, 1 new papers" in message["Subject"]
@@ -270,9 +270,9 @@ def test_digest(client, outbox, site, clock):
     assert "http" not in re.sub(r'href="http[^"]*"', "", html)  # nothing is loaded when it is read
     assert message["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
     assert re.fullmatch(r"<http://testserver/digest/unsubscribe\?key=\S+>", message["List-Unsubscribe"])
-    assert send_digests(site).sent == 0
+    assert write_digests(site).written == 0
     clock.now += DAY
-    assert (send_digests(site).empty, len(outbox.messages())) == (1, 2)
+    assert (write_digests(site).empty, len(outbox.messages())) == (1, 2)
 
 
 def test_frequency(client, outbox, site, clock):
@@ -284,7 +284,7 @@ def test_frequency(client, outbox, site, clock):
         clock.now += DAY - 60
         something_new(site, clock, PAPER.slug)
         before = len(outbox.messages())
-        send_digests(site)
+        write_digests(site)
         got.append(sorted(message["To"].split("@")[0] for message in outbox.messages()[before:]))
     assert got == [["daily"]] * 6 + [["daily", "weekly"], ["daily"]]
 
@@ -296,8 +296,8 @@ def test_digest_of_some_problems(client, outbox, site, clock):
     subscribe(client, outbox, "same@example.org", frequency="daily", family=[PAPER.card.families[0], other])
     clock.now += DAY
     something_new(site, clock, PAPER.slug)
-    result = send_digests(site)
-    assert (result.sent, result.empty) == (1, 1)
+    result = write_digests(site)
+    assert (result.written, result.empty) == (1, 1)
     assert outbox.messages()[-1]["To"] == "same@example.org"
 
 
@@ -306,10 +306,10 @@ def test_trending_in_the_digest(person, outbox, site, clock):
     subscribe(person, outbox, frequency="daily")
     clock.now += DAY
     send(person, PAGE, f"{PAGE}/vote", on="1")
-    assert send_digests(site).sent == 1
+    assert write_digests(site).written == 1
     assert "what is talked about" in outbox.messages()[-1]["Subject"]
     clock.now += DAY
-    assert send_digests(site).empty == 1
+    assert write_digests(site).empty == 1
 
 
 def test_one_click_ends_it(client, outbox, site, clock, app):
@@ -319,7 +319,7 @@ def test_one_click_ends_it(client, outbox, site, clock, app):
     subscribe(client, outbox, frequency="daily")
     clock.now += DAY
     something_new(site, clock, PAPER.slug)
-    send_digests(site)
+    write_digests(site)
     address = outbox.messages()[-1]["List-Unsubscribe"].strip("<>").removeprefix("http://testserver")
     stranger = TestClient(app)
     assert stranger.get(address).status_code == 200
@@ -330,7 +330,7 @@ def test_one_click_ends_it(client, outbox, site, clock, app):
     assert stranger.post(address, data={"List-Unsubscribe": "One-Click"}).status_code == 200
     clock.now += DAY
     something_new(site, clock, PAPER.slug)
-    assert send_digests(site).sent == 0
+    assert write_digests(site).written == 0
 
 
 def test_unsubscribe_by_the_page(client, outbox, site, clock):
@@ -338,7 +338,7 @@ def test_unsubscribe_by_the_page(client, outbox, site, clock):
     subscribe(client, outbox, frequency="daily")
     clock.now += DAY
     something_new(site, clock, PAPER.slug)
-    send_digests(site)
+    write_digests(site)
     link = outbox.link("/digest/unsubscribe")
     (action,) = [action for action in Forms(client.get(link).text).found if "unsubscribe" in action]
     ended = client.post(action, headers={"accept": "text/html"})

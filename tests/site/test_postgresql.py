@@ -20,7 +20,7 @@ from regularized.papers.search import search as command_line
 from regularized.site import queries
 from regularized.site.app import create_app
 from regularized.site.database import migrate, open_database
-from regularized.site.digest import send_digests
+from regularized.site.digest import write_digests
 from regularized.site.importing import Incoming, store
 from regularized.site.mail import Mailer
 from regularized.site.models import Base, Paper, Person, RateCount, Subscription, VerdictChange
@@ -143,7 +143,7 @@ def test_search(site):
 
 def test_people_and_digest(site):
     """Fails when signing in, votes, comments, limits or the digest need SQLite."""
-    client, outbox = TestClient(create_app(site), follow_redirects=False), Outbox(site.settings.outbox)
+    client, outbox = TestClient(create_app(site), follow_redirects=False), Outbox(site)
     page = f"/papers/{PAPER.slug}"
     sign_in(client, outbox, "ada@example.org")
     assert send(client, page, f"{page}/vote", on="1").status_code == 303
@@ -154,7 +154,7 @@ def test_people_and_digest(site):
     assert send(client, outbox.link("/digest/confirm"), "/digest/confirm").status_code == 200
     site.settings.clock.now += 24 * 3600
     something_new(site, site.settings.clock, PAPER.slug)
-    assert send_digests(site).sent == 1
+    assert write_digests(site).written == 1
     link = outbox.messages()[-1]["List-Unsubscribe"].strip("<>").removeprefix("http://testserver")
     assert client.post(link).status_code == 200
     with site.read() as session:

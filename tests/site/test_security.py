@@ -12,12 +12,11 @@ from regularized.papers.catalogue import load_catalogue
 from regularized.site import security
 from regularized.site.app import create_app
 from regularized.site.importing import Incoming, store
+from regularized.site.limits import address_of
 from regularized.site.markdown import render
+from regularized.site.middleware import LARGEST_BODY, BodyLimit
 from regularized.site.models import Comment, LoginSession, Paper, Person, SignInToken, Subscription, Vote
 from regularized.site.security import (
-    LARGEST_BODY,
-    BodyLimit,
-    address_of,
     form_token,
     is_form_token,
     local_path,

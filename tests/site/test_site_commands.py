@@ -110,7 +110,25 @@ def test_digest_send():
     """Fails when a cron job without subscriptions fails."""
     result = call("digest", "send", "--json")
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout) == {"sent": 0, "nothing_new": 0, "failed": 0}
+    assert json.loads(result.stdout) == {"written": 0, "nothing_new": 0, "sent": 0, "later": 0, "refused": 0}
+
+
+def test_what_waits_in_the_outbox(home):
+    """Fails when an operator cannot see what waits and why, or send it."""
+    from regularized.site import outbox
+    from regularized.site.app import open_site
+    from regularized.site.settings import Settings
+
+    site = open_site(Settings.from_environment())
+    with site.write.begin() as session:
+        outbox.put(session, site, "ada@example.org", "S", "secret words", "<p>secret words</p>")
+    listed = call("mail", "list", "--json").stdout
+    ((row),) = json.loads(listed)
+    assert (row["recipient"], row["tries"], "secret" in listed) == ("ada@example.org", 0, False)
+    assert json.loads(call("mail", "send", "--json").stdout) == {"sent": 1, "later": 0, "refused": 0}
+    assert json.loads(call("mail", "list", "--json").stdout) == []
+    assert len(list((home / "site" / "outbox").glob("*.eml"))) == 1
+    site.engine.dispose()
 
 
 def test_wrong_settings(monkeypatch):

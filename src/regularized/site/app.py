@@ -16,16 +16,18 @@ from starlette.routing import Match
 
 from regularized._version import __version__
 from regularized.papers.catalogue import load_catalogue
-from regularized.site import api, feeds, pages, people
+from regularized.site import api, discussion, feeds, own_page, pages, signing_in, subscriptions
 from regularized.site.database import migrate, open_database
+from regularized.site.limits import TooOften
 from regularized.site.mail import Mailer
 from regularized.site.meaning import Meaning, open_encoder
+from regularized.site.middleware import BodyLimit, Headers, PlainText, ProxyCheck, security_headers
+from regularized.site.outbox import Sender
 from regularized.site.pages import BadRequest, NotFound
-from regularized.site.people import MailFailed
 from regularized.site.rendering import STATIC, environment
 from regularized.site.rendering import page as render
 from regularized.site.responses import Head
-from regularized.site.security import BodyLimit, Headers, PlainText, ProxyCheck, TooOften, local_path, security_headers
+from regularized.site.security import local_path
 from regularized.site.settings import Settings
 from regularized.site.state import Site
 from regularized.site.sync import sync_catalogue
@@ -70,16 +72,22 @@ def open_site(settings: Settings) -> Site:
     return site
 
 
-def create_app(site: Site) -> FastAPI:
+def create_app(site: Site, *, background: bool = False) -> FastAPI:
     """The application.
 
     Args:
         site: an open site.
+        background: whether a thread sends what waits in the outbox for as long as the application lives.
     """
 
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
+        sender = Sender(site) if background else None
+        if sender is not None:
+            sender.start()
         yield
+        if sender is not None:
+            sender.stop()
         site.engine.dispose()
 
     app = FastAPI(
@@ -93,7 +101,7 @@ def create_app(site: Site) -> FastAPI:
         lifespan=life,
     )
     app.state.site = site
-    for part in (pages, people, feeds, api):
+    for part in (pages, signing_in, discussion, own_page, subscriptions, feeds, api):
         app.include_router(part.router)
     app.mount("/static", _Static(directory=STATIC))
     for kind, handler in _HANDLERS.items():
@@ -202,11 +210,6 @@ async def _sign_in(request: Request, error: Exception) -> Response:
     return RedirectResponse(elsewhere, 303)
 
 
-async def _no_mail(request: Request, error: Exception) -> Response:
-    log.error("%s: %s", request.url.path, error.__cause__)
-    return _error(request, 503, "The message could not be sent: our mail server does not answer. Try again later.")
-
-
 async def _defect(request: Request, error: Exception) -> Response:
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     # This answer comes from outside of all middleware.
@@ -222,6 +225,5 @@ _HANDLERS: dict[Any, Any] = {
     Forbidden: _forbidden,
     TooOften: _too_often,
     SignInNeeded: _sign_in,
-    MailFailed: _no_mail,
     Exception: _defect,
 }

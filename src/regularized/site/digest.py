@@ -1,11 +1,10 @@
 """The digest: new papers, verdicts that changed and what is talked about, by e-mail, to who has confirmed it.
 
-``regularized digest send`` is for cron: it sends what is due, once, and one address that cannot be reached does not
-keep the others from theirs.
+``regularized digest send`` is for cron: it writes what is due into the outbox, once, and sends from there; one address
+that cannot be reached does not keep the others from theirs.
 """
 
 import datetime
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,15 +12,12 @@ from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 from regularized.evidence.claims import SHORT, Verdict
-from regularized.site import queries
-from regularized.site.mail import MailError
+from regularized.site import outbox, queries
 from regularized.site.models import Comment, Paper, PaperFamily, Subscription, VerdictChange, Vote
-from regularized.site.people import unsubscribe_link
 from regularized.site.state import Site
+from regularized.site.subscriptions import unsubscribe_link
 
-__all__ = ["Sent", "send_digests"]
-
-log: logging.Logger = logging.getLogger(__name__)
+__all__ = ["Written", "write_digests"]
 
 _INTERVAL = {"daily": 24 * 3600, "weekly": 7 * 24 * 3600}
 # Cron starts a little earlier or later every day; who is nearly due is due.
@@ -30,27 +26,25 @@ _NEW, _CHANGES, _TRENDING = 15, 30, 5
 
 
 @dataclass(slots=True)
-class Sent:
+class Written:
     """What a call did.
 
     Args:
-        sent: messages that were sent.
+        written: digests that wait in the outbox now.
         empty: subscriptions that are due and have nothing new.
-        failed: messages that the mail server did not take; they are tried again at the next call.
     """
 
-    sent: int = 0
+    written: int = 0
     empty: int = 0
-    failed: int = 0
 
 
-def send_digests(site: Site) -> Sent:
-    """Send all digests that are due.
+def write_digests(site: Site) -> Written:
+    """Write all digests that are due into the outbox.
 
     Args:
         site: an open site.
     """
-    result = Sent()
+    result = Written()
     now = site.settings.now
     with site.read() as session:
         due = session.scalars(
@@ -68,17 +62,17 @@ def send_digests(site: Site) -> Sent:
             .order_by(Subscription.id)
         ).all()
     for number in due:
-        _send_one(site, number, now, result)
+        _write_one(site, number, now, result)
     return result
 
 
-def _send_one(site: Site, number: int, now: int, result: Sent) -> None:
+def _write_one(site: Site, number: int, now: int, result: Written) -> None:
     with site.write.begin() as session:
         subscription = session.get(Subscription, number)
         if subscription is None:
             return
         since = subscription.sent_at or subscription.created_at
-        # Taken before it is sent: two calls at once do not send twice. Given back if the mail server refuses.
+        # In one transaction with the message: two calls at once do not write twice, and none is lost.
         taken = session.execute(
             update(Subscription)
             .where(Subscription.id == number, func.coalesce(Subscription.sent_at, 0) == (subscription.sent_at or 0))
@@ -88,20 +82,15 @@ def _send_one(site: Site, number: int, now: int, result: Sent) -> None:
         if getattr(taken, "rowcount", 0) != 1:
             return
         message = _message(site, session, subscription, since, now)
-        address, link = subscription.email, unsubscribe_link(site, subscription)
-    if message is None:
-        result.empty += 1
-        return
-    subject, text, html = message
-    headers = {"List-Unsubscribe": f"<{link}>", "List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}
-    try:
-        site.mailer.send(address, subject, text, html, headers=headers)
-        result.sent += 1
-    except MailError as error:
-        log.error("the digest of subscription %s was not sent: %s", number, error)
-        result.failed += 1
-        with site.write.begin() as session:
-            session.execute(update(Subscription).where(Subscription.id == number).values(sent_at=since))
+        if message is None:
+            result.empty += 1
+            return
+        subject, text, html = message
+        link = unsubscribe_link(site, subscription)
+        headers = {"List-Unsubscribe": f"<{link}>", "List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}
+        outbox.put(session, site, subscription.email, subject, text, html, headers=headers)
+    result.written += 1
+    site.posted.set()
 
 
 def _message(

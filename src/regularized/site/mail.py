@@ -1,4 +1,6 @@
-"""Sends messages: by SMTP, or into an outbox folder where no mail server is set.
+"""Composes messages and hands them on: to a mail server, or into an outbox folder where none is set.
+
+Nothing here waits or tries again; :mod:`regularized.site.outbox` does.
 
 Messages are built by the standard library's :mod:`email`, which refuses a header with a line break; addresses are
 checked before that, by :func:`valid_address`.
@@ -10,28 +12,56 @@ import re
 import smtplib
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.message import EmailMessage
 from email.policy import EmailPolicy
 from email.utils import format_datetime, make_msgid
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from regularized.site.settings import Settings
 
-__all__ = ["MailError", "Mailer", "valid_address"]
+__all__ = ["MailError", "Mailer", "Message", "Post", "Unreachable", "valid_address"]
 
 log: logging.Logger = logging.getLogger(__name__)
 
 _ADDRESS = re.compile(
     r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,63}"
 )
-_TRIES = 3
 _LONGEST_LINE = 998  # RFC 5322
 
 
 class MailError(RuntimeError):
-    """The mail server did not take a message; the message says which server and why."""
+    """The mail server did not take a message; the text says which server and why.
+
+    Args:
+        message: what happened.
+        lasting: whether it would refuse the message again (5xx), and trying on is of no use.
+    """
+
+    def __init__(self, message: str, *, lasting: bool = False) -> None:
+        super().__init__(message)
+        self.lasting: bool = lasting
+
+
+class Unreachable(MailError):
+    """The mail server takes nothing from us at the moment: no answer, a broken line, or a login that it refuses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message as it will be sent, however often that is tried: always with the same Message-ID.
+
+    Args:
+        recipient: a valid address.
+        content: headers and body.
+    """
+
+    recipient: str
+    content: bytes
 
 
 def valid_address(text: str) -> str | None:
@@ -63,7 +93,7 @@ class _Policy(EmailPolicy):
 
 
 class Mailer:
-    """Sends messages.
+    """Composes messages and opens the way out.
 
     Args:
         settings: mail server, sender and outbox.
@@ -72,10 +102,10 @@ class Mailer:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def send(
+    def compose(
         self, recipient: str, subject: str, text: str, html: str, *, headers: Mapping[str, str] | None = None
-    ) -> None:
-        """Send a message.
+    ) -> Message:
+        """A message.
 
         Args:
             recipient: a valid address.
@@ -85,11 +115,10 @@ class Mailer:
             headers: further headers.
 
         Raises:
-            MailError: the mail server did not take it.
             ValueError: a header has a line break.
         """
         settings = self._settings
-        message = EmailMessage(_Policy())
+        message = EmailMessage(_Policy(linesep="\r\n"))
         message["From"] = settings.sender
         message["To"] = recipient
         message["Subject"] = subject
@@ -100,47 +129,103 @@ class Mailer:
             message[name] = value
         message.set_content(text)
         message.add_alternative(html, subtype="html")
-        if settings.smtp is None:
-            self._write(message)
-        else:
-            self._deliver(message)
+        return Message(recipient, message.as_bytes())
 
-    def _write(self, message: EmailMessage) -> None:
-        folder = self._settings.outbox
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # Links in messages let people in: for the owner's eyes alone.
-        name = f"{time.time_ns():020}-{os.urandom(4).hex()}.eml"
-        part = folder / f".{name}.part"
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(bytes(message))
-        part.rename(folder / name)
-        log.info("no mail server is set (REGULARIZED_SMTP_HOST): the message is in %s", folder / name)
+    @contextmanager
+    def open(self) -> "Iterator[Post]":
+        """The way out, for any number of messages: a line to the mail server is opened with the first of them."""
+        post: Post = _Folder(self._settings.outbox) if self._settings.smtp is None else _Server(self._settings)
+        try:
+            yield post
+        finally:
+            post.close()
 
-    def _deliver(self, message: EmailMessage) -> None:
-        smtp = self._settings.smtp
-        assert smtp is not None
-        for attempt in range(_TRIES):
+
+class Post:
+    """Takes messages."""
+
+    def send(self, message: Message) -> None:
+        """Hand a message on.
+
+        Raises:
+            MailError: it was not taken.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Nothing more will come."""
+
+
+class _Folder(Post):
+    """Writes messages to files, for sites without a mail server."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def send(self, message: Message) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # Links in messages let people in: for the owner's eyes alone.
+            name = f"{time.time_ns():020}-{os.urandom(4).hex()}.eml"
+            part = self._folder / f".{name}.part"
+            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(message.content)
+            part.rename(self._folder / name)
+        except OSError as error:
+            raise Unreachable(f"{self._folder} cannot be written: {error}") from error
+        log.info("no mail server is set (REGULARIZED_SMTP_HOST): the message is in %s", self._folder / name)
+
+
+class _Server(Post):
+    """Speaks SMTP, over one line for as long as it holds."""
+
+    def __init__(self, settings: Settings) -> None:
+        assert settings.smtp is not None
+        self._smtp = settings.smtp
+        self._sender = settings.sender
+        self._line: smtplib.SMTP | None = None
+
+    def send(self, message: Message) -> None:
+        if self._line is None:
+            self._line = self._connected()
+        name = f"{self._smtp.host}:{self._smtp.port}"
+        try:
+            self._line.sendmail(self._sender, [message.recipient], message.content)
+        except smtplib.SMTPRecipientsRefused as error:
+            code, said = next(iter(error.recipients.values()))
+            # 4xx says "later", greylisting for example; 5xx says "never".
+            raise MailError(f"{name} refused the recipient: {code} {_text(said)}", lasting=code >= 500) from error
+        except smtplib.SMTPDataError as error:
+            why = f"{name} refused: {error.smtp_code} {_text(error.smtp_error)}"
+            raise MailError(why, lasting=error.smtp_code >= 500) from error
+        except (OSError, smtplib.SMTPException) as error:
+            self.close()
+            raise Unreachable(f"{name} cannot be used: {error}") from error
+
+    def _connected(self) -> smtplib.SMTP:
+        smtp = self._smtp
+        kind = smtplib.SMTP_SSL if smtp.security == "tls" else smtplib.SMTP
+        line: smtplib.SMTP | None = None
+        try:
+            line = kind(smtp.host, smtp.port, timeout=smtp.timeout)
+            if smtp.security == "starttls":
+                line.starttls(context=ssl.create_default_context())
+            if smtp.user:
+                line.login(smtp.user, smtp.password)
+        except (OSError, smtplib.SMTPException) as error:
+            if line is not None:
+                line.close()
+            raise Unreachable(f"{smtp.host}:{smtp.port} cannot be used: {error}") from error
+        return line
+
+    def close(self) -> None:
+        line, self._line = self._line, None
+        if line is not None:
             try:
-                kind = smtplib.SMTP_SSL if smtp.security == "tls" else smtplib.SMTP
-                with kind(smtp.host, smtp.port, timeout=smtp.timeout) as server:
-                    if smtp.security == "starttls":
-                        server.starttls(context=ssl.create_default_context())
-                    if smtp.user:
-                        server.login(smtp.user, smtp.password)
-                    server.send_message(message)
-                return
-            except smtplib.SMTPResponseException as error:
-                # 4xx says "later", 5xx says "never".
-                if error.smtp_code >= 500 or attempt == _TRIES - 1:
-                    raise MailError(f"{smtp.host}:{smtp.port} refused: {error.smtp_code} {_line(error)}") from error
-            except smtplib.SMTPRecipientsRefused as error:
-                raise MailError(f"{smtp.host}:{smtp.port} refused the recipient") from error
-            except (OSError, smtplib.SMTPException) as error:
-                if attempt == _TRIES - 1:
-                    raise MailError(f"{smtp.host}:{smtp.port} cannot be used: {error}") from error
-            time.sleep(0.2 * 2**attempt)
+                line.quit()
+            except (OSError, smtplib.SMTPException):
+                line.close()
 
 
-def _line(error: smtplib.SMTPResponseException) -> str:
-    said = error.smtp_error
-    return said.decode(errors="replace") if isinstance(said, bytes) else str(said)
+def _text(said: bytes | str) -> str:
+    return said.decode(errors="replace") if isinstance(said, bytes) else said

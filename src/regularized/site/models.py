@@ -18,6 +18,7 @@ __all__ = [
     "Embedding",
     "Follow",
     "LoginSession",
+    "Outgoing",
     "Paper",
     "PaperFamily",
     "PaperTag",
@@ -309,3 +310,20 @@ class RateCount(Base):
     key: Mapped[str] = mapped_column(String(200), primary_key=True)
     window: Mapped[Seconds] = mapped_column(primary_key=True, index=True)
     count: Mapped[int]
+
+
+class Outgoing(Base):
+    """A message that waits to be sent; deleted once it is."""
+
+    __tablename__ = "outgoing"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    recipient: Mapped[str] = mapped_column(String(254))
+    content: Mapped[bytes] = mapped_column(LargeBinary)
+    """Headers and body; empty once it is given up."""
+    created_at: Mapped[Seconds]
+    due_at: Mapped[Seconds | None] = mapped_column(index=True)
+    """When it is tried next; None when it is given up."""
+    expires_at: Mapped[Seconds]
+    tries: Mapped[int] = mapped_column(default=0)
+    error: Mapped[str] = mapped_column(Text, default="")

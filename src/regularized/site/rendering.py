@@ -21,7 +21,7 @@ from regularized.site.responses import has_this, tag_of
 from regularized.site.state import Site
 from regularized.site.visitors import Visitor
 
-__all__ = ["STATIC", "environment", "page", "with_query"]
+__all__ = ["STATIC", "environment", "moment", "page", "said", "with_query"]
 
 _FOLDER = Path(__file__).parent
 STATIC = _FOLDER / "static"
@@ -49,7 +49,7 @@ def environment() -> Environment:
     found.filters.update(
         badge=lambda verdict: _BADGES.get(verdict, "none"),
         day=_day,
-        moment=_moment,
+        moment=moment,
         number=number,
         person=lambda person: person.name or f"reader {person.id}",
         short=_short,
@@ -104,6 +104,22 @@ def page(
     return response
 
 
+def said(
+    site: Site,
+    request: Request,
+    visitor: Visitor,
+    title: str,
+    message: str,
+    *,
+    status: int = 200,
+    link: tuple[str, str] = ("/", "Best proven papers"),
+) -> Response:
+    """A page that says one thing, and where to go from there."""
+    return page(
+        site, request, visitor, "said.html", status=status, **{"title": title, "message": message, "link": link}
+    )
+
+
 def _how_many(site: Site, request: Request) -> tuple[int, int]:
     """Papers, and those that run, which every page says: counted once a minute at most."""
     kept: tuple[int, int, int] | None = getattr(request.app.state, "how_many", None)
@@ -124,7 +140,8 @@ def _day(day: datetime.date) -> str:
     return f"{day.day} {day:%b %Y}"
 
 
-def _moment(seconds: int) -> str:
+def moment(seconds: int) -> str:
+    """A point in time, in words."""
     when = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
     return f"{when.day} {when:%b %Y, %H:%M} UTC"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from regularized.site.security import Application, Receive, Scope, Send
+from regularized.site.middleware import Application, Receive, Scope, Send
 
 __all__ = ["Head", "cached", "has_this", "tag_of"]
 

@@ -1,7 +1,8 @@
 """What a running site holds, and what the handlers of a request ask for."""
 
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, TypeAlias
 
 from fastapi import Depends, Request
@@ -27,6 +28,7 @@ class Site:
         templates: its pages.
         mailer: sends its messages.
         meaning: search by meaning; None where there is no encoder.
+        posted: set when a message waits in the outbox, so that the sender does not sleep on.
     """
 
     settings: Settings
@@ -34,6 +36,7 @@ class Site:
     templates: Environment
     mailer: Mailer
     meaning: Meaning | None
+    posted: threading.Event = field(default_factory=threading.Event)
 
     @property
     def read(self) -> sessionmaker[Session]:

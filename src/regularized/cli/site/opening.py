@@ -1,0 +1,47 @@
+"""What the commands of the site share: the extra that they need, and the site, opened with errors that people read."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from regularized.cli.errors import CommandError, Exit
+
+if TYPE_CHECKING:
+    from regularized.site.settings import Settings
+    from regularized.site.state import Site
+
+__all__ = ["Json", "needs_extra", "open_for_command", "settings_for_command"]
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to standard output.")]
+
+
+def needs_extra() -> None:
+    """Say how to install what the site needs, where it is missing."""
+    try:
+        import fastapi  # noqa: F401
+        import sqlalchemy  # noqa: F401
+    except ImportError:
+        raise ImportError('the site needs more packages: pip install "regularized[site]"') from None
+
+
+def settings_for_command(**options: Any) -> "Settings":
+    """The settings from the environment."""
+    needs_extra()
+    from regularized.site.settings import Settings, SettingsError
+
+    try:
+        return Settings.from_environment(**options)
+    except SettingsError as error:
+        raise CommandError(str(error), Exit.USAGE) from None
+
+
+def open_for_command(**options: Any) -> "Site":
+    """The site of the environment, with its tables up to date."""
+    settings = settings_for_command(**options)
+    from regularized.site.app import open_site
+    from regularized.site.settings import SettingsError
+
+    try:
+        return open_site(settings)
+    except SettingsError as error:
+        raise CommandError(str(error), Exit.USAGE) from None

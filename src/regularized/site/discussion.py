@@ -1,0 +1,73 @@
+"""Votes and comments: forms of ours that work without JavaScript and lead to the page that shows what they did."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Form, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
+
+from regularized.site import queries, trending
+from regularized.site.limits import HOUR, limit
+from regularized.site.markdown import render as render_markdown
+from regularized.site.models import Comment, Paper, Vote
+from regularized.site.pages import BadRequest, NotFound, paper_or_404
+from regularized.site.state import SiteOf, Write
+from regularized.site.visitors import SignedIn
+
+__all__ = ["LONGEST_COMMENT", "router"]
+
+router: APIRouter = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+
+LONGEST_COMMENT = 8000
+
+
+@router.post("/papers/{slug}/vote")
+def vote(
+    site: SiteOf, session: Write, person: SignedIn, slug: str, on: Annotated[str, Form(max_length=1)] = ""
+) -> Response:
+    """Vote, or take the vote back. Voting twice is voting once."""
+    limit(site, f"vote {person.id}", most=60, seconds=HOUR)
+    paper = paper_or_404(site, session, slug)
+    own = session.get(Vote, (person.id, paper.id))
+    if on and own is None:
+        session.add(Vote(person_id=person.id, paper_id=paper.id, at=site.settings.now))
+    elif not on and own is not None:
+        session.delete(own)
+    session.flush()
+    trending.update(session, paper)
+    return RedirectResponse(f"/papers/{paper.slug}", 303)
+
+
+@router.post("/papers/{slug}/comments")
+def comment(
+    site: SiteOf,
+    session: Write,
+    person: SignedIn,
+    slug: str,
+    body: Annotated[str, Form(max_length=LONGEST_COMMENT)] = "",
+) -> Response:
+    """Say something about a paper."""
+    limit(site, f"comment {person.id}", most=10, seconds=600)
+    paper = paper_or_404(site, session, slug)
+    text = body.replace("\0", "").replace("\r\n", "\n").strip()
+    if not text:
+        raise BadRequest("A comment cannot be empty. Go back and write one.")
+    own = Comment(paper_id=paper.id, person_id=person.id, body=text, html=render_markdown(text), at=site.settings.now)
+    session.add(own)
+    session.flush()
+    trending.update(session, paper)
+    last = queries.comment_pages(session, paper)
+    shown = f"?comments={last}" if last > 1 else ""
+    return RedirectResponse(f"/papers/{paper.slug}{shown}#comment-{own.id}", 303)
+
+
+@router.post("/comments/{number}/delete")
+def delete_comment(session: Write, person: SignedIn, number: int) -> Response:
+    """Delete one's own comment; those of others are not there for one."""
+    own = session.get(Comment, number) if number < 2**31 else None
+    if own is None or own.person_id != person.id:
+        raise NotFound("You have no such comment.")
+    paper = session.get_one(Paper, own.paper_id)
+    session.delete(own)
+    session.flush()
+    trending.update(session, paper)
+    return RedirectResponse(f"/papers/{paper.slug}#discussion", 303)

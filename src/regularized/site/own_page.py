@@ -1,0 +1,71 @@
+"""A person's own page: name, followed problems, and how to leave."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Form, Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
+from sqlalchemy import delete, select
+
+from regularized.papers.card import FAMILIES
+from regularized.site import trending
+from regularized.site.models import Comment, Follow, Paper, Person, Subscription, Vote
+from regularized.site.pages import NotFound
+from regularized.site.rendering import page as render
+from regularized.site.state import Read, SiteOf, Write
+from regularized.site.visitors import SignedIn, VisitorOf
+
+__all__ = ["router"]
+
+router: APIRouter = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+
+
+@router.get("/me")
+def me(site: SiteOf, request: Request, session: Read, visitor: VisitorOf) -> Response:
+    """What is kept of the person."""
+    if visitor.person is None:
+        return RedirectResponse("/sign-in?next=/me", 303)
+    subscription = session.scalars(select(Subscription).where(Subscription.email == visitor.person.email)).first()
+    return render(
+        site,
+        request,
+        visitor,
+        "me.html",
+        follows=list(session.scalars(select(Follow.family).where(Follow.person_id == visitor.person.id))),
+        subscription=subscription if subscription and subscription.confirmed_at else None,
+    )
+
+
+@router.post("/me")
+def rename(session: Write, person: SignedIn, name: Annotated[str, Form(max_length=60)] = "") -> Response:
+    """Choose the name that stands beside one's comments."""
+    kept = "".join(letter for letter in " ".join(name.split()) if letter.isprintable())
+    session.merge(person, load=True).name = kept
+    return RedirectResponse("/me", 303)
+
+
+@router.post("/me/delete")
+def delete_me(site: SiteOf, session: Write, person: SignedIn) -> Response:
+    """Delete the person with all votes, comments and subscriptions."""
+    papers = {
+        *session.scalars(select(Vote.paper_id).where(Vote.person_id == person.id)),
+        *session.scalars(select(Comment.paper_id).where(Comment.person_id == person.id)),
+    }
+    session.execute(delete(Subscription).where(Subscription.email == person.email))
+    session.execute(delete(Person).where(Person.id == person.id))
+    for number in papers:
+        trending.update(session, session.get_one(Paper, number))
+    response = RedirectResponse("/", 303)
+    return response
+
+
+@router.post("/families/{family}/follow")
+def follow(session: Write, person: SignedIn, family: str, on: Annotated[str, Form(max_length=1)] = "") -> Response:
+    """Follow a problem, or stop."""
+    if family not in FAMILIES:
+        raise NotFound(f"There is no problem family “{family}”.")
+    own = session.get(Follow, (person.id, family))
+    if on and own is None:
+        session.add(Follow(person_id=person.id, family=family))
+    elif not on and own is not None:
+        session.delete(own)
+    return RedirectResponse(f"/families/{family}", 303)
