@@ -28,7 +28,7 @@ STOREYS = {
 }
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 # The roof: only the package itself, which passes names of all storeys on when they are asked for.
-ROOF = {PACKAGE / "__init__.py", PACKAGE / "_version.py"}
+ROOF = {PACKAGE / "__init__.py", PACKAGE / "__main__.py", PACKAGE / "_version.py"}
 
 
 def module_of(path: Path) -> str:
