@@ -18,6 +18,7 @@ from regularized.papers.catalogue import load_catalogue
 
 IMPLEMENTED = [entry for entry in load_catalogue() if entry.implemented]
 SLUG = IMPLEMENTED[0].slug
+ON_PEFT = next(entry.slug for entry in IMPLEMENTED if getattr(entry.experiment(), "PACKAGES", {}))
 
 
 def call(*arguments: str):
@@ -106,7 +107,7 @@ def test_packages_are_looked_for_before_the_first_run(monkeypatch, command):
     """Fails when eight arms are trained before the ninth finds out that PEFT is not installed, and exits with 1."""
     monkeypatch.setattr(evidence_runner, "find_spec", lambda package: None)
     monkeypatch.setattr(evidence_runner, "_run_matrix", lambda *a, **k: pytest.fail("a run was made first"))
-    result = call(command, "sorsa")
+    result = call(command, ON_PEFT)
     assert (result.exit_code, result.stdout) == (4, "")
     assert 'needs peft: pip install "regularized[peft]"' in result.stderr
 

@@ -291,6 +291,8 @@ class ProgressiveDistillation(Term):
         [True, True, True, False, False, True]
     """
 
+    is_task = True
+
     @allowed(alpha=_ALPHA.or_schedule())
     def __init__(
         self,

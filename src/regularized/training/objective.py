@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from regularized.training.mistakes import FirstStep, check_terms
 from regularized.training.progress import Coefficient, Schedule, as_schedule, is_always
 from regularized.training.step import Batch, Step
 
@@ -41,7 +42,11 @@ class Objective(nn.Module):
 
     Raises:
         ValueError: no term, or a name that is not a Python identifier.
-        TypeError: a term is not an ``nn.Module``.
+        TypeError: a term is not an ``nn.Module``, or is a loss of logits and targets.
+
+    Warns:
+        UserWarning: two terms are each the task; at the first step: none is, or labels equal the inputs, see
+            :mod:`regularized.training.mistakes`.
 
     Examples:
         >>> from regularized.training.terms import CrossEntropy
@@ -66,6 +71,7 @@ class Objective(nn.Module):
                     f"term {name!r} must be an nn.Module with forward(step), got {type(term).__name__}; "
                     "wrap a plain loss function as regularized.training.Loss(function)"
                 )
+        check_terms(terms)
         self.terms: nn.ModuleDict = nn.ModuleDict(terms)
         self.entries: list[Entry] = [
             Entry(
@@ -82,6 +88,7 @@ class Objective(nn.Module):
             raise ValueError(f"none of the terms {list(terms)} contributes a loss; add one such as CrossEntropy()")
         self._values: dict[str, Tensor] = {}
         self._coefficients: dict[str, float] = {}  # of the last step
+        self._is_new = True  # until the first micro-batch has been looked at
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -144,8 +151,18 @@ class Objective(nn.Module):
             scale: factor on the batch terms that undoes an averaging done elsewhere: the number of processes under DDP.
 
         Raises:
-            ValueError: a term did not return a scalar tensor.
+            ValueError: a term did not return a scalar tensor; or, at the first step, a model of causal language is
+                taught to copy its input.
         """
+        if self._is_new and self.training:
+            self._is_new = False
+            watch = FirstStep({entry.name: entry.term for entry in self.entries}, step)
+            share = self._share(step, counts, first=first, scale=scale)
+            watch.close()
+            return share
+        return self._share(step, counts, first=first, scale=scale)
+
+    def _share(self, step: Step, counts: Mapping[str, float | Tensor], *, first: bool, scale: float) -> Tensor:
         total: Tensor | None = None
         for name, term, weight, per_step, _ in self.entries:
             if per_step and not first:

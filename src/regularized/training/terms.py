@@ -10,6 +10,7 @@ Optional attributes:
 - ``count(batch) -> int | Tensor``: what is counted; default the number of samples.
 - ``per_step``: True for a penalty that does not look at the batch (on weights, say). Its ``forward`` returns the value
   itself; it is computed once an optimizer step, whatever the accumulation.
+- ``is_task``: True for a term that stands in the place of the task, as ``CrossEntropy`` does: two of them are told.
 - ``contributes``: False for a term that only operates on the model or the batch; its ``forward`` is not called.
 - ``taps``: names of submodules whose outputs the term reads by ``step.hidden(name)``.
 - ``strong_convexity(model) -> dict``: modulus that the term adds in each parameter with the coefficient 1, by name.

@@ -49,6 +49,8 @@ class MixupLoss(Term):
         torch.Size([])
     """
 
+    is_task = True
+
     def __init__(self, alpha: float, *, task: str = "classification", seed: int = 0) -> None:
         super().__init__()
         self.alpha = alpha
