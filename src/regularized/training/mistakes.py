@@ -135,7 +135,7 @@ class _Watched(Batch):
         return watched
 
     @property
-    def targets(self) -> Tensor | None:  # type: ignore[override]
+    def targets(self) -> Tensor | None:
         self.was_asked = True
         return self._targets
 
