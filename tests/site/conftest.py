@@ -10,6 +10,7 @@ pytest.importorskip("fastapi", reason='needs the extra "site"')
 
 from starlette.testclient import TestClient
 from tests.site.helpers import START, Clock, Outbox, settings_in, sign_in
+from tests.site.postgresql import empty_postgresql, postgresql  # noqa: F401 - fixtures
 
 from regularized.papers.catalogue import load_catalogue
 from regularized.site.app import create_app

@@ -1,12 +1,6 @@
-"""The same site on PostgreSQL: a real server, started here from Debian's package as a user without rights."""
+"""The same site on PostgreSQL, a real server."""
 
 import datetime
-import os
-import pwd
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -32,57 +26,15 @@ from regularized.site.sync import sync_catalogue
 
 pytest.importorskip("psycopg", reason='needs the extra "postgresql"')
 
-PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 ENTRIES = load_catalogue()
 PAPER = ENTRIES[-1]
 
 
-@pytest.fixture(scope="module")
-def server():
-    """Address of a server with its data and socket in a folder of its own; nothing else on the machine sees it."""
-    if not PROGRAMS:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    programs = PROGRAMS[-1].parent
-    user = None
-    if os.geteuid() == 0:
-        # It refuses to run as root.
-        names = {entry.pw_name for entry in pwd.getpwall()}
-        user = next((name for name in ("postgres", "nobody") if name in names), None)
-        if user is None:
-            pytest.skip("there is no user without rights to run PostgreSQL as")
-    folder = Path(tempfile.mkdtemp(prefix="regularized-pg-"))
-    try:
-        if user:
-            shutil.chown(folder, user)
-        clean = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
-
-        def run(*command: str) -> subprocess.CompletedProcess[str]:
-            return subprocess.run(
-                command, user=user, cwd=folder, env=clean, capture_output=True, text=True, timeout=120
-            )
-
-        made = run(str(programs / "initdb"), "-D", "data", "-U", "site", "-A", "trust", "-E", "UTF8", "--no-sync")
-        if made.returncode:
-            pytest.skip(f"PostgreSQL cannot be set up here: {made.stderr.strip()}")
-        options = f"-k {folder} -c listen_addresses='' -c fsync=off -c shared_buffers=32MB"
-        started = run(str(programs / "pg_ctl"), "-D", "data", "-o", options, "-l", "log", "-w", "start")
-        assert started.returncode == 0, started.stdout + started.stderr
-        try:
-            yield f"postgresql://site@/postgres?host={folder}"
-        finally:
-            run(str(programs / "pg_ctl"), "-D", "data", "-m", "immediate", "-w", "stop")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 @pytest.fixture
-def site(server, tmp_path):
+def site(empty_postgresql, tmp_path):
     """The site on PostgreSQL, freshly filled."""
-    settings = settings_in(tmp_path, database=server, clock=Clock())
+    settings = settings_in(tmp_path, database=empty_postgresql, clock=Clock())
     engine = open_database(settings.database)
-    with engine.begin() as connection:
-        connection.exec_driver_sql("DROP SCHEMA public CASCADE")
-        connection.exec_driver_sql("CREATE SCHEMA public")
     migrate(engine)
     found = Site(settings, engine, environment(), Mailer(settings), None)
     with found.write.begin() as session:

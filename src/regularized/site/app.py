@@ -6,10 +6,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote
 
+import anyio.to_thread
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
+from sqlalchemy.exc import IntegrityError
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Match
@@ -17,7 +19,7 @@ from starlette.routing import Match
 from regularized._version import __version__
 from regularized.papers.catalogue import load_catalogue
 from regularized.site import api, discussion, feeds, own_page, pages, signing_in, subscriptions
-from regularized.site.database import migrate, open_database
+from regularized.site.database import THREADS, migrate, one_at_a_time, open_database
 from regularized.site.limits import TooOften
 from regularized.site.mail import Mailer
 from regularized.site.meaning import Meaning, open_encoder
@@ -43,6 +45,7 @@ _TITLES = {
     403: "Not allowed",
     404: "There is no such page",
     405: "Not allowed here",
+    409: "Not now",
     413: "Too large",
     422: "Something is missing",
     429: "Too many tries",
@@ -68,6 +71,7 @@ def open_site(settings: Settings) -> Site:
         sync_catalogue(session, load_catalogue(settings.package), now=settings.now)
     if site.meaning is not None:
         with site.write.begin() as session:
+            one_at_a_time(session, "catalogue")
             log.info("encoded %s papers", site.meaning.update(session))
     return site
 
@@ -82,6 +86,7 @@ def create_app(site: Site, *, background: bool = False) -> FastAPI:
 
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
         sender = Sender(site) if background else None
         if sender is not None:
             sender.start()
@@ -210,6 +215,11 @@ async def _sign_in(request: Request, error: Exception) -> Response:
     return RedirectResponse(elsewhere, 303)
 
 
+async def _at_once(request: Request, error: Exception) -> Response:
+    log.warning("%s %s: %s", request.method, request.url.path, error)
+    return _error(request, 409, "Something was changed at the same moment, and this was not. Send it once more.")
+
+
 async def _defect(request: Request, error: Exception) -> Response:
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     # This answer comes from outside of all middleware.
@@ -225,5 +235,6 @@ _HANDLERS: dict[Any, Any] = {
     Forbidden: _forbidden,
     TooOften: _too_often,
     SignInNeeded: _sign_in,
+    IntegrityError: _at_once,
     Exception: _defect,
 }

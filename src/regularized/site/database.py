@@ -3,19 +3,27 @@
 SQLite runs in WAL mode, so that readers never wait for a writer; PostgreSQL is used when the URL says so.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session, sessionmaker
 
 from regularized.site.settings import SettingsError
 
-__all__ = ["migrate", "open_database", "sessions"]
+__all__ = ["THREADS", "insert_new", "migrate", "one_at_a_time", "open_database", "sessions"]
+
+THREADS = 16
+"""Requests that are answered at once, each with one connection at a time; the pool has some more for other threads."""
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+_POOL: dict[str, Any] = {"pool_size": THREADS, "max_overflow": 4}
 
 
 def open_database(url: str) -> Engine:
@@ -34,12 +42,12 @@ def open_database(url: str) -> Engine:
             "the database URL cannot be read; write sqlite:///PATH or postgresql://USER@HOST/NAME"
         ) from None
     if parsed.get_backend_name() == "postgresql":
-        return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=10)
+        return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, **_POOL)
     if parsed.get_backend_name() != "sqlite":
         raise SettingsError(f"the database must be sqlite or postgresql, got {parsed.get_backend_name()!r}")
     if parsed.database and parsed.database != ":memory:":
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(parsed, connect_args={"timeout": 30}, pool_size=10)
+    engine = create_engine(parsed, connect_args={"timeout": 30}, **_POOL)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -80,12 +88,45 @@ def sessions(engine: Engine, *, writes: bool = False) -> sessionmaker[Session]:
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the tables to the present version; nothing happens when they are."""
+    """Bring the tables to the present version; nothing happens when they are. Of several at once, one does it."""
     from alembic import command
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     with engine.execution_options(writes=True).begin() as connection:
+        one_at_a_time(connection, "migration")
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+_LOCKS = {"migration": 7_205_001, "catalogue": 7_205_002}
+"""Numbers of PostgreSQL's advisory locks: nobody else's, in a database of our own."""
+
+
+def one_at_a_time(session: Session | Connection, what: str) -> None:
+    """Wait until nobody else does this, and keep it to oneself until the transaction ends.
+
+    Who writes papers looks for known ones first; two who do so at once would both find none.
+    SQLite has one writer anyway.
+
+    Args:
+        session: a session or connection that writes.
+        what: ``"migration"`` or ``"catalogue"``.
+    """
+    connection = session.connection() if isinstance(session, Session) else session
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _LOCKS[what]})
+
+
+def insert_new(session: Session, table: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows; those whose key is there already are left as they are, whoever wrote them a moment ago.
+
+    Args:
+        session: a session that writes.
+        table: a mapped class.
+        rows: values.
+    """
+    dialect = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
+    if rows:
+        session.execute(dialect.insert(table).on_conflict_do_nothing(), list(rows))

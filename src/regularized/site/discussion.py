@@ -4,8 +4,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Form, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
+from sqlalchemy import delete
 
 from regularized.site import queries, trending
+from regularized.site.database import insert_new
 from regularized.site.limits import HOUR, limit
 from regularized.site.markdown import render as render_markdown
 from regularized.site.models import Comment, Paper, Vote
@@ -27,12 +29,11 @@ def vote(
     """Vote, or take the vote back. Voting twice is voting once."""
     limit(site, f"vote {person.id}", most=60, seconds=HOUR)
     paper = paper_or_404(site, session, slug)
-    own = session.get(Vote, (person.id, paper.id))
-    if on and own is None:
-        session.add(Vote(person_id=person.id, paper_id=paper.id, at=site.settings.now))
-    elif not on and own is not None:
-        session.delete(own)
-    session.flush()
+    trending.lock(session, paper.id)
+    if on:
+        insert_new(session, Vote, [{"person_id": person.id, "paper_id": paper.id, "at": site.settings.now}])
+    else:
+        session.execute(delete(Vote).where(Vote.person_id == person.id, Vote.paper_id == paper.id))
     trending.update(session, paper)
     return RedirectResponse(f"/papers/{paper.slug}", 303)
 
@@ -51,6 +52,7 @@ def comment(
     text = body.replace("\0", "").replace("\r\n", "\n").strip()
     if not text:
         raise BadRequest("A comment cannot be empty. Go back and write one.")
+    trending.lock(session, paper.id)
     own = Comment(paper_id=paper.id, person_id=person.id, body=text, html=render_markdown(text), at=site.settings.now)
     session.add(own)
     session.flush()
@@ -67,7 +69,7 @@ def delete_comment(session: Write, person: SignedIn, number: int) -> Response:
     if own is None or own.person_id != person.id:
         raise NotFound("You have no such comment.")
     paper = session.get_one(Paper, own.paper_id)
-    session.delete(own)
-    session.flush()
+    trending.lock(session, paper.id)
+    session.execute(delete(Comment).where(Comment.id == number))
     trending.update(session, paper)
     return RedirectResponse(f"/papers/{paper.slug}#discussion", 303)

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from regularized.site.database import one_at_a_time
 from regularized.site.listing import Listed, PageDay
 from regularized.site.models import Alias, Paper
 from regularized.site.sync import find_known, index_paper, title_key
@@ -122,6 +123,7 @@ def store(session: Session, papers: Iterable[Incoming], *, now: int) -> list[Sto
         papers: papers from elsewhere.
         now: seconds since 1970.
     """
+    one_at_a_time(session, "catalogue")
     return [_store(session, incoming, now) for incoming in papers]
 
 

@@ -4,10 +4,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 
 from regularized.papers.card import FAMILIES
 from regularized.site import trending
+from regularized.site.database import insert_new
 from regularized.site.models import Comment, Follow, Paper, Person, Subscription, Vote
 from regularized.site.pages import NotFound
 from regularized.site.rendering import page as render
@@ -39,7 +40,7 @@ def me(site: SiteOf, request: Request, session: Read, visitor: VisitorOf) -> Res
 def rename(session: Write, person: SignedIn, name: Annotated[str, Form(max_length=60)] = "") -> Response:
     """Choose the name that stands beside one's comments."""
     kept = "".join(letter for letter in " ".join(name.split()) if letter.isprintable())
-    session.merge(person, load=True).name = kept
+    session.execute(update(Person).where(Person.id == person.id).values(name=kept))
     return RedirectResponse("/me", 303)
 
 
@@ -50,6 +51,7 @@ def delete_me(site: SiteOf, session: Write, person: SignedIn) -> Response:
         *session.scalars(select(Vote.paper_id).where(Vote.person_id == person.id)),
         *session.scalars(select(Comment.paper_id).where(Comment.person_id == person.id)),
     }
+    trending.lock(session, *papers)
     session.execute(delete(Subscription).where(Subscription.email == person.email))
     session.execute(delete(Person).where(Person.id == person.id))
     for number in papers:
@@ -63,9 +65,8 @@ def follow(session: Write, person: SignedIn, family: str, on: Annotated[str, For
     """Follow a problem, or stop."""
     if family not in FAMILIES:
         raise NotFound(f"There is no problem family “{family}”.")
-    own = session.get(Follow, (person.id, family))
-    if on and own is None:
-        session.add(Follow(person_id=person.id, family=family))
-    elif not on and own is not None:
-        session.delete(own)
+    if on:
+        insert_new(session, Follow, [{"person_id": person.id, "family": family}])
+    else:
+        session.execute(delete(Follow).where(Follow.person_id == person.id, Follow.family == family))
     return RedirectResponse(f"/families/{family}", 303)

@@ -16,7 +16,6 @@ from markupsafe import Markup
 from regularized._version import __version__
 from regularized.evidence.numbers import number
 from regularized.papers.card import FAMILIES
-from regularized.site import queries
 from regularized.site.responses import has_this, tag_of
 from regularized.site.state import Site
 from regularized.site.visitors import Visitor
@@ -73,7 +72,7 @@ def page(
         status: status code.
         values: what the template shows.
     """
-    papers, runs = _how_many(site, request) if visitor is not None else (0, 0)
+    papers, runs = visitor.totals if visitor is not None else (0, 0)
     here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     text = site.templates.get_template(template).render(
         {
@@ -118,16 +117,6 @@ def said(
     return page(
         site, request, visitor, "said.html", status=status, **{"title": title, "message": message, "link": link}
     )
-
-
-def _how_many(site: Site, request: Request) -> tuple[int, int]:
-    """Papers, and those that run, which every page says: counted once a minute at most."""
-    kept: tuple[int, int, int] | None = getattr(request.app.state, "how_many", None)
-    if kept is None or not kept[0] <= site.settings.now < kept[0] + 60:
-        with site.read() as session:
-            kept = (site.settings.now, *queries.how_many(session))
-        request.app.state.how_many = kept
-    return kept[1:]
 
 
 @lru_cache(maxsize=64)

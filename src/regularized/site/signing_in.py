@@ -9,9 +9,9 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlalchemy import delete, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from regularized.site import outbox
+from regularized.site.database import insert_new
 from regularized.site.limits import HOUR, limit, limit_mail, where
 from regularized.site.mail import valid_address
 from regularized.site.models import Person, SignInToken
@@ -121,8 +121,7 @@ def use_link(
             status=403,
             link=("/sign-in", "Ask for another link"),
         )
-    dialect = sqlite if site.engine.dialect.name == "sqlite" else postgresql
-    session.execute(dialect.insert(Person).values(email=used.email, name="", created_at=now).on_conflict_do_nothing())
+    insert_new(session, Person, [{"email": used.email, "name": "", "created_at": now}])
     person = session.scalars(select(Person).where(Person.email == used.email)).one()
     response = RedirectResponse(local_path(used.goes_to), 303)
     start_session(site, session, response, person)

@@ -10,12 +10,27 @@ from jinja2 import Environment
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
+from regularized.site import queries
 from regularized.site.database import sessions
 from regularized.site.mail import Mailer
 from regularized.site.meaning import Meaning
 from regularized.site.settings import Settings
 
 __all__ = ["Read", "Site", "SiteOf", "Write"]
+
+
+class Totals:
+    """How many papers there are, and how many of them run: counted once a minute at most."""
+
+    def __init__(self) -> None:
+        self._counted: tuple[int, tuple[int, int]] | None = None
+
+    def of(self, session: Session, now: int) -> tuple[int, int]:
+        """Papers, and those that run."""
+        counted = self._counted
+        if counted is None or not counted[0] <= now < counted[0] + 60:
+            counted = self._counted = (now, queries.how_many(session))
+        return counted[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +43,7 @@ class Site:
         templates: its pages.
         mailer: sends its messages.
         meaning: search by meaning; None where there is no encoder.
+        totals: how many papers there are.
         posted: set when a message waits in the outbox, so that the sender does not sleep on.
     """
 
@@ -37,6 +53,7 @@ class Site:
     mailer: Mailer
     meaning: Meaning | None
     posted: threading.Event = field(default_factory=threading.Event)
+    totals: Totals = field(default_factory=Totals)
 
     @property
     def read(self) -> sessionmaker[Session]:

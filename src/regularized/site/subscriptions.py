@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from regularized.papers.card import FAMILIES
 from regularized.site import outbox
+from regularized.site.database import insert_new
 from regularized.site.limits import DAY, limit_mail
 from regularized.site.mail import valid_address
 from regularized.site.models import Follow, Subscription
@@ -98,10 +99,9 @@ def confirm(
     now = site.settings.now
     if value is None or value["at"] < now - 3 * DAY:
         return _old_link(site, request, visitor)
-    found = session.scalars(select(Subscription).where(Subscription.email == value["email"])).first()
-    if found is None:
-        found = Subscription(email=value["email"], key=new_token(), created_at=now, sent_at=now)
-        session.add(found)
+    fresh = {"email": value["email"], "key": new_token(), "created_at": now, "sent_at": now}
+    insert_new(session, Subscription, [{**fresh, "frequency": value["frequency"], "families": value["families"]}])
+    found = session.scalars(select(Subscription).where(Subscription.email == value["email"]).with_for_update()).one()
     found.frequency, found.families, found.confirmed_at = value["frequency"], value["families"], now
     return said(
         site,

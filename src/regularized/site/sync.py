@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import delete, insert, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, selectinload
 
 from regularized.evidence.bench_rows import load as load_rows
@@ -23,6 +22,7 @@ from regularized.evidence.numbers import effect_text, interval_text
 from regularized.evidence.statistics import failure_bound
 from regularized.papers.catalogue import Entry, margin
 from regularized.papers.search import WEIGHTS, fields, with_joined
+from regularized.site.database import insert_new, one_at_a_time
 from regularized.site.models import (
     Alias,
     ClaimRow,
@@ -98,6 +98,7 @@ def sync_catalogue(session: Session, entries: Iterable[Entry], *, now: int) -> C
         entries: the catalogue.
         now: seconds since 1970.
     """
+    one_at_a_time(session, "catalogue")
     changes = Changes()
     known = {
         paper.slug: paper
@@ -181,9 +182,7 @@ def index_paper(session: Session, paper: Paper, texts: Mapping[str, str] | None 
         texts = {name: with_joined(text) for name, text in texts.items()}
     session.merge(SearchText(paper_id=paper.id, **{name: texts.get(name, "") for name in WEIGHTS}))
     words = {word for text in texts.values() for word in re.findall(r"\w{4,60}", text.lower())}
-    dialect = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
-    if words:
-        session.execute(dialect.insert(SearchWord).on_conflict_do_nothing(), [{"word": word} for word in sorted(words)])
+    insert_new(session, SearchWord, [{"word": word} for word in sorted(words)])
 
 
 def _record(entry: Entry) -> tuple[dict[str, Any], list[dict[str, Any]]]:

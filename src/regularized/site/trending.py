@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from regularized.site.models import Comment, Paper, Vote
 
-__all__ = ["COMMENT_WEIGHT", "HALF_LIFE", "heat", "score", "update"]
+__all__ = ["COMMENT_WEIGHT", "HALF_LIFE", "heat", "lock", "score", "update"]
 
 HALF_LIFE = 7 * 24 * 3600
 """Seconds after which a vote or a comment counts half."""
@@ -59,8 +59,21 @@ def score(heat: float | None, now: int) -> float:
     return 0.0 if heat is None else 2.0 ** (heat - now / HALF_LIFE)
 
 
+def lock(session: Session, *papers: int) -> None:
+    """Wait until nobody else votes for these papers or comments on them, until the transaction ends.
+
+    Before anything is written: who counts must see what was counted before. In one order, so that nobody waits for who
+    waits for him.
+
+    Args:
+        session: a session that writes.
+        papers: their numbers.
+    """
+    session.execute(select(Paper.id).where(Paper.id.in_(papers)).order_by(Paper.id).with_for_update())
+
+
 def update(session: Session, paper: Paper) -> None:
-    """Count a paper's votes and comments, and write its heat."""
+    """Count the votes and comments of a paper that is locked, and write its heat."""
     votes = session.scalars(select(Vote.at).where(Vote.paper_id == paper.id)).all()
     per_person = session.execute(
         select(func.max(Comment.at), func.count()).where(Comment.paper_id == paper.id).group_by(Comment.person_id)

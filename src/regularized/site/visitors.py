@@ -57,11 +57,13 @@ class Visitor:
         settings: settings of the site.
         person: the person; None for somebody who has not signed in.
         key: what identifies the browser, for the tokens of forms; empty when it has no cookie yet.
+        totals: how many papers there are, and how many run: every page says so.
     """
 
     settings: Settings
     person: Person | None = None
     key: str = ""
+    totals: tuple[int, int] = (0, 0)
     _new_key: bool = False
 
     @property
@@ -89,8 +91,12 @@ def _set_cookie(settings: Settings, response: Response, name: str, value: str, a
     )
 
 
-def _visitor(request: Request, site: SiteOf, session: Read) -> Visitor:
-    visitor = _recognised(request, site.settings, session)
+def _visitor(request: Request, site: SiteOf) -> Visitor:
+    # In a session of its own, closed at once: a handler that held one connection and waited for another could wait for
+    # others that do the same.
+    with site.read() as session:
+        visitor = _recognised(request, site.settings, session)
+        visitor.totals = site.totals.of(session, site.settings.now)
     request.state.visitor = visitor
     return visitor
 
@@ -105,8 +111,7 @@ def visitor_of(request: Request, site: Site) -> Visitor:
     known: Visitor | None = getattr(request.state, "visitor", None)
     if known is not None:
         return known
-    with site.read() as session:
-        return _recognised(request, site.settings, session)
+    return _visitor(request, site)
 
 
 def _recognised(request: Request, settings: Settings, session: Session) -> Visitor:
