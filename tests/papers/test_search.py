@@ -63,6 +63,7 @@ QUESTIONS = {
     "llm judges its own answers": {"self_judge", "cream"},
     "certified robustness with interval bound propagation": {"certified_training"},
     "single-step adversarial training collapses to zero PGD accuracy": {"abnormal_examples"},
+    "PGD accuracy suddenly drops to zero": {"abnormal_examples"},
     "the simulator differs from the real environment": {"robust_policy"},
     "pretrain a transformer with less GPU memory": {"sltrain", "sst"},
     "I have more compute than data": {"infinite_compute"},
