@@ -75,15 +75,20 @@ def test_the_three_differ_as_their_papers_say():
 
 
 def test_the_attack_leaves_the_model_alone():
-    """Fails when parameters get a gradient, or their flag is changed; and when logits come with a graph unasked."""
+    """Fails when parameters get a gradient, or their flags do not come back, or logits come with a graph."""
     model, (x, y) = net(), batch()
+    model[1].weight.requires_grad_(False)
     found = OneStep.rs_fgsm(Threat(0.1))(model, x, y)
-    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert [p.requires_grad for p in model.parameters()] == [False, True, True, True]
+    assert all(p.grad is None for p in model.parameters())
+    with pytest.raises(IndexError):
+        OneStep.rs_fgsm(Threat(0.1))(model, x, y + 100)
+    assert [p.requires_grad for p in model.parameters()] == [False, True, True, True]
     assert not found.logits.requires_grad
     assert not found.inputs.requires_grad
     kept = OneStep.rs_fgsm(Threat(0.1))(model, x, y, keep_graph=True)
     kept.losses.sum().backward()
-    assert all(p.grad is not None for p in model.parameters())
+    assert [p.grad is not None for p in model.parameters()] == [False, True, True, True]
 
 
 def test_the_gradient_is_that_of_each_sample_alone():
@@ -165,6 +170,11 @@ def test_auto_attack_says_how_to_install_it(monkeypatch):
     assert_refused(lambda: auto_attack(net().eval(), *batch(), Threat(0.1)), ImportError, ["pip install pyautoattack"])
 
 
+class _Structured(nn.Module):
+    def forward(self, x):
+        return {"logits": x}
+
+
 def _attack(threat, x=None):
     inputs, y = batch()
     return lambda: OneStep.fgsm(threat)(net(), inputs if x is None else x, y)
@@ -207,7 +217,7 @@ def _attack(threat, x=None):
         ),
         refused(
             "a model that returns a structure",
-            lambda: input_gradient(lambda x: {"logits": x}, *batch()),
+            lambda: input_gradient(_Structured(), *batch()),
             TypeError,
             ["dict", "logits"],
         ),

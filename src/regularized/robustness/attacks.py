@@ -12,6 +12,7 @@ One-step accuracy proves nothing: a network can learn to be wrong only off the o
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self, TypeAlias
 from warnings import warn
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regularized.mechanisms.frozen import constant_parameters
 from regularized.mechanisms.ranges import above, allowed, at_least, check_fields, count
 
 __all__ = ["Attacked", "Bounds", "OneStep", "Threat", "cross_entropies", "input_gradient", "pgd"]
@@ -228,7 +230,7 @@ def input_gradient(
         >>> gradient.shape, logits.requires_grad, model.weight.grad is None
         (torch.Size([3, 2]), False, True)
     """
-    with torch.enable_grad():
+    with torch.enable_grad(), nullcontext() if keep_graph else constant_parameters(model):
         leaf = inputs.detach().requires_grad_()
         logits = model(leaf)
         if not isinstance(logits, Tensor):

@@ -12,7 +12,6 @@ from regularized.mechanisms.ranges import allowed, at_least
 from regularized.robustness.abnormal_examples.penalty import (
     LOSS_WEIGHT,
     OUTPUT_WEIGHT,
-    Variation,
     abnormal_penalty,
     variation,
 )
@@ -155,7 +154,8 @@ class AbnormalExamples(Term):
                 "AbnormalExamples(loss_gradient=True) differentiates the losses before the attack, which were left "
                 "without graph; use OneStepTraining(attack, keep_graph=True)"
             )
-        losses, seen = _variation(step, found)
+        losses = cross_entropies(step.logits, step.targets)
+        seen = variation(found.logits, found.losses, step.logits, losses)
         return abnormal_penalty(
             found.logits,
             found.losses,
@@ -200,8 +200,3 @@ def _found(step: Step, term: nn.Module) -> Attacked | None:
             '"attack": OneStepTraining(...) to the terms'
         )
     return found
-
-
-def _variation(step: Step, found: Attacked) -> tuple[Tensor, Variation]:
-    losses = cross_entropies(step.logits, step.targets)
-    return losses, variation(found.logits, found.losses, step.logits, losses)
