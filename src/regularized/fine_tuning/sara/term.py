@@ -27,7 +27,7 @@ normalisation weights are selected like all others.
 import math
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
@@ -135,7 +135,8 @@ class SaRA(Term):
     Raises:
         ValueError: a setting is outside its range; nothing or everything lies below the threshold; no matrix can be
             penalised; a pattern matches nothing; weights are quantized, sharded or on the meta device.
-        RuntimeError: the optimizer stepped without having been bound.
+        RuntimeError: the optimizer stepped without having been bound; or one steps that was built on the model's own
+            parameters, which get no gradient; or its state is of another selection.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(80, 80), nn.ReLU(), nn.Linear(80, 3))
@@ -196,11 +197,13 @@ class SaRA(Term):
         self.entries: nn.ModuleList = nn.ModuleList()
         self._plain: list[tuple[nn.Parameter, bool]] = []  # parameters with the requires_grad that they had
         self._handles: list[RemovableHandle] = []
-        self._looking: RemovableHandle | None = None  # for the optimizer of a loop
+        self._looking: RemovableHandle | None = None  # for the optimizer that steps first
+        self._binds_itself = False  # a loop owns the optimizer
         self._gradients_ready = False
         if model is not None:
             self._check_total_steps()
             self._select(model)
+            self._looking = _look_at_first_step(self)
 
     # -- selection ---------------------------------------------------------------------------------
 
@@ -211,8 +214,9 @@ class SaRA(Term):
         """
         if len(self.entries) == 0:
             self._select(model)
+        self._binds_itself = True
         if not self._handles and self._looking is None:
-            self._looking = _bind_at_first_step(self)
+            self._looking = _look_at_first_step(self)
 
     @torch.no_grad()
     def _select(self, model: nn.Module) -> None:
@@ -355,6 +359,7 @@ class SaRA(Term):
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         self._check_total_steps()
+        self._check_state(optimizer)
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args begins with the optimizer itself
         if closure is None:
             self.before_step()
@@ -372,10 +377,32 @@ class SaRA(Term):
             return (args[0], completed, *args[2:]), kwargs
         return args, {**kwargs, "closure": completed}
 
+    def _check_not_the_models(self, held: Collection[int]) -> None:
+        """Refuse an optimizer that was built on ``model.parameters()``: it would step, and change nothing."""
+        if any(id(segment.parameter) in held for part in self._vectors for segment in part.segments):
+            raise RuntimeError(
+                "this optimizer was built on the model's parameters, which get no gradient here, so that nothing would "
+                "change. Train with one that is built on SaRA's entries: optimizer = sara.bind(AdamW("
+                "sara.parameters(), ...)); in transformers' Trainer give optimizers=(optimizer, None)"
+            )
+
+    def _check_state(self, optimizer: torch.optim.Optimizer) -> None:
+        """Refuse moments of another selection, as a resumed run has whose entries were selected anew."""
+        for part in self._vectors:
+            for value in optimizer.state.get(part.values, {}).values():
+                if isinstance(value, Tensor) and value.ndim == 1 and len(value) != len(part.values):
+                    raise RuntimeError(
+                        f"the optimizer's state is of {len(value)} trained entries, and SaRA has {len(part.values)}: "
+                        "load sara.load_state_dict(...) of the same moment, then the optimizer's state. In "
+                        "transformers' Trainer give callbacks=[SaraCallback(sara)] of "
+                        "regularized.fine_tuning.sara.huggingface, which keeps it with each checkpoint"
+                    )
+
     def _after_optimizer(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._stop_looking()
         for part in self._vectors:
             part.write()
+            part.values.grad = None  # a loop may zero the gradients of the model alone, as transformers' does
         self._gradients_ready = False
         self.steps += 1
         if self.total_steps is not None and self.steps == int(self.total_steps * self.reselect_at + 1e-9):
@@ -475,17 +502,20 @@ class SaRA(Term):
         return f"threshold={self.threshold:.4g}, num_trainable={self.num_trainable}, steps={self.steps}"
 
 
-def _bind_at_first_step(sara: SaRA) -> RemovableHandle:
-    """A loop shows its terms no optimizer; torch shows every one that is about to step."""
+def _look_at_first_step(sara: SaRA) -> RemovableHandle:
+    """Nobody shows its optimizer; torch shows every one that is about to step. Until the right one has stepped."""
     ask = weakref.ref(sara)
 
     def look(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         one = ask()
-        if one is None or one._handles:
+        if one is None:
             return None
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if not any(id(p) in held for p in one.parameters()):
+            one._check_not_the_models(held)
             return None  # the optimizer of something else
+        if one._handles or not one._binds_itself:
+            return None
         one.bind(optimizer)  # this step's own hooks may be past: what a step needs before it is done here
         return one._before_optimizer(optimizer, args, kwargs)
 
