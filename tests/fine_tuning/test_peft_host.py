@@ -226,16 +226,16 @@ def test_what_is_saved_besides_the_factors_is_exported_too(tmp_path):
     assert json.loads((tmp_path / "lora" / "adapter_config.json").read_text())["r"] == 10
 
 
-def test_stock_peft_does_not_take_our_file_for_a_lora(tmp_path):
-    """Fails when names in the file are LoRA's: stock PEFT would load them, and compute something else in silence."""
-    base, targets, x = llama()
-    before = outputs(base, x)
-    adapted = inject(copy.deepcopy(base), targets, r=3)
-    perturb(adapted)
-    adapted.save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match="missing adapter keys"):
-        stock = peft.PeftModel.from_pretrained(base, tmp_path)
-    close(outputs(stock, x), before)
+def test_stock_peft_refuses_what_it_cannot_read(tmp_path):
+    """Fails when stock PEFT makes an empty LoRA of our folder, and the base model passes for the fine-tuned one."""
+    base, targets, _ = llama()
+    inject(copy.deepcopy(base), targets, r=3).save_pretrained(tmp_path)
+    with pytest.raises(KeyError, match=r"no LoRA, and stock PEFT cannot read it: use .*load\(model, folder\)"):
+        peft.PeftModel.from_pretrained(base, tmp_path)
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "library_name: peft" not in card
+    assert "stock PEFT cannot read it" in card
+    assert load(base, tmp_path).peft_config["default"].peft_type == peft.PeftType.LORA, "inside it is one, for PEFT"
 
 
 # -- a second technique on the same host -------------------------------------------------------

@@ -377,3 +377,20 @@ def test_an_empty_batch_costs_nothing():
     loss = criterion(z, none, none)
     assert loss.item() == 0.0
     assert torch.autograd.grad(loss, z)[0].shape == (0, 3)
+
+
+def test_an_epoch_that_is_told_once_only():
+    """Fails when `set_epoch` in front of the loop keeps alpha where it is for the whole training, without a word."""
+    criterion = ProgressiveDistillationLoss(num_samples=4, num_classes=3, epochs=5)
+    logits, labels, index = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 1, 2, 0]), torch.arange(4)
+    criterion.set_epoch(0)
+    criterion(logits, labels, index)
+    criterion(logits, labels, index)  # a sampler that draws with replacement may show some of them twice
+    with pytest.raises(RuntimeError, match=r"has seen 12 samples of 4.*inside the loop.*set_progress\(share\) instead"):
+        criterion(logits, labels, index)
+    for epoch in range(5):  # told in each
+        criterion.set_epoch(epoch)
+        criterion(logits, labels, index)
+    criterion.set_progress(0.5)  # told as it is wanted: nobody counts
+    for _ in range(5):
+        criterion(logits, labels, index)

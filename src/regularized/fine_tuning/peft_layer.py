@@ -6,6 +6,7 @@ A technique subclasses :class:`FactorLayer`, which says how the factors start an
 """
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, cast
@@ -118,7 +119,7 @@ class FactorConfig(LoraConfig):
                 f"{folder} holds an adapter of {saved.get('technique') or 'stock PEFT'!r}, not of {own['technique']!r}"
             )
         check_seal(saved, Path(folder) / WEIGHTS, free=FREE_SETTINGS)
-        kept = {name: value for name, value in saved.items() if name in own and name != "runtime_config"}
+        kept = {n: value for n, value in saved.items() if n in own and n not in ("runtime_config", "peft_type")}
         # The factors come from the file, not from a decomposition.
         kept |= {"init_lora_weights": False, "lora_alpha": None}
         try:
@@ -134,9 +135,31 @@ class FactorConfig(LoraConfig):
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write the settings, sealed with the weights beside them, which PEFT's ``save_pretrained`` writes before."""
         super().save_pretrained(save_directory, **kwargs)
-        path, weights = (Path(save_directory) / name for name in (_CONFIG, WEIGHTS))
+        path, weights, card = (Path(save_directory) / name for name in (_CONFIG, WEIGHTS, "README.md"))
+        # Stock PEFT would build a LoRA, find none of its matrices in the file, and leave the base model as it is, with
+        # a warning. It looks this word up, and its KeyError then says what to do.
+        settings = {**read_settings(path), "peft_type": self.how_to_load()}
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
         if weights.is_file():
-            write_settings(path, read_settings(path), weights, free=FREE_SETTINGS)
+            write_settings(path, settings, weights, free=FREE_SETTINGS)
+        if card.is_file():
+            self._complete_card(card)
+
+    def how_to_load(self) -> str:
+        """What to do with the folder, in a sentence."""
+        module = type(self).__module__
+        return (
+            f"an adapter of {self.technique.upper()}, no LoRA, and stock PEFT cannot read it: use {module}.load(model, "
+            "folder), or have its owner write a LoRA by regularized.fine_tuning.peft_host.export_lora(model, folder)"
+        )
+
+    def _complete_card(self, card: Path) -> None:
+        """PEFT's model card says that PEFT loads it."""
+        text = card.read_text(encoding="utf-8").replace("library_name: peft", "library_name: regularized")
+        head, fence, rest = text.partition("---\n\n")  # the end of the front matter
+        said = f"> This is {self.how_to_load()}.\n"
+        if fence and said not in text:
+            card.write_text(f"{head}{fence}{said}\n{rest}", encoding="utf-8")
 
 
 class FactorLayer(nn.Module, LoraLayer):

@@ -136,8 +136,9 @@ class ProgressiveDistillationLoss(torch.nn.Module):
         ValueError: a setting is outside its range; at the call: no index, wrong shape, soft labels, wrong device.
         IndexError: an index outside [0, N) (checked while the index is on the CPU).
         RuntimeError: a sample came for the second time and neither :meth:`set_epoch` nor :meth:`set_progress` was ever
-            called (on a GPU: more samples than the training set has); or it was called in training mode with gradients
-            switched off, as an evaluation without ``eval()`` would.
+            called (on a GPU: more samples than the training set has); more than twice as many samples came as the
+            training set has since :meth:`set_epoch` was called, as where it stands in front of the loop; or it was
+            called in training mode with gradients switched off, as an evaluation without ``eval()`` would.
 
     Examples:
         >>> x, y = torch.randn(400, 64), torch.randint(10, (400,))
@@ -168,7 +169,8 @@ class ProgressiveDistillationLoss(torch.nn.Module):
         self.epochs = epochs
         self.alpha = alpha
         self._share: float | None = None  # of the training that is done, the present epoch included
-        self._visits = 0  # before the share is known
+        self._visits = 0  # since the epoch was told
+        self._by_epoch = True  # told by the epoch, or not at all
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the epoch that begins, counted from 0.
@@ -181,6 +183,7 @@ class ProgressiveDistillationLoss(torch.nn.Module):
                 f"epoch must be in [0, {self.epochs}), since the loss was built with epochs={self.epochs}; got {epoch}"
             )
         self._share = (epoch + 1) / self.epochs
+        self._visits, self._by_epoch = 0, True
 
     def set_progress(self, share: float) -> None:
         """Tell the share of the training that is done, in [0, 1], instead of the epoch; ``alpha`` grows with it.
@@ -191,6 +194,7 @@ class ProgressiveDistillationLoss(torch.nn.Module):
         if not 0.0 <= share <= 1.0:
             raise ValueError(f"the share of the training that is done must be in [0, 1], got {share}")
         self._share = float(share)
+        self._by_epoch = False
 
     @property
     def current_alpha(self) -> float:
@@ -228,8 +232,7 @@ class ProgressiveDistillationLoss(torch.nn.Module):
             )
         log_p = _log_softmax(logits)
         history = _read(store, index, log_p)
-        if self._share is None:
-            self._check_first_visit(history)
+        self._check_epoch(history)
         alpha = self.current_alpha
         loss = progressive_loss(log_p, labels, history, alpha)
         if mix is not None and mix.share != 1.0:  # the loss is linear in the targets
@@ -240,16 +243,24 @@ class ProgressiveDistillationLoss(torch.nn.Module):
         _remember(store, index, log_p)
         return loss
 
-    def _check_first_visit(self, history: Tensor) -> None:
-        """Without an epoch alpha would silently stay 0. On a GPU visits are counted instead of looked at: no sync."""
-        if torch.compiler.is_compiling():
+    def _check_epoch(self, history: Tensor) -> None:
+        """An epoch that nobody tells lets alpha silently stay. Visits are counted, as the host knows them: no sync."""
+        if torch.compiler.is_compiling() or not self._by_epoch:
             return
         self._visits += len(history)
-        again = bool(history.any()) if history.device.type == "cpu" else self._visits > self.store.num_samples
-        if again:
+        if self._share is None:
+            again = bool(history.any()) if history.device.type == "cpu" else self._visits > self.store.num_samples
+            if again:
+                raise RuntimeError(
+                    "ProgressiveDistillationLoss sees a sample for the second time, but was never told the epoch: call "
+                    "set_epoch(epoch) at the start of each epoch, or set_progress(share); otherwise alpha would never "
+                    "grow"
+                )
+        elif self._visits > 2 * self.store.num_samples:
             raise RuntimeError(
-                "ProgressiveDistillationLoss sees a sample for the second time, but was never told the epoch: call "
-                "set_epoch(epoch) at the start of each epoch, or set_progress(share); otherwise alpha would never grow"
+                f"ProgressiveDistillationLoss has seen {self._visits} samples of {self.store.num_samples} since it was "
+                "told the epoch: call set_epoch(epoch) at the start of each epoch, inside the loop, or alpha stays "
+                "where it is; where an epoch shows samples several times, call set_progress(share) instead"
             )
 
     def get_extra_state(self) -> Tensor:

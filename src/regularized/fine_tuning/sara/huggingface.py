@@ -28,9 +28,9 @@ _NAME = "sara"  # .safetensors and .json, in each checkpoint
 class SaraCallback(TrainerCallback):
     """Keeps what SaRA knows with each checkpoint, and brings it back when the run is resumed.
 
-    ``transformers.Trainer`` saves the model and the optimizer; which entries are trained, and where the second selection
-    stands, neither of them knows. It clips the gradients of the model alone: this clips the entries'. (In :class:`~regularized.training.huggingface.TermsTrainer` SaRA is a term, and needs
-    no callback.)
+    ``transformers.Trainer`` saves the model and the optimizer; which entries are trained, and where the second
+    selection stands, neither of them knows. It clips the gradients of the model alone: this clips the entries'. (In
+    :class:`~regularized.training.huggingface.TermsTrainer` SaRA is a term, and needs no callback.)
 
     Args:
         sara: the object that was made of the model, bound to the optimizer that the trainer gets.

@@ -30,7 +30,7 @@ def _build(
 ) -> tuple[StepFunction, StepFunction]:
     x, y = batch(shape, classes)
     criterion = ProgressiveDistillationLoss(SAMPLES, classes, epochs=300, store=store(SAMPLES, classes)).to(device())
-    criterion.set_epoch(200)
+    criterion.set_progress(2 / 3)  # an epoch without end
     batches = torch.randperm(SAMPLES).to(device())[: 16 * shape[0]].view(16, -1).unbind()
     for index in batches:  # past the first epoch, where every label would still be one-hot
         criterion.store.write(index, torch.rand(len(index), classes).to(device()).softmax(dim=1))
