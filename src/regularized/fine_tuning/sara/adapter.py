@@ -191,6 +191,13 @@ class SparseAdapter:
             found[name] = parameter
         return found
 
+    def _starts(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """The pretrained values of the changed entries: what a merge has replaced, or what is in the model."""
+        if self._replaced is not None:
+            return self._replaced
+        parameters = self._check(model)
+        return {n: read_entries(parameters[n], c.index.to(parameters[n].device)) for n, c in self.changes.items()}
+
     # -- file --------------------------------------------------------------------------------------
 
     def save(self, folder: Path | str) -> None:
@@ -245,7 +252,7 @@ class SparseAdapter:
 
         Args:
             folder: where to.
-            model: the pretrained model (the adapter is not merged), to compute the change from.
+            model: the pretrained model; or the one that the adapter is merged into, as straight after training.
             base_model_name: written into PEFT's configuration; default none.
 
         Raises:
@@ -269,17 +276,14 @@ class SparseAdapter:
                     "save(folder)"
                 )
             layers[owner] = change
-        parameters = self._check(model) if self._replaced is None else None
-        if parameters is None:
-            raise ValueError("the adapter is merged into its model; unmerge(model) first, so that the change is known")
+        starts = self._starts(model)
         # PEFT keeps int(numel (1 - sparsity)) entries of every layer: the largest share that occurs, rounded up.
         share = max((len(c.index) + 0.5) / _numel(c.shape) for c in layers.values())
         sparsity = max(0.0, 1.0 - share)
         tensors: dict[str, Tensor] = {}
         for owner, change in layers.items():
             count = max(int(_numel(change.shape) * (1 - sparsity)), 0)
-            parameter = parameters[f"{owner}.weight"]
-            start = read_entries(parameter, change.index.to(parameter.device)).float().cpu()
+            start = starts[f"{owner}.weight"].float().cpu()
             index = torch.zeros(count, dtype=torch.int32)
             delta = torch.zeros(count)
             index[: len(change.index)] = change.index.int().cpu()
