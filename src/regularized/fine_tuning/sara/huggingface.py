@@ -6,6 +6,7 @@ Needs the extra: ``pip install "regularized[huggingface]"``.
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from regularized.fine_tuning.sara.term import SaRA
@@ -54,11 +55,11 @@ class SaraCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Look at the optimizer, and go on from a checkpoint."""
-        wrapped = kwargs.get("optimizer")
-        self._sara.bind(getattr(wrapped, "optimizer", wrapped))  # accelerate's wrapper
+        wrapped: Any = kwargs.get("optimizer")
+        optimizer: torch.optim.Optimizer = getattr(wrapped, "optimizer", wrapped)  # accelerate's wrapper
+        self._sara.bind(optimizer)
         if state.global_step:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            self._sara.load_state_dict(checkpoint.load(folder, _NAME))
+            self._sara.load_state_dict(checkpoint.load(_folder(args, state), _NAME))
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -70,5 +71,9 @@ class SaraCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the state beside the model's."""
         if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            checkpoint.write_part(folder, _NAME, self._sara.state_dict())
+            checkpoint.write_part(_folder(args, state), _NAME, self._sara.state_dict())
+
+
+def _folder(args: TrainingArguments, state: TrainerState) -> Path:
+    """Of transformers' checkpoint at this step."""
+    return Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
