@@ -127,12 +127,11 @@ PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
 SEEDS = Seeds()
 
 _RATES = (2e-3, 5e-3, 1e-2)
-_TUNED_ARMS = [arm for arm in ARMS if "few_complete" not in arm]  # these share the rates of the arms that they modify
 
 TUNING = Tuning(
     metric="validation_accuracy",
     direction="higher",
-    grids={arm: [{"lr": lr} for lr in _RATES] for arm in _TUNED_ARMS},
+    grids={arm: [{"lr": lr} for lr in _RATES] for arm in ARMS},
 )
 
 Net: TypeAlias = PlainViT | ChannelViT

@@ -95,7 +95,8 @@ class ChannelTransformer(nn.Module):
         """For dense tasks: (B, n, D, gh, gw), a map of features for each channel; its mean over n is one for all."""
         rows, columns = self.patch_embed.grid(x)
         of_channels: Tensor = self.forward_features(x, channels)[:, self.num_prefix :]
-        return of_channels.unflatten(1, (x.shape[1], rows, columns)).permute(0, 1, 4, 2, 3)
+        maps: Tensor = of_channels.unflatten(1, (x.shape[1], rows, columns)).permute(0, 1, 4, 2, 3)
+        return maps
 
     def forward(self, x: Tensor, channels: Channels | None = None) -> Tensor:
         """(B, n, H, W) to the output; see :meth:`tokens`."""
