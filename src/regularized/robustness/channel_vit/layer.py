@@ -76,8 +76,9 @@ def channel_tokens(
     """
     size = weight.shape[-1]
     batch, planes, height, width = x.shape
-    patches = x.reshape(batch, planes, height // size, size, width // size, size).transpose(3, 4)
-    projected = F.linear(patches.reshape(batch, planes, -1, size * size), weight.flatten(1))
+    rows, columns = height // size, width // size
+    patches = x.reshape(batch, planes, rows, size, columns, size).transpose(3, 4)
+    projected = F.linear(patches.reshape(batch, planes, rows * columns, size * size), weight.flatten(1))
     # All that does not depend on the pixels is one small table, added once.
     added = (bias + channel_embed[channels]).unsqueeze(-2)
     if places is not None:

@@ -258,7 +258,8 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # (B, N, 3 D) to three times (B, heads, N, D / heads)
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        of_head = x.shape[-1] // self.num_heads
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, of_head)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v)
         output: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return output
