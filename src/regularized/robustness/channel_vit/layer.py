@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regularized.mechanisms.patches import patch_grid, patchify
 from regularized.mechanisms.ranges import Choice, allowed, count
 
 __all__ = ["ChannelPatchEmbed", "Channels", "Positions", "channel_ids", "channel_tokens", "place_embedding"]
@@ -74,11 +75,9 @@ def channel_tokens(
         tensor([  2.5000,   4.5000,  10.5000,  12.5000, 118.5000, 120.5000, 126.5000,
                 128.5000])
     """
-    size = weight.shape[-1]
-    batch, planes, height, width = x.shape
-    rows, columns = height // size, width // size
-    patches = x.reshape(batch, planes, rows, size, columns, size).transpose(3, 4)
-    projected = F.linear(patches.reshape(batch, planes, rows * columns, size * size), weight.flatten(1))
+    batch, planes = x.shape[:2]
+    patches = patchify(x.flatten(0, 1)[:, None], weight.shape[-1]).flatten(2)
+    projected = F.linear(patches, weight.flatten(1)).unflatten(0, (batch, planes))
     # All that does not depend on the pixels is one small table, added once.
     added = (bias + channel_embed[channels]).unsqueeze(-2)
     if places is not None:
@@ -209,19 +208,11 @@ class ChannelPatchEmbed(nn.Module):
         Raises:
             ValueError: a side of it is no multiple of P.
         """
-        height, width = x.shape[-2:]
-        size = self.patch_size
-        if height % size or width % size or not height or not width:
-            raise ValueError(
-                f"height and width must be multiples of patch_size={size}, got {height} x {width}; pad or resize to "
-                f"{-(-max(height, 1) // size) * size} x {-(-max(width, 1) // size) * size}"
-            )
-        return height // size, width // size
+        return patch_grid(x.shape[-2], x.shape[-1], self.patch_size)
 
     def forward(self, x: Tensor, channels: Channels | None = None, *, places: Tensor | None = None) -> Tensor:
         """(B, n, H, W) to (B, n L, D); see :func:`channel_tokens` and :func:`channel_ids`."""
         ids = channel_ids(channels, x, self.in_channels)
-        self.grid(x)
         bias = self.proj.bias
         assert bias is not None
         return channel_tokens(x, ids, self.proj.weight, bias, self.channel_embed.weight, places)
