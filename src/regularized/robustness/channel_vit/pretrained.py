@@ -96,6 +96,7 @@ def convert_vit(vit: nn.Module, in_channels: int, *, num_classes: int | None = N
         setattr(source, name, None)
     if num_classes is not None:
         source.reset_classifier(num_classes)
+        source.to(filters.device, filters.dtype)
     return ConvertedViT(source, patch_embed, prefix.clone(), places.clone(), embed.grid_size)
 
 
