@@ -77,12 +77,13 @@ def channel_tokens(
     """
     batch, planes = x.shape[:2]
     patches = patchify(x.flatten(0, 1)[:, None], weight.shape[-1]).flatten(2)
-    projected = F.linear(patches, weight.flatten(1)).unflatten(0, (batch, planes))
+    projected: Tensor = F.linear(patches, weight.flatten(1)).unflatten(0, (batch, planes))
     # All that does not depend on the pixels is one small table, added once.
     added = (bias + channel_embed[channels]).unsqueeze(-2)
     if places is not None:
         added = added + places
-    return (projected + added).flatten(1, 2)
+    tokens: Tensor = projected + added
+    return tokens.flatten(1, 2)
 
 
 def place_embedding(table: Tensor, grid: tuple[int, int], wanted: tuple[int, int], *, warp: bool = False) -> Tensor:
