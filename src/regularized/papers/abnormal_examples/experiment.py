@@ -14,7 +14,8 @@ a pilot on seed 1000 saw FGSM break down; at 0.1 and 0.2 it did not, at 0.3 hard
 penalties and the rate of ``random_start_tuned`` had three trials each on two seeds of tuning, by accuracy under PGD on
 validation images; N-FGSM's penalty has the strength of RS-FGSM's. All else is shared. About ten minutes of one core.
 
-*Paper* scale: CIFAR-10, PreActResNet-18, 30 epochs, radius 16/255, PGD-50-10, the authors' weights.
+*Paper* scale: CIFAR-10, PreActResNet-18, 30 epochs, radius 16/255, PGD-50-10 and AutoAttack, the
+authors' weights.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,10 +32,10 @@ from regularized.evidence.datasets.images import cifar
 from regularized.evidence.datasets.samples import disjoint_rows, eight_by_eight
 from regularized.evidence.experiment import About, Measurements, Seeds, Tuning, data_fingerprint
 from regularized.evidence.models import preact_resnet18, seeded
-from regularized.evidence.requirements import need_gpu
+from regularized.evidence.requirements import need_gpu, need_package
 from regularized.robustness.abnormal_examples import AbnormalExamplesLoss
 from regularized.robustness.attacks import OneStep, Threat, pgd
-from regularized.robustness.evaluation import robust_accuracy
+from regularized.robustness.evaluation import auto_attack, robust_accuracy
 from regularized.training.data import TensorData
 from regularized.training.progress import Progress
 from regularized.training.step import Batch
@@ -46,6 +47,7 @@ DEFAULTS: Mapping[str, Any] = {
     "loss_weight": 0.0,  # lambda2: no gradient goes through it
     "lr": 0.1,
     "weight_decay": 5e-4,
+    "auto_attack": 0,  # test images that AutoAttack is tried on
 }
 
 SCALES: Mapping[str, Mapping[str, Any]] = {
@@ -85,6 +87,7 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
         "steps": 50,
         "restarts": 10,
         "lr": 0.2,
+        "auto_attack": 1000,
     },
 }
 
@@ -236,6 +239,8 @@ def run(settings: Mapping[str, Any], seed: int) -> Measurements:
     """Train one arm with one seed by one-step attacks, judge it by many steps; accuracies in per cent."""
     large = settings["data"] == "cifar10"
     device = need_gpu("the paper scale trains a PreActResNet-18 for 30 epochs") if large else torch.device("cpu")
+    if settings["auto_attack"]:
+        need_package("pyautoattack", "pip install pyautoattack")
     data = Images(*((x.to(device), y.to(device)) for x, y in images(seed, settings)))
     net, threat = seeded(seed, network, settings).to(device), Threat(settings["radius"])
     training, trace, watched = Training(settings, threat), Trace(), checkpoints(settings["epochs"], 6)
@@ -270,6 +275,10 @@ def run(settings: Mapping[str, Any], seed: int) -> Measurements:
     thorough = partial(pgd, threat=threat, steps=settings["steps"], restarts=settings["restarts"])
     natural, one = (_accuracy(net, data.test, attack) for attack in (None, partial(_fgsm, threat=threat)))
     many, best = _accuracy(net, data.test, thorough), trace.best("validation_pgd_accuracy", "higher")
+    ensemble = {}
+    if count := settings["auto_attack"]:
+        some = data.test[0][:count], data.test[1][:count]
+        ensemble = {"auto_attack_accuracy": _accuracy(net, some, partial(auto_attack, threat=threat))}
     net.load_state_dict(kept)
     stopped = _accuracy(net, data.test, thorough)
     return Measurements(
@@ -278,6 +287,7 @@ def run(settings: Mapping[str, Any], seed: int) -> Measurements:
             "fgsm_accuracy": one,
             "pgd_accuracy": many,
             "attack_gap": one - many,
+            **ensemble,
             "stopped_pgd_accuracy": stopped,
             "fall_from_peak": stopped - many,
             "stopped_at": best["stopped_at"],
