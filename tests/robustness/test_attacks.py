@@ -136,6 +136,17 @@ def test_more_restarts_never_help_the_defender():
     assert many <= few
 
 
+def test_what_is_fooled_is_not_attacked_again():
+    """Fails when a later restart goes on with samples that an earlier one fooled: time, and it could overwrite them."""
+    model, (x, _) = net().eval(), batch(20)
+    wrong, calls = (model(x).argmax(dim=1) + 1) % 5, []
+    hook = model.register_forward_hook(lambda module, args, output: calls.append(len(args[0])))
+    found = pgd(model, x, wrong, Threat(1e-6), steps=2, restarts=5)
+    hook.remove()
+    assert calls == [20, 20, 20]
+    assert (found - x).abs().max() <= 1e-6
+
+
 def test_accuracy_is_looked_at_in_evaluation_mode_and_the_modes_come_back():
     """Fails when batch normalisation uses the statistics of the attacked batch, or a frozen part is set to train."""
     model = small_convnet(10, size=8).train()

@@ -93,10 +93,12 @@ def test_without_weight_it_is_cross_entropy():
 
 @pytest.mark.parametrize("abnormal", [True, False])
 def test_all_or_none_abnormal_is_cross_entropy(abnormal):
-    """Fails when n = 0 or n = B is penalised, or divides by zero."""
+    """Fails when n = 0 or n = B is penalised or divides by zero, or a tie counts as abnormal."""
     before, after, labels = outputs()
     losses = cross_entropies(after.detach(), labels) + (1.0 if abnormal else 0.0)  # equal losses are normal
-    loss = AbnormalExamplesLoss()(before, losses, after, labels)
+    criterion = AbnormalExamplesLoss()
+    loss = criterion(before, losses, after, labels)
+    assert int(criterion.seen.number) == (SIZE if abnormal else 0)
     assert torch.equal(loss, F.cross_entropy(after, labels))
     (gradient,) = torch.autograd.grad(loss, after)
     (plain,) = torch.autograd.grad(F.cross_entropy(after, labels), after)

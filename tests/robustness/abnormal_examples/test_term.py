@@ -15,7 +15,7 @@ from regularized.robustness.abnormal_examples import (
     AbnormalShare,
     OneStepTraining,
 )
-from regularized.robustness.attacks import OneStep, Threat
+from regularized.robustness.attacks import Attacked, OneStep, Threat
 from regularized.training import CrossEntropy, TensorData, Trainer
 from regularized.training.objective import Objective
 from regularized.training.options import Compute, Logging
@@ -65,6 +65,37 @@ def test_terms_and_loss_agree():
     parameters = list(model.parameters())
     for a, b in zip(torch.autograd.grad(ours, parameters), torch.autograd.grad(expected, parameters), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_the_batch_keeps_what_the_attack_found():
+    """Fails when terms get other outputs than those before the attack, or the batch loses what it had."""
+    model, (x, y) = seeded(0, mlp, [6, 32, 32, 4]), data()
+    term = OneStepTraining(OneStep.fgsm(THREAT))
+    term.attach(model)
+    batch = term.transform(Batch(x, y, torch.arange(24), {"weights": y}))
+    expected = OneStep.fgsm(THREAT)(model, x, y)
+    for ours, theirs in zip(batch.extras["attacked"], expected, strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(batch.inputs, expected.inputs)
+    assert batch.extras["weights"] is y
+    assert batch.index is not None
+
+
+def test_the_open_hinge_is_that_of_the_loss():
+    """Fails when the term divides or weighs the penalty otherwise than the loss does."""
+    for seed in range(100):
+        draws = torch.Generator().manual_seed(seed)
+        before, after = (torch.randn(12, 4, generator=draws) for _ in range(2))
+        labels, criterion = torch.randint(4, (12,), generator=draws), AbnormalExamplesLoss(weight=0.6)
+        losses = F.cross_entropy(before, labels, reduction="none")
+        expected = criterion(before, losses, after, labels)
+        if criterion.seen.mixed and criterion.seen.abnormal_change > criterion.seen.normal_change:
+            break
+    found = Attacked(after, before, losses, after)
+    step = Step(nn.Identity(), Batch(after, labels, extras={"attacked": found}), Progress(0, 1))
+    penalty = 0.6 * AbnormalExamples(weight=0.6)(step) / 12
+    torch.testing.assert_close(F.cross_entropy(after, labels) + penalty, expected)
+    assert expected > F.cross_entropy(after, labels) + 0.1
 
 
 def test_the_loss_gradient_reaches_the_weights_through_both_passes():
