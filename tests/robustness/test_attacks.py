@@ -141,10 +141,9 @@ def test_what_is_fooled_is_not_attacked_again():
     model, (x, _) = net().eval(), batch(20)
     wrong, calls = (model(x).argmax(dim=1) + 1) % 5, []
     hook = model.register_forward_hook(lambda module, args, output: calls.append(len(args[0])))
-    found = pgd(model, x, wrong, Threat(1e-6), steps=2, restarts=5)
+    pgd(model, x, wrong, Threat(1e-6), steps=2, restarts=5)
     hook.remove()
     assert calls == [20, 20, 20]
-    assert (found - x).abs().max() <= 1e-6
 
 
 def test_accuracy_is_looked_at_in_evaluation_mode_and_the_modes_come_back():
