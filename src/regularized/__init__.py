@@ -54,10 +54,29 @@ def __getattr__(name: str) -> Any:
     if module is None and not name.startswith("_"):
         module = _techniques().get(name)
     if module is None:
-        raise AttributeError(f"module 'regularized' has no attribute {name!r}")
+        raise _unknown(name)
     from importlib import import_module
 
     return getattr(import_module(module), name)
+
+
+def _unknown(name: str) -> Exception:
+    """The error of a name that is not here; with what may have been meant."""
+    text = f"module 'regularized' has no attribute {name!r}"
+    if name.startswith("_"):
+        return AttributeError(text, name=name)
+    import difflib
+    import sys
+    from importlib.util import find_spec
+
+    if find_spec(f"regularized.{name}") is not None:  # a folder that is about to be imported
+        return AttributeError(text, name=name)
+    near = difflib.get_close_matches(name, __dir__(), n=3, cutoff=0.75)
+    meant = f". Did you mean {' or '.join(near)}?" if near else ""
+    # `from regularized import X` turns an AttributeError into its own words, without ours.
+    if near and sys._getframe(2).f_code.co_name == "_handle_fromlist":
+        return ImportError(f"cannot import name {name!r} from 'regularized'{meant}", name="regularized")
+    return AttributeError(text + meant, name=name)
 
 
 def __dir__() -> list[str]:

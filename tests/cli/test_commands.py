@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from regularized.cli.app import app
-from regularized.cli.output import emit_json
+from regularized.cli.output import Output, emit_json
 from regularized.evidence import runner as evidence_runner
 from regularized.evidence.contract import Outcome
 from regularized.evidence.experiment import Unavailable
@@ -560,6 +560,14 @@ def test_text_that_the_terminal_does_not_know(tmp_path):
     assert len(table.stdout.splitlines()) == len(ENTRIES) + 1
     listed = subprocess.run([*command, "--json"], capture_output=True, env=environment, check=True)
     assert [row["title"] for row in json.loads(listed.stdout)] == [entry.card.title for entry in ENTRIES]
+
+
+def test_signs_that_the_terminal_does_not_have():
+    """Fails when a Greek letter becomes an escape that nobody reads, or a sign of mathematics a question mark."""
+    buffer = io.BytesIO()
+    out = Output(io.TextIOWrapper(buffer, encoding="ascii"))
+    print("λ‖W‖² ≥ 0, Δβ − Müller ─│ 🤷", file=out, flush=True)
+    assert buffer.getvalue() == b"lambda||W||^2 >= 0, Deltabeta - Muller -| \\U0001f937\n"
 
 
 def test_json_of_half_a_surrogate_pair(capsys):

@@ -138,6 +138,19 @@ def test_wrong_settings(monkeypatch):
     assert (wrong.exit_code, "REGULARIZED_SITE_URL" in wrong.stderr) == (2, True)
 
 
+def test_a_home_that_cannot_be_written(home, monkeypatch, read_only):
+    """Fails when a folder that cannot be made, or is read-only, ends in a traceback before the server starts."""
+    command = [sys.executable, "-m", "regularized", "digest", "send"]
+    result = read_only(home, command)
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    assert "Set REGULARIZED_HOME to a folder that you may write to" in result.stderr
+    monkeypatch.setenv("REGULARIZED_HOME", "/proc/nowhere")
+    result = call("site", "--port", "0")
+    assert result.exit_code == 1
+    assert "Set REGULARIZED_HOME to a folder that you may write to" in result.stderr
+
+
 def test_without_the_extra(monkeypatch):
     """Fails when a missing package shows as a traceback instead of the command that installs it."""
     monkeypatch.setitem(sys.modules, "fastapi", None)

@@ -6,7 +6,9 @@ Standard output carries the result alone; progress, notes and errors go to stand
 import codecs
 import json
 import math
+import re
 import sys
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +17,34 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = ["Output", "OutputError", "console", "emit_json", "emit_table", "in_terminal", "note"]
+
+
+SPELLED_OUT = "regularized.spelled_out"
+"""Name of the error handler by which a character that the terminal lacks is written in letters that it has."""
+
+_SIGNS = {"−": "-", "–": "-", "·": "*", "×": "x", "‖": "||", "²": "^2", "ᵀ": "^T", "±": "+-", "∝": "~", "…": "..."}
+_SIGNS |= {"⟨": "<", "⟩": ">", "’": "'", "“": '"', "”": '"', "→": "->", "≥": ">=", "≤": "<=", "≈": "~", "ß": "ss"}
+
+
+def _spell_out(error: UnicodeError) -> tuple[str, int]:
+    """Greek letters by name, signs by what is typed for them, accents left out, and the rest as an escape."""
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(map(_in_ascii, error.object[error.start : error.end])), error.end
+
+
+def _in_ascii(character: str) -> str:
+    name = unicodedata.name(character, "")
+    if (found := re.fullmatch(r"GREEK (SMALL|CAPITAL) LETTER (?:FINAL )?(\w+)(?: SYMBOL)?", name)) is not None:
+        letter = found[2].replace("LAMDA", "LAMBDA")  # Unicode's spelling
+        return letter.lower() if found[1] == "SMALL" else letter.capitalize()
+    if name.startswith("BOX DRAWINGS"):
+        return "|" if "VERTICAL" in name and "HORIZONTAL" not in name else "-"
+    plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+    escape = character.encode("ascii", "backslashreplace").decode()
+    return _SIGNS.get(character) or plain or ("" if unicodedata.combining(character) else escape)
+
+
+codecs.register_error(SPELLED_OUT, _spell_out)
 
 
 class OutputError(Exception):
@@ -38,7 +68,7 @@ class Output(TextIOWrapper):
 
     def __init__(self, stream: TextIOWrapper) -> None:
         buffering, through, encoding = stream.line_buffering, stream.write_through, stream.encoding
-        super().__init__(stream.detach(), encoding, "backslashreplace", line_buffering=buffering, write_through=through)
+        super().__init__(stream.detach(), encoding, SPELLED_OUT, line_buffering=buffering, write_through=through)
 
     def write(self, text: str, /) -> int:
         """As of any text file, but for the kind of the error."""

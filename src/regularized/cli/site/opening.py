@@ -33,11 +33,15 @@ def settings_for_command(**options: Any) -> "Settings":
         return Settings.from_environment(**options)
     except SettingsError as error:
         raise CommandError(str(error), Exit.USAGE) from None
+    except OSError as error:
+        raise _cannot_write(f"{error.strerror}: {error.filename}") from None
 
 
 def open_for_command(**options: Any) -> "Site":
     """The site of the environment, with its tables up to date."""
     settings = settings_for_command(**options)
+    from sqlalchemy.exc import OperationalError
+
     from regularized.site.app import open_site
     from regularized.site.settings import SettingsError
 
@@ -45,3 +49,12 @@ def open_for_command(**options: Any) -> "Site":
         return open_site(settings)
     except SettingsError as error:
         raise CommandError(str(error), Exit.USAGE) from None
+    except OperationalError as error:
+        raise _cannot_write(f"{error.orig} (REGULARIZED_SITE_DATABASE, or a file in REGULARIZED_HOME)") from None
+
+
+def _cannot_write(why: str) -> CommandError:
+    return CommandError(
+        f"the site cannot keep its tables and files: {why}. Set REGULARIZED_HOME to a folder that you may write to",
+        Exit.FAILED,
+    )
