@@ -27,11 +27,17 @@ def blocks(language: str):
 
 
 @pytest.mark.parametrize(("page", "line", "code"), list(blocks("python")))
-def test_python_block_runs(page, line, code, tmp_path, monkeypatch):
-    """Each block stands alone, as a reader would paste it; it runs in an empty folder."""
+def test_python_block_runs(page, line, code, tmp_path, monkeypatch, capsys):
+    """Each block stands alone, as a reader would paste it; it runs in an empty folder.
+
+    The first of a technique's page is what `regularized show` prints: it ends by saying what came of it.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REGULARIZED_HOME", str(tmp_path / "home"))
     exec(compile("\n" * (line - 1) + code, str(page), "exec"), {"__name__": "__main__"})
+    text = page.read_text(encoding="utf-8")
+    if page.parent.name == "techniques" and text.index("```python\n") == text.index(f"```python\n{code}"):
+        assert capsys.readouterr().out.strip(), "the first block prints nothing: add a print(...) of what came of it"
 
 
 @pytest.mark.parametrize(("page", "line", "code"), list(blocks("bash")))

@@ -43,6 +43,7 @@ def test_wheel_holds_what_the_commands_need(wheel):
     assert wanted <= names
     assert {f"regularized/papers/{entry.slug}/card.toml" for entry in load_catalogue()} <= names
     assert {f"regularized/papers/{entry.slug}/golden.npz" for entry in IMPLEMENTED} <= names
+    assert {f"regularized/pages/{entry.slug}.md" for entry in load_catalogue() if entry.page} <= names
     assert "regularized/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if not name.startswith(("regularized/", "regularized-"))]
@@ -88,6 +89,20 @@ def test_papers_away_from_the_checkout(installed):
     assert {paper["slug"] for paper in papers if paper["implemented"]} == {entry.slug for entry in IMPLEMENTED}
     verdicts = {claim["verdict"] for paper in papers for claim in paper["claims"]}
     assert (len(verdicts) > 1) is any(entry.ledger.is_file() for entry in IMPLEMENTED)
+
+
+def test_what_an_installation_shows_and_refuses(installed):
+    """Fails when the page of a technique is in the checkout alone, or files in site-packages are written into."""
+    paper = IMPLEMENTED[0]
+    page = run(installed, "regularized", "show", paper.slug, "--page")
+    assert page.returncode == 0, page.stderr
+    assert paper.page.splitlines()[0] in page.stdout
+    assert "{{" not in page.stdout
+    assert paper.usage in page.stdout
+    for command in (["ledger", paper.slug], ["bench", paper.slug, "--save"]):
+        refused = run(installed, "regularized", *command)
+        assert refused.returncode == 4
+        assert "this is an installed package" in refused.stderr
 
 
 @pytest.mark.slow

@@ -158,13 +158,28 @@ def _verdicts(entry: "Entry") -> str:
 
 
 @app.command()
-def show(slug: Slug, as_json: Json = False) -> None:
+def show(
+    slug: Slug,
+    page: Annotated[
+        bool, typer.Option("--page", help="Its page of the documentation: all knobs, hosts, costs.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Show a paper: the problem that it solves, how to use it, and what was measured."""
     from regularized.cli.show import print_paper, to_json
     from regularized.papers.catalogue import find
 
     entry = find(slug)
-    if as_json:
+    if page:
+        from regularized.cli.page import filled_in, print_page
+
+        if not entry.page:
+            raise CommandError(f"{slug} has no page: {'; '.join(entry.missing) or 'nobody wrote one'}", Exit.NOT_FOUND)
+        if as_json:
+            emit_json({"slug": slug, "page": filled_in(entry)})
+        else:
+            print_page(entry, console())
+    elif as_json:
         emit_json(to_json(entry))
     else:
         print_paper(entry, console())

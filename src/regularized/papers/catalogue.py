@@ -17,6 +17,7 @@ import difflib
 import importlib.util
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
@@ -36,6 +37,9 @@ __all__ = ["Entry", "UnknownPaper", "broken_cards", "find", "load_catalogue", "m
 PACKAGE = "regularized.papers"
 PARTS = ("experiment", "conformance", "bench", "contract")
 """Modules of an implemented paper's folder, without which it is not implemented."""
+
+_ROOT = Path(__file__).parents[1]
+_PYTHON = re.compile(r"^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 RECIPE = "recipe"
 """A further module: how the technique takes part in a comparison on anybody's data, or why it cannot."""
@@ -144,11 +148,27 @@ class Entry:
             return None
 
     @cached_property
-    def usage(self) -> str:
-        """Code that uses the technique: import and example of the first public name; empty where it has none.
+    def page(self) -> str:
+        """How to use it, when not, and what it costs, as Markdown; empty where there is none.
 
-        Read off the source, so that showing it loads nothing.
+        In a checkout it lies among the documentation, in an installed package beside the code. What was measured stands
+        there as markers such as ``{{ evidence:SLUG }}``, which whoever shows it fills in.
         """
+        places = (_ROOT / "pages", _ROOT.parents[1] / "docs" / "techniques") if self.package == PACKAGE else ()
+        for path in (self.folder / "page.md", *(place / f"{self.slug}.md" for place in places)):
+            if path.is_file():
+                return path.read_text(encoding="utf-8")
+        return ""
+
+    @cached_property
+    def usage(self) -> str:
+        """Code that trains with the technique, and prints what came of it: the first of its :attr:`page`.
+
+        Without a page, import and example of the first public name; empty where it has none. Read off the source, so
+        that showing it loads nothing.
+        """
+        if (block := _PYTHON.search(self.page)) is not None:
+            return block["code"].rstrip()
         implementation = self.card.implementation
         module, _, name = implementation.names[0].rpartition(".") if implementation else ("", "", "")
         tree = _home(module, name) if module else None
