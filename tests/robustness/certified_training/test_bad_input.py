@@ -147,7 +147,9 @@ def bad_inputs():
         ),
         refused("negative radius", lambda: linf_box(X, -0.1), ValueError, ("radius", "-0.1")),
         refused("negative radius of a term", lambda: CertifiedTraining(radius=-0.1), ValueError, ("radius", ">= 0")),
-        refused("radius that is no schedule", lambda: CertifiedTraining(radius="8/255"), TypeError, ("SmoothedRadius",)),
+        refused(
+            "radius that is no schedule", lambda: CertifiedTraining(radius="8/255"), TypeError, ("SmoothedRadius",)
+        ),
         refused(
             "schedule without an end",
             lambda: CertifiedLoss(network(), radius=lambda progress: 0.1),
@@ -216,7 +218,9 @@ def bad_inputs():
             UserWarning,
             ("looser", "nn.Linear"),
         ),
-        refused("negative penalty", lambda: CertifiedTraining(radius=0.1, penalty=-1.0), ValueError, ("penalty", ">= 0")),
+        refused(
+            "negative penalty", lambda: CertifiedTraining(radius=0.1, penalty=-1.0), ValueError, ("penalty", ">= 0")
+        ),
         refused("tolerance of 0", lambda: procedure(tolerance=0.0), ValueError, ("tolerance", "(0, 1]")),
         refused(
             "penalty without a ReLU",

@@ -58,7 +58,9 @@ def network(names, kinds, seed):
     torch.manual_seed(seed)
     blocks = [MODULES[name](3) for name in names]
     blocks += [Residual(nn.Sequential(MODULES["conv_norm"](3), nn.ReLU()), kind) for kind in kinds]
-    model = nn.Sequential(nn.Conv2d(2, 3, 3, 2, 1), *blocks, nn.Flatten(), nn.Linear(48, 16), nn.ReLU(), nn.Linear(16, 4))
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 3, 2, 1), *blocks, nn.Flatten(), nn.Linear(48, 16), nn.ReLU(), nn.Linear(16, 4)
+    )
     model = model.double()
     for module in model.modules():
         if is_batch_norm(module):
@@ -239,7 +241,9 @@ def test_one_linear_layer_in_closed_form():
 def test_bounds_by_signs_of_weights():
     """Fails when centre and radius part from the other derivation: lower ends by positive, upper by negative weights."""
     torch.manual_seed(1)
-    model = nn.Sequential(nn.Conv2d(2, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3)
+    )
     model = model.double()
     x = torch.rand(4, 2, 8, 8, dtype=torch.float64)
     low, high = (x - 0.1).clamp(0, 1), (x + 0.1).clamp(0, 1)

@@ -172,7 +172,8 @@ def test_penalty_fades_with_the_growing_radius():
     def extra(radius):
         log_p = F.log_softmax(model(x), dim=-1)
         return float(
-            with_penalty.summed(log_p, x, y, radius=radius).detach() - without.summed(log_p, x, y, radius=radius).detach()
+            with_penalty.summed(log_p, x, y, radius=radius).detach()
+            - without.summed(log_p, x, y, radius=radius).detach()
         )
 
     def penalties(radius):
@@ -289,7 +290,11 @@ def test_verified_error_at_radius_zero_is_the_clean_error():
     model, (x, y) = network().eval(), batch(60)
     data = [(x[:25], y[:25]), (x[25:], y[25:])]
     found = [verify(model, data, radius=r) for r in (0.0, 0.01, 0.05, 0.5)]
-    assert found[0].verified_error == found[0].clean_error == pytest.approx(float((model(x).argmax(1) != y).double().mean()))
+    assert (
+        found[0].verified_error
+        == found[0].clean_error
+        == pytest.approx(float((model(x).argmax(1) != y).double().mean()))
+    )
     errors = [one.verified_error for one in found]
     assert errors == sorted(errors)
     assert {one.samples for one in found} == {60}

@@ -99,7 +99,7 @@ def _wrong_classes(margins: Tensor, y: Tensor) -> Tensor:
 
 
 def _network(case: Case, x: Tensor) -> nn.Sequential:
-    """A chain of layers, of its state alone: numbers that have none are ReLU, the second before a linear one Flatten."""
+    """A chain of layers, of its state alone: numbers without one are ReLU, the second of two is Flatten."""
     given = {name.removeprefix("param/"): value for name, value in case.inputs.items() if name.startswith("param/")}
     state = {name: torch.tensor(value) for name, value in given.items()}
     found = {int(match[1]) for match in map(re.compile(r"(\d+)\.").match, state) if match}
