@@ -81,7 +81,7 @@ architectures = st.builds(
 
 
 class States(fx.Interpreter):
-    """What every operation computes for one input; an in-place change reaches earlier names, as it does in the bounds."""
+    """What every operation computes for one input; an in-place change reaches earlier names, as in the bounds."""
 
     def __init__(self, graph, found):
         super().__init__(fx.GraphModule(graph.root, graph.nodes[0].graph))
@@ -239,7 +239,7 @@ def test_one_linear_layer_in_closed_form():
 
 
 def test_bounds_by_signs_of_weights():
-    """Fails when centre and radius part from the other derivation: lower ends by positive, upper by negative weights."""
+    """Fails when centre and radius part from the derivation by positive and negative weights."""
     torch.manual_seed(1)
     model = nn.Sequential(
         nn.Conv2d(2, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3)

@@ -49,10 +49,10 @@ def reference(box, relu_inputs, tolerance):
         c, low, up = before.centre.flatten().tolist(), before.lower.flatten().tolist(), before.upper.flatten().tolist()
         n, mean = len(c), sum(c) / len(c)
         tight += max(tolerance - at_input / max(float(before.radius.mean()), 1e-12), 0.0) / tolerance
-        a = sum(x for x, l in zip(c, low, strict=True) if l > 0) / n
-        i = -sum(x for x, u in zip(c, up, strict=True) if u < 0) / n
-        va = sum((x - mean) ** 2 for x, l in zip(c, low, strict=True) if l > 0)
-        vn = sum((x - mean) ** 2 for x, u in zip(c, up, strict=True) if u < 0)
+        a = sum(x for x, end in zip(c, low, strict=True) if end > 0) / n
+        i = -sum(x for x, end in zip(c, up, strict=True) if end < 0) / n
+        va = sum((x - mean) ** 2 for x, end in zip(c, low, strict=True) if end > 0)
+        vn = sum((x - mean) ** 2 for x, end in zip(c, up, strict=True) if end < 0)
         if i == 0:
             continue
         rm, rv = a / i, va / vn
@@ -85,7 +85,7 @@ def test_tightness_is_zero_up_to_twice_the_input():
 
 @pytest.mark.parametrize("centre", [[1.0, 2.0, 3.0], [0.0, 0.0, 0.0], [-1.0, -2.0, 4.0], [-1.0, -2.0, -2.0]])
 def test_balance_has_a_finite_gradient_where_entries_of_a_kind_are_missing(centre):
-    """Fails when an undefined ratio reaches the gradient as 0 * inf: training would end in NaN. Balance is in [0, 2]."""
+    """Fails when an undefined ratio reaches the gradient as 0 * inf, or the balance leaves [0, 2]."""
     c = torch.tensor([centre], requires_grad=True)
     value = relu_balance([Interval.around(c, torch.full_like(c, 0.5))])
     assert 0.0 <= float(value.detach()) <= 2.0
@@ -134,7 +134,7 @@ def test_initialisation_keeps_the_radius():
 
 
 def test_initialisation_draws_what_the_official_code_draws():
-    """Fails when the last weight, biases or normalisations are drawn, or a weight behind a residual sum is not halved."""
+    """Fails when the last weight, biases or normalisations are drawn, or a weight behind a sum is not halved."""
     torch.manual_seed(0)
     model = resnet18(width=16)
     before = {name: p.clone() for name, p in model.named_parameters()}
@@ -269,8 +269,8 @@ def test_procedure_ends_at_the_radius_and_clips():
             float(torch.stack([q.grad.norm() for q in p.model.parameters() if q.grad is not None]).norm())
         ),
     )
-    assert [record["radius"] for record in records][0] == 0.0
-    assert [record["radius"] for record in records][2:] == [0.1, 0.1]
+    assert [record["radius"] for record in records[2:]] == [0.1, 0.1]
+    assert records[0]["radius"] == 0.0
     assert max(norms) <= 1.001e-3
 
 
