@@ -177,13 +177,6 @@ def run(s: Mapping[str, Any], seed: int) -> Measurements:
 
     draws = torch.Generator().manual_seed(100 * seed + 2)
     feed = partial(_training_batch, net, s["sampling"], channels, draws)
-    curve: list[tuple[float, float]] = []
-    everything = list(range(channels))
-
-    def measure(epoch: int) -> None:
-        if epoch % max(of["epochs"] // 6, 1) == 0:
-            curve.append((epoch, accuracy(net, sample.validation_x, sample.validation_y, everything, scaled=False)))
-
     optimizer, decay = _adamw(net, s)
     fit(
         net,
@@ -193,7 +186,6 @@ def run(s: Mapping[str, Any], seed: int) -> Measurements:
         epochs=of["epochs"],
         schedule=warmup(cosine(), s["warmup"]),
         before_epoch=lambda epoch: decay(epoch / of["epochs"]),
-        after_epoch=measure,
     )
     net.eval()
     subsets = subsets_of(channels)
@@ -205,15 +197,18 @@ def run(s: Mapping[str, Any], seed: int) -> Measurements:
     fewest, half = min(by_size), max(many for many in by_size if 2 * many <= channels)
     return Measurements(
         {
-            "validation_accuracy": accuracy(net, sample.validation_x, sample.validation_y, everything, scaled=False),
+            "validation_accuracy": accuracy(
+                net, sample.validation_x, sample.validation_y, range(channels), scaled=False
+            ),
             "accuracy_all_channels": by_size[channels],
             "accuracy_half_of_the_channels": by_size[half],
             "accuracy_fewest_channels": by_size[fewest],
             "accuracy_over_subsets": sum(by_size.values()) / len(by_size),
             "scaled_in_test": float(scaled),
         },
-        {"validation accuracy": curve, "accuracy over channels left": sorted(by_size.items())},
+        {f"accuracy, {s['input']}": sorted(by_size.items())},
         data=sample.fingerprint,
+        curve_unit="channels left",
     )
 
 
