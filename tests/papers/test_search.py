@@ -54,6 +54,7 @@ QUESTIONS = {
     "self-supervised learning on tables": {"t_jepa"},
     "masked autoencoder with harder masks": {"hard_patches"},
     "multispectral images with missing channels": {"channel_vit"},
+    "some sensors are missing at test time": {"channel_vit"},
     "LoRA with singular value decomposition": {"sorsa", "svfit"},
     "fine-tune only the singular values": {"svfit", "sorsa"},
     "prompt robust fine-tuning of CLIP on few examples": {"glad"},

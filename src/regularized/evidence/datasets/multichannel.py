@@ -53,7 +53,7 @@ def landsat() -> tuple[Tensor, Tensor]:
             f"UCI's Statlog Landsat Satellite into {folder}; REGULARIZED_DATA may name another folder"
         )
     need_package("rdata", "pip install --no-deps rdata xarray")
-    frame = importlib.import_module("rdata").read_rda(path)["Satellite"]
+    frame = importlib.import_module("rdata").read_rda(path, default_encoding="ascii")["Satellite"]
     kinds = np.array([_LAND.index(str(kind)) for kind in frame.iloc[:, 36]])
     return _as_images(frame.iloc[:, :36].to_numpy()), _compact(kinds + 1)
 
