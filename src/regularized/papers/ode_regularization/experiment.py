@@ -135,8 +135,8 @@ PUBLISHED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "error_loose": {"weight": 100.0},
         "sde_plain": {"lr": 0.01, "epochs": 40},
         "sde_plain_sosri2": {"lr": 0.01, "epochs": 40},
-        "sde_stiffness": {"weight": 0.1, "epochs": 40},
-        "sde_error": {"weight": 10.0, "epochs": 40},
+        "sde_stiffness": {"lr": 0.01, "weight": 0.1, "epochs": 40},
+        "sde_error": {"lr": 0.01, "weight": 10.0, "epochs": 40},
     }
 }
 
