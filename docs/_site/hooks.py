@@ -37,6 +37,7 @@ from regularized.evidence.numbers import aligned, effect_text, interval_text, nu
 from regularized.evidence.provenance import code_key
 from regularized.evidence.rates import load as load_rates
 from regularized.evidence.statistics import failure_bound
+from regularized.papers.abstract import coverage
 from regularized.papers.card import FAMILIES
 from regularized.papers.catalogue import Entry, find, load_catalogue
 from regularized.papers.comparison import candidates, without_recipe
@@ -585,6 +586,16 @@ def _paper(entry: Entry) -> str:
     if card.official is not None and card.official.note:
         parts.append(f"**Paper and official code.** {card.official.note}")
     parts += ["## Claims", _claims(entry) if entry.outcomes else "No claim is stated yet."]
+    if entry.abstract:
+        rows = [
+            [_cell(s.says), ", ".join(f"`{name}`" for name in s.tested_by) or f"not tested: {_cell(s.untested)}"]
+            for s in entry.abstract
+        ]
+        parts += [
+            "## What the abstract claims",
+            f"{coverage(entry.abstract)}.",
+            _table(["it says", "our claims"], rows),
+        ]
     reported = [
         [claim.id, r.setting, number(r.baseline), number(r.method), r.source]
         for claim in card.claims

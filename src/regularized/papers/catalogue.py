@@ -26,6 +26,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from regularized.evidence.claims import Claim, Outcome, Verdict, count_verdicts
+from regularized.papers.abstract import Sentence, load_abstract
 from regularized.papers.card import Card, CardError
 from regularized.papers.memory import Memory
 
@@ -104,6 +105,15 @@ class Entry:
     def golden(self) -> Path:
         """Golden vectors of the authors' code."""
         return self.folder / "golden.npz"
+
+    @cached_property
+    def abstract(self) -> tuple[Sentence, ...]:
+        """What the paper's abstract claims, and what of it is tested; empty where nobody has listed it, or wrongly."""
+        try:
+            return load_abstract(self.folder, {claim.id for claim in self.card.claims})
+        except CardError as error:
+            log.warning("%s", error)
+            return ()
 
     @property
     def ledger(self) -> Path:

@@ -38,7 +38,7 @@ __all__ = ["Changes", "find_known", "index_paper", "sync_catalogue", "title_key"
 
 log: logging.Logger = logging.getLogger(__name__)
 
-_LAYOUT = 1
+_LAYOUT = 2
 """Raised when what is written for an unchanged card changes, so that all rows are written again."""
 
 
@@ -283,6 +283,7 @@ def _page(entry: Entry) -> dict[str, Any]:
         "missing": list(entry.missing),
         "usage": entry.usage,
         "bibtex": card.bibtex(),
+        "abstract": [sentence.to_dict() for sentence in entry.abstract],
         "evidence": _evidence(entry),
         "cost": _cost(entry),
     }
