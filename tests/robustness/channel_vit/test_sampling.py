@@ -49,6 +49,7 @@ def test_evaluation_is_the_identity(mode):
     x, channels = sampling(X, [5, 0, 2, 1])
     assert x is X
     assert channels.tolist() == [5, 0, 2, 1]
+    assert sampling.draw(X) == [0, 1, 2, 3]
     assert torch.equal(sampling.generator.get_state(), before)
 
 
