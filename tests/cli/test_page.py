@@ -39,11 +39,3 @@ def test_the_command():
     assert json.loads(call("show", entry.slug, "--page", "--json").stdout) == {"slug": entry.slug, "page": shown.stdout}
     for without in WITHOUT[:1]:
         assert call("show", without.slug, "--page").exit_code == 3
-
-
-def test_other_techniques_are_named_as_commands():
-    """Fails when a page refers to another one by a path that is not there."""
-    pages = "\n".join(filled_in(entry) for entry in PAGED)
-    named = set(re.findall(r"`regularized show (\w+) --page`", pages))
-    assert named
-    assert named <= {entry.slug for entry in load_catalogue()}

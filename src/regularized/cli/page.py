@@ -51,11 +51,7 @@ def _without_files(link: re.Match[str]) -> str:
         return link[0]
     if link["name"]:
         return link["text"]
-    if link["target"].startswith(("http://", "https://")):
-        return link[0]
-    slug = re.search(r"(?:techniques|papers)/(\w+)\.md|^(\w+)\.md", link["target"])
-    shown = next(filter(None, slug.groups()), "") if slug else ""
-    return f"{link['text']} (`regularized show {shown} --page`)" if shown else link["text"]
+    return link[0] if link["target"].startswith(("http://", "https://")) else link["text"]
 
 
 def _measured(entry: Entry, kind: str) -> str:
