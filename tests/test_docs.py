@@ -55,6 +55,16 @@ def test_commands_exist(page, line, code):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page}:{line}: `make {target}`"
 
 
+def test_every_variable_is_documented():
+    """Fails when the program reads a variable that no page explains, or a page explains one that nothing reads."""
+    named = re.compile(r"\bREGULARIZED_[A-Z_]*[A-Z]\b")
+    read = {name for path in (ROOT / "src").rglob("*.py") for name in named.findall(path.read_text(encoding="utf-8"))}
+    pages = [ROOT / "docs" / "command_line.md", ROOT / "docs" / "use" / "site.md"]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    short = {f"REGULARIZED_SMTP{name}" for name in re.findall(r"`(_[A-Z]+)`", text)}
+    assert read == set(named.findall(text)) | short
+
+
 def test_every_implemented_paper_has_a_page():
     """A technique without a page cannot be used by a practitioner, and a page must show what was measured."""
     for entry in load_catalogue():
