@@ -16,7 +16,9 @@ from regularized.robustness.certified_training.batch_norm import is_batch_norm
 MODULES = {
     "relu": lambda c: nn.ReLU(),
     "inplace": lambda c: nn.ReLU(inplace=True),
-    "leaky": lambda c: nn.LeakyReLU(0.2),
+    "leaky": lambda c: nn.LeakyReLU(0.2, inplace=True),
+    "hard": lambda c: nn.ReLU6(inplace=True),
+    "elu": lambda c: nn.ELU(0.5),
     "tanh": lambda c: nn.Tanh(),
     "conv": lambda c: nn.Conv2d(c, c, 3, padding=1, groups=1),
     "grouped": lambda c: nn.Conv2d(c, c, 3, padding=1, groups=c, bias=False),
@@ -48,7 +50,7 @@ class Residual(nn.Module):
             return torch.cat([x * h, h], dim=1).mean(dim=1, keepdim=True).expand(-1, x.shape[1], -1, -1) - 0.5
         if self.kind == "iadd":
             h += x
-            return torch.clamp(h, -1.0, 1.0)
+            return torch.clamp(F.hardtanh(h, -2.0, 2.0, True), -1.0, 1.0)
         if self.kind == "pool":
             return F.avg_pool2d(F.pad(h, (1, 1, 1, 1), value=0.3), 3, 1) + F.max_pool2d(x, 3, 1, 1)
         return torch.maximum(x, h).permute(0, 1, 3, 2).contiguous()

@@ -192,7 +192,7 @@ class _Run:
             if graph.is_relu(node):
                 relu_inputs.append(self.known[node.all_input_nodes[0]])
             self.known[node] = self._value(node)
-            if graph.is_in_place(node):
+            if node in graph.in_place:
                 self.known[node.all_input_nodes[0]] = self.known[node]
         head = None
         if graph.head is not None:

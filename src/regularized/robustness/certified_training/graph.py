@@ -1,8 +1,9 @@
 """A network's graph in one mode: traced by torch.fx, and looked at before any box goes through it."""
 
+import inspect
 import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -33,6 +34,7 @@ class Graph:
     Attributes:
         nodes: its operations, in order.
         modules: by name.
+        in_place: operations that change their first argument.
         last: the operation whose box is kept.
         head: the linear layer behind ``last``, merged with the margins; None where the network ends otherwise.
         folded: batch normalisations that only a linear or convolutional layer feeds, with that layer.
@@ -57,6 +59,7 @@ class Graph:
         self.constants: Mapping[str, Any] = {name: self.root.__dict__.pop(name) for name in made}
         self.nodes: list[fx.Node] = list(graph.nodes)
         self.modules: dict[str, nn.Module] = dict(self.root.named_modules())
+        self.in_place: frozenset[fx.Node] = frozenset(filter(self._changes_its_input, self.nodes))
         self._check(self._depending_on_the_input())
         self.last: fx.Node
         self.head: fx.Node | None
@@ -82,8 +85,7 @@ class Graph:
         module = self.module(node)
         return module is not None and is_batch_norm(module)
 
-    def is_in_place(self, node: fx.Node) -> bool:
-        """Whether a node changes its first argument."""
+    def _changes_its_input(self, node: fx.Node) -> bool:
         module = self.module(node)
         if module is not None:
             return bool(getattr(module, "inplace", False))
@@ -94,9 +96,11 @@ class Graph:
 
     @staticmethod
     def _asked_in_place(node: fx.Node) -> bool:
-        if node.kwargs.get("inplace"):
-            return True
-        return node.target is F.relu and len(node.args) > 1 and bool(node.args[1])
+        try:
+            asked = inspect.signature(cast(Any, node.target)).bind_partial(*node.args, **node.kwargs).arguments
+        except (TypeError, ValueError):  # a built-in function, or the name of a method
+            return bool(node.kwargs.get("inplace"))
+        return bool(asked.get("inplace"))
 
     def layers_behind_additions(self) -> list[nn.Module]:
         """Linear and convolutional layers whose input is a ReLU of a sum: of a residual connection."""
@@ -135,7 +139,7 @@ class Graph:
                 continue
             if not self.is_batch_norm(node) and rule_of_node(node, self.modules) is None:
                 raise UnsupportedOperation(self._without_rule(node))
-            if self.is_in_place(node):
+            if node in self.in_place:
                 changed = node.all_input_nodes[0]
                 if changed.target in _VIEWS or any(user.target in _VIEWS for user in changed.users):
                     raise UnsupportedOperation(

@@ -45,6 +45,8 @@ def _relu(box: Interval, inplace: bool = False) -> Interval:
     *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
 )
 def _ends_of_module(module: nn.Module, box: Interval) -> Interval:
+    if getattr(module, "inplace", False):  # the ends belong to the box, which others look at
+        return box.map(lambda end: module.forward(end.clone()))
     return box.map(module.forward)
 
 
@@ -52,7 +54,7 @@ def _ends_of_module(module: nn.Module, box: Interval) -> Interval:
 def _elu(module: nn.ELU | nn.CELU, box: Interval) -> Interval:
     if module.alpha < 0:
         raise ValueError(f"{module} is not monotone, and its interval rule needs alpha >= 0")
-    return box.map(module.forward)
+    return _ends_of_module(module, box)
 
 
 @interval_rule(nn.LeakyReLU)
@@ -82,11 +84,13 @@ def _ends(function: Callable[..., Any]) -> Rule:
 
 
 _FALLING_NOWHERE: tuple[Callable[..., Any], ...] = (
-    *(torch.sigmoid, torch.tanh, torch.exp, F.sigmoid, F.tanh, F.softplus, F.hardtanh, F.relu6, F.hardsigmoid, F.selu),
+    *(torch.sigmoid, torch.tanh, torch.exp, F.sigmoid, F.tanh, F.softplus),
     *(F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d),
     *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
     *(torch.amax, torch.amin),
 )
+for _function in (F.hardtanh, F.relu6, F.hardsigmoid, F.selu):  # which can be asked to work in place
+    interval_rule(_function)(_ends(lambda end, *args, _f=_function, **kwargs: _f(end.clone(), *args, **kwargs)))
 for _function in _FALLING_NOWHERE:
     interval_rule(_function)(_ends(_function))
 for _name in ("sigmoid", "tanh", "exp", "amax", "amin"):
