@@ -51,6 +51,7 @@ QUESTIONS = {
     "my transformer does not generalise to new combinations of known words": {"homomorphism_error"},
     "make a GAN stop generating a face attribute": {"adapt_unlearn"},
     "remove a concept from a diffusion model": {"score_forgetting", "sara"},
+    "prove that noise cannot flip the label": {"certified_training"},
     "self-supervised learning on tables": {"t_jepa"},
     "masked autoencoder with harder masks": {"hard_patches"},
     "only 5 percent of my images are labelled, the rest has no labels": {"selfie"},

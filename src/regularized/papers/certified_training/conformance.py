@@ -105,8 +105,9 @@ def _network(case: Case, x: Tensor) -> nn.Sequential:
     found = {int(match[1]) for match in map(re.compile(r"(\d+)\.").match, state) if match}
     if not found:
         raise UnknownCase(case)
-    for strides in itertools.product((1, 2, 3, 4), repeat=sum(state[f"{i}.weight"].ndim == 4 for i in found)):
-        for padded in (True, False):
+    convolutions = sum(state[f"{i}.weight"].ndim == 4 for i in found)
+    for padded in (True, False):
+        for strides in itertools.product((1, 2, 3, 4), repeat=convolutions):
             model = nn.Sequential(*_layers(state, max(found), iter(strides), padded=padded)).double()
             model.load_state_dict(state)
             if _fits(model, case, x):
@@ -136,7 +137,7 @@ def _layers(state: Mapping[str, Tensor], last: int, strides: Iterator[int], *, p
 
 @torch.no_grad()
 def _fits(model: nn.Sequential, case: Case, x: Tensor) -> bool:
-    """Whether shapes are those of the case; where several strides would do, the smallest are taken."""
+    """Whether shapes are those of the case; where several would do, padded ones and small strides come first."""
     shapes = []
     hidden = x
     model.eval()
