@@ -178,7 +178,7 @@ exec(entry.usage, {})
     ran = python(checkout, "-c", code)
     assert ran.returncode == 0, ran.stderr
     shown = python(checkout, "-m", "regularized.cli", "show", "new_idea")
-    assert "NewIdea" in shown.stdout, shown.stderr
+    assert "new_idea_penalty" in shown.stdout, shown.stderr
 
 
 def test_nothing_is_overwritten(checkout):
