@@ -62,23 +62,26 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
-_KD: dict[str, Any] = {"distil": 1.0}
+_KD: dict[str, Any] = {"distil": 1.0, "lr": 3e-4}
 _PRE: dict[str, Any] = {"start": "pretrained"}
+_KD_PRE: dict[str, Any] = {**_PRE, "distil": 1.0, "lr": 2e-3}
+_ALONE: dict[str, Any] = {"lr": 2e-3}
+# Rates are the best of TUNING without a penalty; strengths are the best at these rates.
 ARMS: Mapping[str, Mapping[str, Any]] = {
-    "naive": {},
-    "l2_alone": {"anchor": "none"},
-    "ewc_alone": {"anchor": "fisher"},
-    "softmax_distillation": {**_KD, "classifier": "softmax"},
+    "naive": {**_ALONE},
+    "l2_alone": {**_ALONE, "anchor": "none"},
+    "ewc_alone": {**_ALONE, "anchor": "fisher"},
+    "softmax_distillation": {**_KD, "classifier": "softmax", "lr": 3e-3},
     "distillation": {**_KD},
     "distillation_l2": {**_KD, "anchor": "none"},
     "distillation_ewc": {**_KD, "anchor": "fisher"},
     "distillation_features": {**_KD},
     "naive_pretrained": {**_PRE},
     "l2_alone_pretrained": {**_PRE, "anchor": "none"},
-    "distillation_pretrained": {**_KD, **_PRE},
-    "distillation_l2_pretrained": {**_KD, **_PRE, "anchor": "none"},
-    "distillation_ewc_pretrained": {**_KD, **_PRE, "anchor": "fisher"},
-    "distillation_features_pretrained": {**_KD, **_PRE},
+    "distillation_pretrained": {**_KD_PRE},
+    "distillation_l2_pretrained": {**_KD_PRE, "anchor": "none"},
+    "distillation_ewc_pretrained": {**_KD_PRE, "anchor": "fisher"},
+    "distillation_features_pretrained": {**_KD_PRE},
 }
 
 _RATES = [{"lr": lr} for lr in (3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 1e-2)]
@@ -93,7 +96,8 @@ TUNING = Tuning(
         "l2_alone": _L2,
         "ewc_alone": _EWC,
         "softmax_distillation": _RATES,
-        "distillation": _RATES,
+        # Its best was at the end of the others' grid.
+        "distillation": [{"lr": lr} for lr in (5e-5, 1e-4, 2e-4, 3e-4, 5e-4, 1e-3)],
         "distillation_l2": _L2,
         "distillation_ewc": _EWC,
         "distillation_features": _FEATURES,
