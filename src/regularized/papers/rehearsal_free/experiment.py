@@ -62,7 +62,7 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
-_KD: dict[str, Any] = {"distil": 1.0, "lr": 3e-4}
+_KD: dict[str, Any] = {"distil": 1.0, "lr": 1e-4}
 _PRE: dict[str, Any] = {"start": "pretrained"}
 _KD_PRE: dict[str, Any] = {**_PRE, "distil": 1.0, "lr": 2e-3}
 _ALONE: dict[str, Any] = {"lr": 2e-3}
