@@ -130,6 +130,18 @@ def test_what_is_cheaper_and_not_measured(hooks, tmp_path, monkeypatch):
     assert "card only" in card
 
 
+def test_the_contract_says_who_can_enter_a_comparison(hooks):
+    """Fails when a paper can neither be compared nor says why, or pairs that exclude each other are left out."""
+    page = hooks._contract("../")
+    table = page.partition("## Who takes part in comparisons")[2]
+    for entry in load_catalogue():
+        if entry.implemented:
+            (row,) = [line for line in table.splitlines() if line.startswith(f"| [{entry.slug}](")]
+            assert "enters as `" in row or "cannot: " in row
+    assert "each takes the place of the task's loss" in table
+    assert "`label_smoothing` + `mixup`" in table
+
+
 def test_every_paper_of_compression_is_in_the_table(hooks):
     """Fails when a technique for smaller models lands without saying on which hardware it saves anything."""
     table = hooks._cheaper("../")

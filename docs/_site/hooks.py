@@ -40,7 +40,7 @@ from regularized.evidence.statistics import failure_bound
 from regularized.papers.abstract import coverage
 from regularized.papers.card import FAMILIES
 from regularized.papers.catalogue import Entry, find, load_catalogue
-from regularized.papers.comparison import candidates, without_recipe
+from regularized.papers.comparison import candidates, exclusive_pairs, without_recipe
 
 log = logging.getLogger("mkdocs.hooks.regularized")
 
@@ -395,8 +395,35 @@ def _contract(up: str) -> str:
             + "*",
             "## Why a check does not apply",
             _table(["check", "", "reason", "subjects"], why),
+            "## Who takes part in comparisons",
+            "`regularized compare` asks which technique helps on given data. Some enter by a recipe.",
+            _table(["paper", "in a comparison"], _comparable(up)),
+            "## Pairs",
+            "Terms are summed: two techniques in one loss give the sum of their gradients, and neither touches what "
+            "the other remembers. A check runs all pairs of recipes that add to the task. These exclude each other:",
+            _table(["pairs", "why"], _exclusive()),
         ]
     )
+
+
+def _comparable(up: str) -> list[list[str]]:
+    """Each implemented paper: the recipes by which it enters comparisons, or why it cannot."""
+    entering = {}
+    for candidate in candidates():
+        entering.setdefault(candidate.module_name.split(".")[-2], []).append(f"enters as `{candidate.recipe.name}`")
+    told = {slug: f"cannot: {_cell(reason)}" for slug, reason in without_recipe().items()}
+    told |= {e.slug: ", ".join(entering[e.slug]) for e in load_catalogue() if e.implemented and e.slug in entering}
+    return [[f"[{slug}]({up}techniques/{slug}.md)", told[slug]] for slug in sorted(told)]
+
+
+def _exclusive() -> list[list[str]]:
+    """Pairs of recipes that cannot be one training, by the reason."""
+    by_reason = {}
+    for pair, reason in exclusive_pairs().items():
+        alone = reason.endswith("a training of its own") or reason.endswith("each a training of its own")
+        why = "a training of its own" if alone else "each takes the place of the task's loss"
+        by_reason.setdefault(why, []).append(" + ".join(f"`{name}`" for name in sorted(pair)))
+    return [[", ".join(sorted(pairs)), why] for why, pairs in by_reason.items()]
 
 
 def _outcomes(of: list[contract.Outcome]) -> str:

@@ -1,6 +1,11 @@
 """``regularized compare``: plan, result, and what a person gets wrong."""
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -75,3 +80,32 @@ def test_no_such_file():
     result = call("nowhere.csv", "--target", "y")
     assert result.exit_code == 3
     assert "there is no nowhere.csv" in result.stderr
+
+
+@pytest.mark.slow
+def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path, home):
+    """Fails when Ctrl-C loses trainings that were made, ends in a traceback, or the same call makes them again."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(600, 8))
+    np.savez(tmp_path / "data.npz", x=x, y=(x.sum(1) > 0).astype(int))
+    few = ["--candidates", "dropout,mixup", "--trials", "2", "--splits", "3", "--epochs", "10", "--workers", "1"]
+    data = [str(tmp_path / "data.npz"), "--target", "y"]
+    command = [sys.executable, "-m", "regularized", "compare", *data, *few, "--json"]
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    first = subprocess.Popen(command, **piped, start_new_session=True)
+    for line in first.stderr:
+        if re.match(r"\[3/", line):  # three trainings are kept
+            break
+    os.killpg(first.pid, signal.SIGINT)  # as a terminal does: to the command and to its workers
+    out, err = first.communicate(timeout=120)
+    assert (first.returncode, out) == (130, ""), err
+    assert "Traceback" not in err
+    kept = int(re.search(r"interrupted: (\d+) of \d+ runs are kept", err)[1])
+    assert kept >= 3
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    told = json.loads(again.stdout)
+    assert told["reused"] == kept
+    untouched = subprocess.run([*command, "--fresh"], capture_output=True, text=True)
+    values = [arm["values"] for arm in told["arms"]]
+    assert [arm["values"] for arm in json.loads(untouched.stdout)["arms"]] == values, "interrupting changed a result"

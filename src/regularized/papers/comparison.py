@@ -4,15 +4,19 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from regularized.evidence.comparison import Candidate, Comparison, Plan, Problem, compare_problem, problem_of
+from regularized.evidence.comparison.matrix import entry_of
 from regularized.evidence.comparison.models import Factory
+from regularized.evidence.comparison.recipe import Setup
+from regularized.evidence.comparison.training import gathered
 from regularized.papers.card import FAMILIES
 from regularized.papers.catalogue import load_catalogue
 
-__all__ = ["candidates", "compare", "without_recipe"]
+__all__ = ["candidates", "compare", "exclusive_pairs", "without_recipe"]
 
 _BASELINES = "regularized.evidence.comparison.baselines"
 
@@ -123,6 +127,27 @@ def without_recipe() -> dict[str, str]:
             if not hasattr(module, "RECIPES"):
                 reasons[entry.slug] = str(module.NO_RECIPE)
     return reasons
+
+
+def exclusive_pairs() -> dict[frozenset[str], str]:
+    """Recipes that cannot be one training, with the reason; all others may be combined.
+
+    Examples:
+        >>> exclusive_pairs()[frozenset({"label_smoothing", "mixup"})]
+        'label_smoothing and mixup exclude each other: each takes the place of the task\'s loss'
+    """
+    setup = Setup("classification", 100, 2, (1, 8, 8), 1, 10, 0)
+    found = {}
+    for first, second in combinations(_all_candidates(), 2):
+        pair = frozenset({first.recipe.name, second.recipe.name})
+        if own := [member.recipe.name for member in (first, second) if member.recipe.fit is not None]:
+            found[pair] = f"{' and '.join(own)} {'is' if len(own) == 1 else 'are each'} a training of its own"
+            continue
+        try:
+            gathered([first.recipe, second.recipe], setup, entry_of((first, second), 1).trials[0]["own"])
+        except ValueError as reason:
+            found[pair] = str(reason)
+    return found
 
 
 @cache

@@ -19,13 +19,11 @@ from regularized.evidence.comparison.problem import save
 from regularized.evidence.comparison.recipe import Setup
 from regularized.evidence.comparison.snippet import snippet
 from regularized.evidence.comparison.training import gathered
+from regularized.evidence.contract import check_pair
 from regularized.evidence.store import Store
 from regularized.papers.catalogue import load_catalogue
-from regularized.papers.comparison import candidates, compare, without_recipe
-from regularized.training import TensorData
-from regularized.training.objective import Objective
-from regularized.training.progress import Progress
-from regularized.training.step import Step
+from regularized.papers.comparison import candidates, compare, exclusive_pairs, without_recipe
+from regularized.training import Batch, CrossEntropy, TensorData
 
 ALL = candidates()
 PAPERS = [entry.slug for entry in load_catalogue() if entry.implemented]
@@ -345,8 +343,12 @@ def adds(recipe):
     """Whether a recipe's terms are added to the plain task."""
     if recipe.terms is None or recipe.name in {baseline.name for baseline in BASELINES}:
         return False
+    return "task" not in terms_of(recipe)
+
+
+def terms_of(recipe):
     settings = entry_of((next(c for c in ALL if c.recipe is recipe),), 1).trials[0]["own"]
-    return "task" not in recipe.terms(SETUP, settings[recipe.name])
+    return recipe.terms(SETUP, settings[recipe.name])
 
 
 SETUP = Setup("classification", 160, 2, (4,), 1, 32, 0)
@@ -355,20 +357,57 @@ ADDING = [candidate for candidate in ALL if adds(candidate.recipe)]
 
 @pytest.mark.parametrize("pair", list(combinations(ADDING, 2)), ids=lambda p: f"{p[0].recipe.name}+{p[1].recipe.name}")
 def test_terms_of_two_recipes_are_one_sum(pair):
-    """Fails when two techniques together do not give the sum of their losses, or share state."""
+    """Fails when two techniques together do not give the sum of their gradients, or share what they remember."""
     data = problem()
     own = entry_of(pair, 1).trials[0]["own"]
     batch = next(TensorData(data.inputs, data.targets, batch_size=32).batches(0))
+    check_pair(tiny_network, lambda members: gathered([pair[i].recipe for i in members], SETUP, own), batch)
 
-    def loss(recipes):
-        torch.manual_seed(0)
-        model = tiny_network()
-        objective = Objective(gathered(recipes, SETUP, own))
-        for attach in objective.moments("attach"):
-            attach(model)
-        step = Step(model, batch, Progress(0, 1))
-        total = sum(term(step) for term in objective.terms.values() if getattr(term, "contributes", True))
-        return float(total.detach())
 
-    first, second = (candidate.recipe for candidate in pair)
-    assert loss([first, second]) == pytest.approx(loss([first]) + loss([second]) - loss([]), rel=1e-4)
+def test_pairs_that_exclude_each_other_say_so():
+    """Fails when two that each take the task's place, or a training of its own, are put together without a word."""
+    excluded = exclusive_pairs()
+    replacing = [c.recipe.name for c in ALL if c.recipe.terms is not None and "task" in terms_of(c.recipe)]
+    assert len(replacing) > 1
+    for pair in combinations(replacing, 2):
+        assert "each takes the place of the task" in excluded[frozenset(pair)]
+    for pair in combinations((candidate.recipe.name for candidate in ADDING), 2):
+        assert frozenset(pair) not in excluded
+    alone = next(c.recipe.name for c in ALL if c.recipe.fit is not None)
+    assert "a training of its own" in excluded[frozenset({alone, ADDING[0].recipe.name})]
+
+
+class Doubles(nn.Module):
+    """Looks at what others have added to the gradient: no sum."""
+
+    contributes, per_step = True, True
+
+    def forward(self, step):
+        return 0.1 * step.model[1].weight.square().sum()
+
+    def before_step(self, step):
+        step.model[1].weight.grad.mul_(2.0)
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [(lambda shared: {"b": Doubles()}, "is not the sum"), (lambda shared: {"b": shared}, "in the same memory")],
+)
+def test_the_check_of_pairs_sees_the_fault(second, message):
+    """Fails when the check passes a technique that touches another's gradient, or another's memory."""
+    table = nn.BatchNorm1d(2)  # any module with memory
+
+    class Remembers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = table
+
+        def forward(self, step):
+            return step.logits.square().sum()
+
+    def terms(members):
+        own = [{"a": Remembers()}, second(Remembers())]
+        return {"task": CrossEntropy(), **{k: v for i in members for k, v in own[i].items()}}
+
+    with pytest.raises(AssertionError, match=message):
+        check_pair(tiny_network, terms, Batch(torch.randn(8, 4), torch.arange(8) % 2))

@@ -14,6 +14,7 @@ The first check is that the technique changes anything at all: without it the ot
 
 from regularized.evidence.contract.diagnostics import DIAGNOSTIC_CHECKS
 from regularized.evidence.contract.kit import Classification, plain
+from regularized.evidence.contract.pairs import check_pair
 from regularized.evidence.contract.procedures import PROCEDURE_CHECKS
 from regularized.evidence.contract.subjects import (
     AnySubject,
@@ -41,6 +42,7 @@ __all__ = [
     "Subject",
     "Terms",
     "all_checks",
+    "check_pair",
     "checks_of",
     "load",
     "needs_gpu",
