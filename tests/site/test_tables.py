@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import func, select, text
+from sqlalchemy import MetaData, func, select, text
 
 from regularized.evidence.claims import Verdict, count_verdicts
 from regularized.papers.catalogue import load_catalogue
@@ -34,6 +34,37 @@ def test_migrations_make_the_tables_of_the_models(tmp_path):
         )
         assert compare_metadata(context, Base.metadata) == []
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+
+
+def filled(kind):
+    """A value of a column's type."""
+    return {"INTEGER": 1, "BIGINT": 1, "DOUBLE": 0.0, "BOOLEAN": False, "DATE": datetime.date(2026, 3, 2)}.get(
+        str(kind).split("(")[0], "x"
+    )
+
+
+@pytest.mark.parametrize("revision", ["0001", "0003"])
+def test_an_upgrade_keeps_what_people_did(tmp_path, revision):
+    """Fails when a table that is made anew takes the rows with it that belong to its own: votes, comments, sessions."""
+    engine = open_database(f"sqlite:///{tmp_path / 'old.sqlite'}")
+    migrate(engine, revision)
+    kept = ("person", "paper", "vote", "comment", "claim", "paper_tag", "login_session", "follow")
+    with engine.begin() as connection:
+        old = MetaData()
+        old.reflect(connection, only=kept)
+        for name in kept:
+            values = {column.name: filled(column.type) for column in old.tables[name].columns}
+            values |= {"name": "Admin"} if name == "person" else {}
+            connection.execute(old.tables[name].insert().values(values))
+    migrate(engine)
+    with engine.begin() as connection:
+        counts = [connection.exec_driver_sql(f"SELECT count(*) FROM {name}").scalar() for name in kept]
+        assert counts == [1] * len(kept)
+        assert connection.exec_driver_sql("SELECT name, name_key FROM person").one() == ("", None)
+        assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+        assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
+        connection.exec_driver_sql("DELETE FROM person")
+        assert connection.exec_driver_sql("SELECT count(*) FROM vote").scalar() == 0
 
 
 def test_downgrade_leaves_nothing(tmp_path):

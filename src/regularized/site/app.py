@@ -18,7 +18,7 @@ from starlette.routing import Match
 
 from regularized._version import __version__
 from regularized.papers.catalogue import load_catalogue
-from regularized.site import api, discussion, feeds, own_page, pages, signing_in, subscriptions
+from regularized.site import api, discussion, feeds, moderation_pages, own_page, pages, signing_in, subscriptions
 from regularized.site.database import THREADS, migrate, one_at_a_time, open_database
 from regularized.site.limits import TooOften
 from regularized.site.mail import Mailer
@@ -106,7 +106,7 @@ def create_app(site: Site, *, background: bool = False) -> FastAPI:
         lifespan=life,
     )
     app.state.site = site
-    for part in (pages, signing_in, discussion, own_page, subscriptions, feeds, api):
+    for part in (pages, signing_in, discussion, own_page, moderation_pages, subscriptions, feeds, api):
         app.include_router(part.router)
     app.mount("/static", _Static(directory=STATIC))
     for kind, handler in _HANDLERS.items():

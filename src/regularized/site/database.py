@@ -87,17 +87,32 @@ def sessions(engine: Engine, *, writes: bool = False) -> sessionmaker[Session]:
     return sessionmaker(engine.execution_options(writes=True) if writes else engine, expire_on_commit=False)
 
 
-def migrate(engine: Engine) -> None:
-    """Bring the tables to the present version; nothing happens when they are. Of several at once, one does it."""
+def migrate(engine: Engine, revision: str = "head") -> None:
+    """Bring the tables to the present version; nothing happens when they are. Of several at once, one does it.
+
+    Args:
+        engine: the database.
+        revision: another version, for tests.
+    """
     from alembic import command
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    with engine.execution_options(writes=True).begin() as connection:
-        one_at_a_time(connection, "migration")
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+    with engine.execution_options(writes=True).connect() as connection:
+        # SQLite changes a table by making it anew: with foreign keys on, dropping the old one would delete every row of
+        # others that belongs to it. It heeds the switch between transactions only, so SQLAlchemy must not know of it.
+        driver: Any = connection.connection.driver_connection
+        if engine.dialect.name == "sqlite":
+            driver.execute("PRAGMA foreign_keys=OFF")
+        try:
+            with connection.begin():
+                one_at_a_time(connection, "migration")
+                config.attributes["connection"] = connection
+                command.upgrade(config, revision)
+        finally:
+            if engine.dialect.name == "sqlite":
+                driver.execute("PRAGMA foreign_keys=ON")
 
 
 _LOCKS = {"migration": 7_205_001, "catalogue": 7_205_002}

@@ -8,9 +8,9 @@ from sqlalchemy import delete
 
 from regularized.site import queries, trending
 from regularized.site.database import insert_new
-from regularized.site.limits import HOUR, limit
+from regularized.site.limits import DAY, HOUR, limit
 from regularized.site.markdown import render as render_markdown
-from regularized.site.models import Comment, Paper, Vote
+from regularized.site.models import Comment, Paper, Report, Vote
 from regularized.site.pages import BadRequest, NotFound, paper_or_404
 from regularized.site.state import SiteOf, Write
 from regularized.site.visitors import SignedIn
@@ -60,6 +60,30 @@ def comment(
     last = queries.comment_pages(session, paper)
     shown = f"?comments={last}" if last > 1 else ""
     return RedirectResponse(f"/papers/{paper.slug}{shown}#comment-{own.id}", 303)
+
+
+@router.post("/comments/{number}/report")
+def report(
+    site: SiteOf,
+    session: Write,
+    person: SignedIn,
+    number: int,
+    reason: Annotated[str, Form(max_length=500)] = "",
+) -> Response:
+    """Tell the moderators of a comment that should not be there; once a person."""
+    limit(site, f"report {person.id}", most=20, seconds=DAY)
+    found = session.get(Comment, number) if number < 2**31 else None
+    if found is None or found.hidden_because is not None:
+        raise NotFound("There is no such comment.")
+    why = reason.replace("\0", "").strip()
+    if not why:
+        raise BadRequest("Say in a few words what is wrong with the comment.")
+    row = {"comment_id": number, "person_id": person.id, "reason": why, "at": site.settings.now}
+    insert_new(session, Report, [row])
+    paper = session.get_one(Paper, found.paper_id)
+    return RedirectResponse(
+        f"/papers/{paper.slug}?comments={queries.page_of_comment(session, found)}#comment-{number}", 303
+    )
 
 
 @router.post("/comments/{number}/delete")

@@ -17,12 +17,12 @@ from sqlalchemy.orm import Session
 
 from regularized.site.database import one_at_a_time
 from regularized.site.listing import Listed, PageDay
-from regularized.site.models import Alias, Paper
+from regularized.site.models import Alias, Paper, RemovedPaper
 from regularized.site.sync import find_known, index_paper, title_key
 
 __all__ = ["Incoming", "Stored", "dated", "store"]
 
-Outcome: TypeAlias = Literal["added", "known", "updated"]
+Outcome: TypeAlias = Literal["added", "known", "updated", "removed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,8 @@ class Stored:
     Args:
         title: its title.
         slug: where it is.
-        outcome: ``"added"``, ``"known"``, or ``"updated"`` where something was missing before.
+        outcome: ``"added"``, ``"known"``, ``"updated"`` where something was missing before, or ``"removed"`` for one
+            that a moderator has removed, and which is left out.
     """
 
     title: str
@@ -127,8 +128,18 @@ def store(session: Session, papers: Iterable[Incoming], *, now: int) -> list[Sto
     return [_store(session, incoming, now) for incoming in papers]
 
 
+def _is_removed(session: Session, incoming: Incoming) -> bool:
+    """Whether a moderator has removed this paper."""
+    same = RemovedPaper.title_key == title_key(incoming.title)
+    if incoming.arxiv:
+        same |= RemovedPaper.arxiv == incoming.arxiv
+    return session.scalar(select(RemovedPaper.title_key).where(same).limit(1)) is not None
+
+
 def _store(session: Session, incoming: Incoming, now: int) -> Stored:
     paper = find_known(session, arxiv=incoming.arxiv or None, title=incoming.title)
+    if paper is None and _is_removed(session, incoming):
+        return Stored(incoming.title, "", "removed")
     if paper is None:
         paper = Paper(
             slug=_free_slug(session, incoming),

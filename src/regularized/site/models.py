@@ -18,12 +18,15 @@ __all__ = [
     "Embedding",
     "Follow",
     "LoginSession",
+    "ModerationEvent",
     "Outgoing",
     "Paper",
     "PaperFamily",
     "PaperTag",
     "Person",
     "RateCount",
+    "RemovedPaper",
+    "Report",
     "SearchText",
     "SearchWord",
     "SignInToken",
@@ -227,6 +230,12 @@ class Person(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     email: Mapped[str] = mapped_column(String(254), unique=True)
     name: Mapped[str] = mapped_column(String(60), default="")
+    name_key: Mapped[str | None] = mapped_column(String(120), unique=True, index=True)
+    """The skeleton of the name (see :mod:`regularized.site.names`); None without a name."""
+    role: Mapped[str] = mapped_column(String(20), default="")
+    """``moderator``, or empty."""
+    banned_because: Mapped[str | None] = mapped_column(Text)
+    """Why the person may not take part any more; None for everybody else."""
     created_at: Mapped[Seconds]
 
 
@@ -272,8 +281,49 @@ class Comment(Base):
     body: Mapped[str] = mapped_column(Text)
     html: Mapped[str] = mapped_column(Text)
     at: Mapped[Seconds]
+    hidden_because: Mapped[str | None] = mapped_column(Text)
+    """Why a moderator has hidden it; None for one that is shown."""
 
     person: Mapped[Person] = relationship()
+
+
+class Report(Base):
+    """A reader's word to the moderators about a comment; gone once they have decided."""
+
+    __tablename__ = "report"
+
+    comment_id: Mapped[int] = mapped_column(ForeignKey("comment.id", ondelete="CASCADE"), primary_key=True)
+    person_id: Mapped[int] = mapped_column(ForeignKey("person.id", ondelete="CASCADE"), primary_key=True, index=True)
+    reason: Mapped[str] = mapped_column(Text)
+    at: Mapped[Seconds]
+
+    comment: Mapped[Comment] = relationship()
+
+
+class ModerationEvent(Base):
+    """What a moderator did: never edited, never deleted, also when who did it or was meant is gone."""
+
+    __tablename__ = "moderation_event"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[Seconds] = mapped_column(index=True)
+    moderator: Mapped[str] = mapped_column(String(254))
+    """Address; or ``command line``."""
+    action: Mapped[str] = mapped_column(String(40))
+    subject: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str] = mapped_column(Text)
+    details: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    """What was there before."""
+
+
+class RemovedPaper(Base):
+    """A paper that a moderator has removed: the next import leaves it out."""
+
+    __tablename__ = "removed_paper"
+
+    title_key: Mapped[str] = mapped_column(String(300), primary_key=True)
+    arxiv: Mapped[str | None] = mapped_column(String(20), index=True)
+    at: Mapped[Seconds]
 
 
 class Follow(Base):

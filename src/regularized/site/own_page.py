@@ -10,7 +10,9 @@ from regularized.papers.card import FAMILIES
 from regularized.site import trending
 from regularized.site.database import insert_new
 from regularized.site.models import Comment, Follow, Paper, Person, Subscription, Vote
-from regularized.site.pages import NotFound
+from regularized.site.moderation import MODERATOR
+from regularized.site.names import is_reserved, shown_name, skeleton
+from regularized.site.pages import BadRequest, NotFound
 from regularized.site.rendering import page as render
 from regularized.site.state import Read, SiteOf, Write
 from regularized.site.visitors import SignedIn, VisitorOf
@@ -39,8 +41,15 @@ def me(site: SiteOf, request: Request, session: Read, visitor: VisitorOf) -> Res
 @router.post("/me")
 def rename(session: Write, person: SignedIn, name: Annotated[str, Form(max_length=60)] = "") -> Response:
     """Choose the name that stands beside one's comments."""
-    kept = "".join(letter for letter in " ".join(name.split()) if letter.isprintable())
-    session.execute(update(Person).where(Person.id == person.id).values(name=kept))
+    kept = shown_name(name)
+    key = skeleton(kept)[:120] or None
+    if kept and key is None:
+        raise BadRequest("A name needs a letter or a digit. Go back and choose another one.")
+    if person.role != MODERATOR and is_reserved(kept):
+        raise BadRequest(f"The name “{kept}” is reserved for who runs this site. Go back and choose another one.")
+    if key and session.scalar(select(Person.id).where(Person.name_key == key, Person.id != person.id)):
+        raise BadRequest(f"Somebody is called “{kept}”, or so that readers would mix you up. Choose another name.")
+    session.execute(update(Person).where(Person.id == person.id).values(name=kept, name_key=key))
     return RedirectResponse("/me", 303)
 
 

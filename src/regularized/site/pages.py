@@ -352,6 +352,7 @@ def paper_page(
         ),
         related=queries.related(session, paper) if paper.tags else search.similar(session, paper),
         comments=queries.comments_of(session, paper, comments),
+        reported=queries.reported_by(session, visitor.person, paper),
         comments_page=comments,
         comments_last=last,
         bibtex=bibtex(paper),

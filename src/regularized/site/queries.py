@@ -18,6 +18,8 @@ from regularized.site.models import (
     Paper,
     PaperFamily,
     PaperTag,
+    Person,
+    Report,
     VerdictChange,
 )
 
@@ -36,8 +38,11 @@ __all__ = [
     "how_many",
     "in_order",
     "list_papers",
+    "page_of_comment",
     "periods_around",
+    "person_of",
     "related",
+    "reported_by",
     "tags",
     "verdict_changes",
     "years",
@@ -246,6 +251,25 @@ def comment_pages(session: Session, paper: Paper) -> int:
     """How many pages the comments of a paper fill."""
     count = session.scalar(select(func.count()).select_from(Comment).where(Comment.paper_id == paper.id)) or 0
     return max(1, -(-count // COMMENTS_PER_PAGE))
+
+
+def person_of(session: Session, email: str) -> Person | None:
+    """The person of an address."""
+    return session.scalars(select(Person).where(Person.email == email)).first()
+
+
+def reported_by(session: Session, person: Person | None, paper: Paper) -> set[int]:
+    """Comments on a paper that a person has reported."""
+    if person is None:
+        return set()
+    own = select(Report.comment_id).join(Comment, Comment.id == Report.comment_id)
+    return set(session.scalars(own.where(Comment.paper_id == paper.id, Report.person_id == person.id)))
+
+
+def page_of_comment(session: Session, comment: Comment) -> int:
+    """On which page of its paper's comments one stands."""
+    before = select(func.count()).where(Comment.paper_id == comment.paper_id, Comment.id < comment.id)
+    return (session.scalar(before) or 0) // COMMENTS_PER_PAGE + 1
 
 
 def comments_of(session: Session, paper: Paper, page: int = 1) -> Sequence[Comment]:

@@ -123,6 +123,9 @@ def use_link(
         )
     insert_new(session, Person, [{"email": used.email, "name": "", "created_at": now}])
     person = session.scalars(select(Person).where(Person.email == used.email)).one()
+    if person.banned_because is not None:
+        message = f"A moderator has closed this account: {person.banned_because}"
+        return said(site, request, visitor, "You cannot sign in", message, status=403)
     response = RedirectResponse(local_path(used.goes_to), 303)
     start_session(site, session, response, person)
     return response

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from regularized.site.models import Comment, Paper, Vote
+from regularized.site.models import Comment, Paper, Person, Vote
 
 __all__ = ["COMMENT_WEIGHT", "HALF_LIFE", "heat", "lock", "score", "update"]
 
@@ -73,10 +73,19 @@ def lock(session: Session, *papers: int) -> None:
 
 
 def update(session: Session, paper: Paper) -> None:
-    """Count the votes and comments of a paper that is locked, and write its heat."""
-    votes = session.scalars(select(Vote.at).where(Vote.paper_id == paper.id)).all()
+    """Count the votes and comments of a paper that is locked, and write its heat.
+
+    What a moderator has hidden, and people who are banned, do not count.
+    """
+    taking_part = Person.banned_because.is_(None)
+    votes = session.scalars(
+        select(Vote.at).join(Person, Person.id == Vote.person_id).where(Vote.paper_id == paper.id, taking_part)
+    ).all()
     per_person = session.execute(
-        select(func.max(Comment.at), func.count()).where(Comment.paper_id == paper.id).group_by(Comment.person_id)
+        select(func.max(Comment.at), func.count())
+        .join(Person, Person.id == Comment.person_id)
+        .where(Comment.paper_id == paper.id, Comment.hidden_because.is_(None), taking_part)
+        .group_by(Comment.person_id)
     ).all()
     paper.votes = len(votes)
     paper.comments = sum(count for _, count in per_person)

@@ -121,7 +121,11 @@ def _recognised(request: Request, settings: Settings, session: Session) -> Visit
         if token is not None:
             found = select(Person).join(LoginSession, LoginSession.person_id == Person.id)
             person = session.scalars(
-                found.where(LoginSession.digest == security.hashed(token), LoginSession.expires_at > settings.now)
+                found.where(
+                    LoginSession.digest == security.hashed(token),
+                    LoginSession.expires_at > settings.now,
+                    Person.banned_because.is_(None),
+                )
             ).first()
             if person is not None:
                 return Visitor(settings, person, token)

@@ -2,7 +2,7 @@
 
 import typer
 
-from regularized.cli.site import mail, papers, serving
+from regularized.cli.site import mail, moderation, papers, serving
 
 __all__ = ["register"]
 
@@ -17,6 +17,7 @@ def register(app: typer.Typer, listed: typer.Typer) -> None:
     app.add_typer(serving.commands, name="site")
     app.add_typer(mail.digest, name="digest")
     app.add_typer(mail.mail, name="mail")
+    app.add_typer(moderation.commands, name="moderate")
     listed.command("import")(papers.import_file)
     listed.command("add")(papers.add)
     listed.command("fetch")(papers.fetch)

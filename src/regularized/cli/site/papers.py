@@ -114,6 +114,7 @@ def _report(stored: "list[Stored]", *, as_json: bool) -> None:
         emit_json([{"slug": row.slug, "title": row.title, "outcome": row.outcome} for row in stored])
     else:
         emit_table(["outcome", "slug", "title"], [[row.outcome, row.slug, row.title] for row in stored])
-    outcomes = [row.outcome for row in stored]
-    counted = ", ".join(f"{outcomes.count(kind)} {kind}" for kind in ("added", "updated", "known"))
+    outcomes: list[str] = [row.outcome for row in stored]
+    kinds = ("added", "updated", "known", *(["removed by a moderator, left out"] if "removed" in outcomes else []))
+    counted = ", ".join(f"{outcomes.count(kind.split()[0])} {kind}" for kind in kinds)
     note(f"{len(stored)} papers: {counted}")
