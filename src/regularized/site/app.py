@@ -18,7 +18,17 @@ from starlette.routing import Match
 
 from regularized._version import __version__
 from regularized.papers.catalogue import load_catalogue
-from regularized.site import api, discussion, feeds, moderation_pages, own_page, pages, signing_in, subscriptions
+from regularized.site import (
+    api,
+    discussion,
+    feeds,
+    moderation_pages,
+    observing,
+    own_page,
+    pages,
+    signing_in,
+    subscriptions,
+)
 from regularized.site.database import THREADS, migrate, one_at_a_time, open_database
 from regularized.site.limits import TooOften
 from regularized.site.mail import Mailer
@@ -35,7 +45,7 @@ from regularized.site.state import Site
 from regularized.site.sync import sync_catalogue
 from regularized.site.visitors import Forbidden, SignInNeeded, visitor_of
 
-__all__ = ["create_app", "open_site"]
+__all__ = ["create_app", "from_environment", "open_site"]
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -54,19 +64,22 @@ _TITLES = {
 }
 
 
-def open_site(settings: Settings) -> Site:
+def open_site(settings: Settings, *, catalogue: bool = True) -> Site:
     """Open the database, bring its tables and the catalogue up to date, and load the encoder.
 
     Args:
         settings: the settings.
+        catalogue: False leaves out all but the tables: for commands that send or moderate what is there.
 
     Raises:
         SettingsError: a setting has a value that is not allowed.
     """
     engine = open_database(settings.database)
     migrate(engine)
-    encoder = open_encoder(settings.encoder)
+    encoder = open_encoder(settings.encoder) if catalogue else None
     site = Site(settings, engine, environment(), Mailer(settings), Meaning(encoder) if encoder else None)
+    if not catalogue:
+        return site
     with site.write.begin() as session:
         sync_catalogue(session, load_catalogue(settings.package), now=settings.now)
     if site.meaning is not None:
@@ -74,6 +87,11 @@ def open_site(settings: Settings) -> Site:
             one_at_a_time(session, "catalogue")
             log.info("encoded %s papers", site.meaning.update(session))
     return site
+
+
+def from_environment() -> FastAPI:
+    """The application of a worker process, which opens the site by itself."""
+    return create_app(open_site(Settings.from_environment()), background=True)
 
 
 def create_app(site: Site, *, background: bool = False) -> FastAPI:
@@ -87,6 +105,7 @@ def create_app(site: Site, *, background: bool = False) -> FastAPI:
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+        observing.open_access_log(site.settings.access_log)
         sender = Sender(site) if background else None
         if sender is not None:
             sender.start()
@@ -106,7 +125,7 @@ def create_app(site: Site, *, background: bool = False) -> FastAPI:
         lifespan=life,
     )
     app.state.site = site
-    for part in (pages, signing_in, discussion, own_page, moderation_pages, subscriptions, feeds, api):
+    for part in (pages, signing_in, discussion, own_page, moderation_pages, subscriptions, observing, feeds, api):
         app.include_router(part.router)
     app.mount("/static", _Static(directory=STATIC))
     for kind, handler in _HANDLERS.items():
@@ -118,6 +137,8 @@ def create_app(site: Site, *, background: bool = False) -> FastAPI:
     app.add_middleware(Head)
     app.add_middleware(ProxyCheck, settings=site.settings)
     app.add_middleware(Headers, secure=site.settings.secure)
+    app.state.metrics = observing.Metrics()
+    app.add_middleware(observing.Observed, metrics=app.state.metrics)
     return app
 
 

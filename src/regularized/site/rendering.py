@@ -35,8 +35,12 @@ _BADGES = {
 }
 
 
-def environment() -> Environment:
-    """The templates."""
+def environment(*, static: bool = False) -> Environment:
+    """The templates.
+
+    Args:
+        static: for pages that stand alone: without search, feeds, and what people do.
+    """
     found = Environment(
         loader=FileSystemLoader(_FOLDER / "templates"),
         autoescape=lambda name: name is None or not name.endswith(".txt"),
@@ -44,7 +48,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.globals.update(FAMILIES=FAMILIES, version=__version__, static=_static)
+    found.globals.update(FAMILIES=FAMILIES, version=__version__, static=_static, standing_alone=static)
     found.filters.update(
         badge=lambda verdict: _BADGES.get(verdict, "none"),
         day=_day,

@@ -11,6 +11,8 @@
 ``REGULARIZED_SMTP_USER``        with ``REGULARIZED_SMTP_PASSWORD``; default no login
 ``REGULARIZED_SMTP_SECURITY``    ``starttls`` (default), ``tls`` or ``none``
 ``REGULARIZED_MAIL_FROM``        sender; default ``regularized@`` the host of the site's address
+``REGULARIZED_ACCESS_LOG``       file for a line of each request, ``-`` for standard error; default none
+``REGULARIZED_METRICS_TOKEN``    what Prometheus shows to read ``/metrics``; without it there is no such page
 ``REGULARIZED_OUTBOX``           folder for messages without a mail server; default ``outbox`` in the data folder
 ===============================  ====================================================================================
 """
@@ -68,6 +70,8 @@ class Settings:
         sender: address that mails come from.
         smtp: the mail server; None writes to the outbox.
         encoder: ``"off"``, ``"auto"`` or the folder of a sentence encoder.
+        access_log: file of the access log, ``-`` for standard error; empty for none.
+        metrics_token: who shows it may read ``/metrics``; empty for nobody.
         proxies: how many proxies in front are believed about the address of a visitor.
         package: the catalogue.
         clock: seconds since 1970.
@@ -86,6 +90,8 @@ class Settings:
     sender: str
     smtp: Smtp | None = None
     encoder: str = "auto"
+    access_log: str = ""
+    metrics_token: str = field(default="", repr=False)
     proxies: int = 0
     package: str = "regularized.papers"
     clock: Callable[[], float] = time.time
@@ -133,6 +139,8 @@ class Settings:
             sender=given.get("REGULARIZED_MAIL_FROM") or f"regularized@{parts.hostname}",
             smtp=_smtp(given),
             encoder=given.get("REGULARIZED_SITE_ENCODER", "auto"),
+            access_log=given.get("REGULARIZED_ACCESS_LOG", ""),
+            metrics_token=given.get("REGULARIZED_METRICS_TOKEN", ""),
             proxies=_whole(given, "REGULARIZED_SITE_PROXIES", 0),
         )
 

@@ -20,7 +20,7 @@ mail: typer.Typer = typer.Typer(help="Messages that wait to be sent.", no_args_i
 @digest.command("send")
 def send_digests(as_json: Json = False) -> None:
     """Send the digests that are due; for cron, once an hour or once a day."""
-    opened = open_for_command()
+    opened = open_for_command(catalogue=False)
     from regularized.site.digest import write_digests
 
     written = write_digests(opened)
@@ -30,13 +30,13 @@ def send_digests(as_json: Json = False) -> None:
 @mail.command("send")
 def send(as_json: Json = False) -> None:
     """Send what waits in the outbox and is due; a running site does so by itself."""
-    _deliver(open_for_command(), {}, as_json=as_json)
+    _deliver(open_for_command(catalogue=False), {}, as_json=as_json)
 
 
 @mail.command("list")
 def show(as_json: Json = False) -> None:
     """What waits in the outbox or was given up, and why; never what it says."""
-    opened = open_for_command()
+    opened = open_for_command(catalogue=False)
     from sqlalchemy import select
 
     from regularized.site.models import Outgoing

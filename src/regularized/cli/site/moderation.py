@@ -111,7 +111,7 @@ def log(
     limit: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 50, as_json: Json = False
 ) -> None:
     """What moderators did."""
-    opened = open_for_command()
+    opened = open_for_command(catalogue=False)
     from sqlalchemy import select
 
     from regularized.site.models import ModerationEvent
@@ -128,7 +128,7 @@ def log(
 
 
 def _act(act: "Callable[[Moderation, Session], None]") -> None:
-    opened = open_for_command()
+    opened = open_for_command(catalogue=False)
     from regularized.site.moderation import Moderation, NotPossible
 
     try:

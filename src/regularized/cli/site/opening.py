@@ -37,8 +37,8 @@ def settings_for_command(**options: Any) -> "Settings":
         raise _cannot_write(f"{error.strerror}: {error.filename}") from None
 
 
-def open_for_command(**options: Any) -> "Site":
-    """The site of the environment, with its tables up to date."""
+def open_for_command(*, catalogue: bool = True, **options: Any) -> "Site":
+    """The site of the environment, with its tables up to date; the catalogue, too, unless that is left out."""
     settings = settings_for_command(**options)
     from sqlalchemy.exc import OperationalError
 
@@ -46,7 +46,7 @@ def open_for_command(**options: Any) -> "Site":
     from regularized.site.settings import SettingsError
 
     try:
-        return open_site(settings)
+        return open_site(settings, catalogue=catalogue)
     except SettingsError as error:
         raise CommandError(str(error), Exit.USAGE) from None
     except OperationalError as error:

@@ -1,13 +1,15 @@
-"""Command that serves the site."""
+"""Commands that serve the site, save it, bring it back, and write it as static pages."""
 
 import logging
-from typing import Annotated
+import os
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from regularized.cli.errors import CommandError, Exit
-from regularized.cli.output import note
-from regularized.cli.site.opening import needs_extra, open_for_command
+from regularized.cli.output import emit_json, emit_table, note
+from regularized.cli.site.opening import Json, needs_extra, open_for_command, settings_for_command
 
 __all__ = ["commands"]
 
@@ -21,6 +23,10 @@ def serve(
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that serve.")] = 1,
+    access_log: Annotated[
+        str, typer.Option(metavar="FILE", help="Write a line for each request; - for standard error.")
+    ] = "",
 ) -> None:
     """Open the catalogue in a browser: lists, search, evidence, discussion, feeds, API.
 
@@ -51,6 +57,7 @@ def serve(
     shown = f"[{host}]" if family == socket.AF_INET6 else host
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    os.environ["REGULARIZED_ACCESS_LOG"] = access_log or os.environ.get("REGULARIZED_ACCESS_LOG", "")
     opened = open_for_command(default_url=f"http://{shown}:{port}")
     if opened.settings.smtp is None:
         note(f"no mail server is set (REGULARIZED_SMTP_HOST): messages are written to {opened.settings.outbox}")
@@ -60,14 +67,78 @@ def serve(
     plots = threading.Thread(target=draw_all, args=(opened, closing), name="plots", daemon=True)
     plots.start()
     note(f"the catalogue is at {opened.settings.url} (stop with Ctrl-C)")
+    os.environ.setdefault("REGULARIZED_SITE_URL", opened.settings.url)  # for workers, which read the settings again
     # Who sent a request is told by the connection; a proxy in front is believed by the site itself, where it is set.
-    config = uvicorn.Config(
-        create_app(opened, background=True), log_level="warning", proxy_headers=False, server_header=False
-    )
+    options: Any = {"log_level": "warning", "proxy_headers": False, "server_header": False}
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        if workers == 1:
+            config = uvicorn.Config(create_app(opened, background=True), **options)
+            uvicorn.Server(config).run(sockets=[listener])
+        else:
+            listener.close()  # the parent of the workers opens it again
+            # A worker that reads the catalogue on a busy machine is not a dead one.
+            options |= {"host": host, "port": port, "workers": workers, "timeout_worker_healthcheck": 60}
+            uvicorn.run("regularized.site.app:from_environment", factory=True, **options)
     finally:
         listener.close()
         # Python aborts when it ends while a thread is drawing: that one drawing is waited for.
         closing.set()
         plots.join()
+
+
+@commands.command()
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file, such as site-2026-03-02.tar.gz.")],
+    as_json: Json = False,
+) -> None:
+    """Save database and secret; the site may go on running."""
+    settings = settings_for_command()
+    from regularized.site.backup import BackupError, backup
+
+    try:
+        contents = backup(settings, file)
+    except BackupError as error:
+        raise CommandError(str(error), Exit.FAILED) from None
+    _tell(contents.rows, as_json=as_json)
+
+
+@commands.command()
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A backup.")],
+    as_json: Json = False,
+) -> None:
+    """Put a backup in the place of the database; the site must not run. What was there is kept beside it."""
+    settings = settings_for_command()
+    from regularized.site.backup import BackupError, restore
+
+    try:
+        contents, old = restore(settings, file)
+    except BackupError as error:
+        raise CommandError(str(error), Exit.FAILED) from None
+    _tell(contents.rows, as_json=as_json)
+    if old is not None:
+        note(f"what was there before is {old}")
+
+
+@commands.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    as_json: Json = False,
+) -> None:
+    """Write the whole catalogue as static pages, which open from any file server or from the disk."""
+    opened = open_for_command()
+    from regularized.site.export import ExportError, export
+
+    try:
+        written = export(opened, folder)
+    except ExportError as error:
+        raise CommandError(str(error), Exit.FAILED) from None
+    _tell({"pages": written.pages, "files": written.files}, as_json=as_json)
+    note(f"open {folder / 'index.html'}")
+
+
+def _tell(counts: dict[str, int], *, as_json: bool) -> None:
+    if as_json:
+        emit_json(counts)
+    else:
+        emit_table([f"{name}>" for name in counts], [list(counts.values())])

@@ -1,0 +1,174 @@
+"""What an operator relies on: backup of a running site and the way back, metrics, access log, several workers."""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from urllib.error import URLError
+
+import pytest
+from sqlalchemy import func, select, text
+from starlette.testclient import TestClient
+from tests.site.helpers import send, settings_in
+
+from regularized.papers.catalogue import load_catalogue
+from regularized.site.app import create_app
+from regularized.site.backup import BackupError, backup, restore
+from regularized.site.database import open_database, sessions
+from regularized.site.models import Comment
+from regularized.site.observing import open_access_log
+
+PAGE = f"/papers/{load_catalogue()[-1].slug}"
+
+
+def comments(engine):
+    with sessions(engine)() as session:
+        return session.scalar(select(func.count()).select_from(Comment))
+
+
+def test_a_backup_of_a_running_site_has_everything(person, site, tmp_path):
+    """Fails when what was written last is not in it: the bare file of a running site kept 11 of 34 comments."""
+    with site.write() as session:
+        session.execute(text("PRAGMA wal_autocheckpoint=0"))  # nothing gets from the log into the file by itself
+    for number in range(9):
+        send(person, PAGE, f"{PAGE}/comments", body=f"number {number}")
+    file = tmp_path / "backup.tar.gz"
+    saved = backup(site.settings, file)
+    assert saved.rows["comment"] == comments(site.engine) == 9
+    assert file.stat().st_mode & 0o077 == 0
+    with pytest.raises(BackupError, match="there already"):
+        backup(site.settings, file)
+    (tmp_path / "other").mkdir()
+    elsewhere = settings_in(tmp_path / "other")
+    held, old = restore(elsewhere, file)
+    assert (held.rows, old) == (saved.rows, None)
+    assert (tmp_path / "other" / "secret").read_text() == site.settings.secret
+    engine = open_database(elsewhere.database)
+    assert comments(engine) == 9
+    engine.dispose()
+
+
+def test_a_restore_keeps_what_was_there(person, site, tmp_path):
+    """Fails when restoring pulls the file away from under a running site, or what was there is gone afterwards."""
+    file = tmp_path / "backup.tar.gz"
+    backup(site.settings, file)
+    send(person, PAGE, f"{PAGE}/comments", body="later")
+    assert comments(site.engine) == 1
+    with pytest.raises(BackupError, match="stop the site"):
+        restore(site.settings, file)
+    assert comments(site.engine) == 1
+    site.engine.dispose()
+    _, old = restore(site.settings, file)
+    assert comments(site.engine) == 0
+    before = open_database(f"sqlite:///{old}")
+    assert comments(before) == 1
+    before.dispose()
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", None])
+def test_what_is_no_backup_is_refused(site, tmp_path, content):
+    """Fails when a damaged file takes the place of a good database."""
+    file = tmp_path / "bad.tar.gz"
+    if content is None:
+        backup(site.settings, file)
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+    else:
+        file.write_bytes(content)
+    site.engine.dispose()
+    with pytest.raises(BackupError, match="no backup"):
+        restore(site.settings, file)
+    assert comments(site.engine) == 0
+
+
+def test_metrics_are_for_who_knows_the_token(site):
+    """Fails when anybody can read them, they lack what Prometheus asks for, or any address makes a new series."""
+    import dataclasses
+
+    assert TestClient(create_app(site)).get("/metrics").status_code == 404
+    watched = dataclasses.replace(site, settings=dataclasses.replace(site.settings, metrics_token="m" * 20))
+    client = TestClient(create_app(watched))
+    for number in range(3):
+        client.get(f"/papers/nothing-{number}")
+        client.get(f"/nothing-{number}")
+    assert client.get("/metrics").status_code == 404
+    assert client.get("/metrics", headers={"authorization": "Bearer wrong"}).status_code == 404
+    answer = client.get("/metrics", headers={"authorization": f"Bearer {'m' * 20}"})
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    lines = answer.text.splitlines()
+    assert all(re.fullmatch(r"# TYPE \w+ \w+|\w+(\{.*\})? [\d.e+-]+", line) for line in lines), lines
+    counted = [line for line in lines if 'route="/papers/{slug}",status="404"' in line]
+    assert [line.rpartition(" ")[2] for line in counted] == ["3"]
+    assert sum("nothing-" in line for line in lines) == 0
+    values = dict(line.split() for line in lines if "{" not in line and "#" not in line)
+    assert values["regularized_papers"] == str(len(load_catalogue()))
+    assert values["regularized_mail_waiting"] == "0"
+
+
+def test_access_log_can_be_moved_away(site, tmp_path):
+    """Fails when requests are not logged, a log says what was searched for, or rotation loses lines."""
+    file = tmp_path / "access.log"
+    open_access_log(str(file))
+    try:
+        client = TestClient(create_app(site))
+        client.get("/search?q=my+secret+problem")
+        file.rename(tmp_path / "access.log.1")
+        client.get("/nothing%0ahere")
+    finally:
+        open_access_log("")
+    first, second = ((tmp_path / name).read_text() for name in ("access.log.1", "access.log"))
+    assert re.search(r" GET /search 200 \d+ [\d.]+ ms\n$", first)
+    assert "secret" not in first
+    assert re.search(r" GET /nothing\?here 404 ", second)
+    assert logging.getLogger("regularized.site.access").handlers == []
+
+
+@pytest.mark.slow
+def test_several_workers(tmp_path):
+    """Fails when several processes do not serve one site."""
+    command = [sys.executable, "-m", "regularized.cli", "site", "--port", "0", "--workers", "2"]
+    known = {name: value for name, value in os.environ.items() if not name.startswith("REGULARIZED_")}
+    environment = known | {"REGULARIZED_HOME": str(tmp_path), "REGULARIZED_SITE_ENCODER": "off"}
+    environment |= {"REGULARIZED_METRICS_TOKEN": "m" * 20}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            found = next(m for line in process.stderr if (m := re.search(r"the catalogue is at (http://\S+)", line)))
+            request = urllib.request.Request(f"{found[1]}/metrics", headers={"authorization": f"Bearer {'m' * 20}"})
+            processes = set()
+            for _ in range(600):
+                with contextlib.suppress(URLError), urllib.request.urlopen(request, timeout=120) as answer:
+                    processes |= set(re.findall(r'process="(\d+)"', answer.read().decode()))
+                if len(processes) == 2:
+                    break
+                time.sleep(0.1)  # the workers read the catalogue first
+            assert len(processes) == 2
+            assert str(process.pid) not in processes
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.stderr.read()
+        assert process.wait(timeout=120) in (0, 130, -signal.SIGINT)
+
+
+def test_commands(tmp_path, monkeypatch):
+    """Fails when backup and restore are there for programs alone."""
+    from tests.site.test_site_commands import call
+
+    from regularized.site.app import open_site
+    from regularized.site.settings import Settings
+
+    monkeypatch.setenv("REGULARIZED_HOME", str(tmp_path))
+    monkeypatch.setenv("REGULARIZED_SITE_ENCODER", "off")
+    assert call("site", "backup", str(tmp_path / "a.tar.gz")).exit_code == 1
+    open_site(Settings.from_environment()).engine.dispose()
+    saved = call("site", "backup", str(tmp_path / "a.tar.gz"), "--json")
+    assert json.loads(saved.stdout)["paper"] == len(load_catalogue())
+    restored = call("site", "restore", str(tmp_path / "a.tar.gz"))
+    assert (restored.exit_code, "before" in restored.stderr) == (0, True)
+    monkeypatch.setenv("REGULARIZED_SITE_DATABASE", "postgresql://x@/y")
+    assert "pg_dump" in call("site", "backup", str(tmp_path / "b.tar.gz")).stderr
