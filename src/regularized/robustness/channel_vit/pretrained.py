@@ -71,7 +71,16 @@ def convert_vit(vit: nn.Module, in_channels: int, *, num_classes: int | None = N
 
     Raises:
         TypeError: it is no ViT of timm's form.
-        ValueError: its patches overlap or are not square, are normalised, or its positions are no table.
+        ValueError: its patches overlap or are not square, are normalised or made by a network, or its positions are no
+            table.
+
+    Examples:
+        >>> from importlib.util import find_spec
+        >>> if find_spec("timm"):
+        ...     import timm
+        ...     vit = timm.create_model("vit_tiny_patch16_224")
+        ...     net = convert_vit(vit, 12, num_classes=3)
+        ...     assert net(torch.zeros(1, 2, 224, 224), channels=[0, 7]).shape == (1, 3)
     """
     _check(vit)
     source: Any = copy.deepcopy(vit)

@@ -162,7 +162,7 @@ class HierarchicalChannelSampling(nn.Module):
         >>> sampling = HierarchicalChannelSampling(seed=1)
         >>> some, channels = sampling(torch.randn(2, 4, 8, 8))
         >>> some.shape, channels
-        (torch.Size([2, 2, 8, 8]), tensor([2, 1]))
+        (torch.Size([2, 2, 8, 8]), tensor([3, 1]))
         >>> same, channels = sampling.eval()(torch.ones(2, 4, 8, 8), [0, 1, 2, 5])
         >>> same.shape, channels
         (torch.Size([2, 4, 8, 8]), tensor([0, 1, 2, 5]))
