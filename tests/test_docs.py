@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,9 @@ import pytest
 
 from regularized.evidence.bench_rows import BenchRow
 from regularized.evidence.claims import Claim, Outcome, Verdict
+from regularized.papers.card import FAMILIES
 from regularized.papers.catalogue import load_catalogue
+from regularized.papers.guide import advise
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("[A-Z]*.md"))]
@@ -128,6 +131,33 @@ def test_what_is_cheaper_and_not_measured(hooks, tmp_path, monkeypatch):
     runs, card = hooks._cheaper("../").splitlines()[2:]
     assert runs.count("not measured") == 4
     assert "card only" in card
+
+
+def test_the_guide_names_every_technique_in_the_order_of_its_evidence(hooks):
+    """Fails when a technique is left out of a problem that its card names, or one without evidence is first."""
+    sections = re.split(r"^## ", hooks._guide("../"), flags=re.MULTILINE)[1:]
+    families = {words[0].upper() + words[1:]: family for family, words in FAMILIES.items()}
+    catalogue = load_catalogue()
+    for section in sections:
+        family = families[section.splitlines()[0]]
+        wanted = [entry for entry in catalogue if entry.implemented and family in entry.card.families]
+        rows = [line.split(" | ") for line in section.splitlines() if re.match(r"\| (?:\d+|–) \|", line)]
+        assert sorted(re.search(r"techniques/(\w+)\.md", row[1])[1] for row in rows) == sorted(e.slug for e in wanted)
+        ranks = [row[0].removeprefix("| ") for row in rows]
+        assert ranks == [*map(str, range(1, len(ranks) - ranks.count("–") + 1)), *["–"] * ranks.count("–")]
+        assert all("**holds**" in row[3] for row, rank in zip(rows, ranks) if rank != "–")
+
+
+def test_advice_on_a_technique_that_kept_no_promise():
+    """Fails when a technique of which nothing holds is recommended, or the claim that failed is not shown."""
+    held, failed = claimed("one", "m", 1.0, 3.0), replace(claimed("two", "m", 1.0, 0.1), verdict=Verdict.OPPOSITE)
+    mixed = SimpleNamespace(slug="mixed", implemented=True, outcomes=(failed, held), folder=Path("/nowhere"))
+    worse = SimpleNamespace(slug="worse", implemented=True, outcomes=(failed,), folder=Path("/nowhere"))
+    for paper in (mixed, worse):
+        paper.card = SimpleNamespace(families=["overfitting"])
+    first, last = advise("overfitting", [worse, mixed])
+    assert (first.entry, first.rank, first.kept, first.broken, first.cost) == (mixed, 1, held, failed, None)
+    assert (last.entry, last.rank, last.kept, last.broken) == (worse, None, None, failed)
 
 
 def test_the_contract_says_who_can_enter_a_comparison(hooks):

@@ -6,6 +6,7 @@ Markers in a page:
 - ``{{ bench:SLUG }}``: overhead per step, from the saved bench rows;
 - ``{{ compare:FAMILY }}``: the techniques of a problem side by side: claims with effects, cost, what they need;
 - ``{{ cheaper }}``: what makes a model smaller or cheaper, side by side: bytes, quality, step, inference, hardware;
+- ``{{ guide }}``: for each problem, which technique to try first, what it costs, when not, what was measured;
 - ``{{ rates }}``: how often the rule for verdicts errs, and what it sees, from the saved simulation;
 - ``{{ comparison_rates }}``: how often `compare` recommends the useless, from the saved simulation;
 - ``{{ recipes }}``: how each paper takes part in comparisons on anybody's data, or why it cannot;
@@ -41,10 +42,11 @@ from regularized.papers.abstract import coverage
 from regularized.papers.card import FAMILIES
 from regularized.papers.catalogue import Entry, find, load_catalogue
 from regularized.papers.comparison import candidates, exclusive_pairs, without_recipe
+from regularized.papers.guide import advise
 
 log = logging.getLogger("mkdocs.hooks.regularized")
 
-_KINDS = "evidence|bench|cheaper|comparison_rates|compare|catalogue|contract|example|rates|recipes"
+_KINDS = "guide|evidence|bench|cheaper|comparison_rates|compare|catalogue|contract|example|rates|recipes"
 _MARKER = re.compile(rf"\{{\{{ *(?P<kind>{_KINDS})(?::(?P<slug>[a-z_0-9]+))? *\}}\}}")
 _ROOT = Path(__file__).parents[2]
 _FIRST = ["index.md", "use", "examples", "evidence.md", "contract.md", "command_line.md", "papers.md"]
@@ -104,6 +106,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return _catalogue(up)
         if match["kind"] == "contract":
             return _contract(up)
+        if match["kind"] == "guide":
+            return _guide(up)
         if match["kind"] == "rates":
             return _rates()
         if match["kind"] == "cheaper":
@@ -478,6 +482,40 @@ def _compare(family: str, up: str) -> str:
             ]
         )
     return _table(["technique", "use it for", *_COLUMNS, "cost of a step"], rows)
+
+
+def _guide(up: str) -> str:
+    """A section a problem; see :mod:`regularized.papers.guide`."""
+    lines = []
+    for family, words in FAMILIES.items():
+        advice = advise(family)
+        if not advice:
+            continue
+        rows = [
+            [
+                "–" if one.rank is None else str(one.rank),
+                f"[{one.entry.slug}]({up}techniques/{one.entry.slug}.md): {one.entry.card.when_to_use}",
+                one.entry.card.when_not_to_use,
+                _lines([_stated(o) for o in (one.kept, one.broken) if o is not None]),
+                "not measured yet" if one.cost is None else f"{one.cost[0]:.2f} to {one.cost[1]:.2f} x",
+            ]
+            for one in advice
+        ]
+        lines += [f"## {words[0].upper()}{words[1:]}", "", _table(_GUIDE, rows, frozenset({0})), ""]
+        without = [e for e in load_catalogue() if family in e.card.families and not e.implemented]
+        if without:
+            listed = ", ".join(f"[{entry.slug}]({up}papers/{entry.slug}.md)" for entry in without)
+            lines += [f"Without code that runs yet: {listed}.", ""]
+    return "\n".join(lines)
+
+
+_GUIDE = ["try", "technique, and when", "when not", "what we measured", "a step"]
+
+
+def _stated(outcome: Outcome) -> str:
+    claim = outcome.claim
+    measured = f"{effect_text(claim, outcome.effect)} ({interval_text(claim, outcome)})"
+    return f"{_badge(outcome.verdict)}: {claim.statement.rstrip('.')}, {measured}"
 
 
 # Which claims and which rows of a bench speak of what: by words that their metrics and sizes have.
