@@ -41,6 +41,12 @@ def _diverged():
     method(_images(), LAST)
 
 
+def _followed_too_early():
+    method = _mining()
+    method(_images(), LAST).loss.backward()
+    method.after_step(LAST)
+
+
 def _not_finite():
     training = Pretraining(_mining(), optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
     training.fit([_images() * torch.inf], epochs=100)
@@ -105,6 +111,7 @@ def bad_inputs():
         ),
         refused("scores NaN", lambda: hard_patch_split(torch.full((2, 8), torch.nan), hard=0.5), ValueError, ("NaN",)),
         refused("the copy diverged", _diverged, ValueError, ("finite", "diverged", "learning rate")),
+        refused("before the step", _followed_too_early, UserWarning, ("after_step", "optimizer's step")),
         refused("pixels infinite", _not_finite, NonFiniteLoss, ("not finite", "epoch 0")),
         refused("scores of one image", lambda: hard_patch_split(torch.zeros(8), hard=0.5), ValueError, ("(B, N)",)),
         refused("no autoencoder", lambda: HardPatchMining(nn.Linear(2, 2)), TypeError, ("MaskedAutoencoder", "Linear")),

@@ -3,6 +3,7 @@
 :mod:`regularized.self_supervised.hard_patches.loss` has the symbols.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import NamedTuple, Self, cast
 
@@ -100,6 +101,9 @@ class HardPatchMining(nn.Module):
             of another size, or on the CPU scores that are not finite.
         TypeError: ``model`` is no :class:`MaskedAutoencoder`, or the progress no ``Progress``.
 
+    Warns:
+        UserWarning: :meth:`after_step` is called before the optimizer's step.
+
     Examples:
         >>> from regularized.self_supervised.hard_patches.encoder import PatchTransformer
         >>> encoder = PatchTransformer(16, patch_size=4, channels=1, width=32, depth=2, heads=4)
@@ -151,6 +155,7 @@ class HardPatchMining(nn.Module):
         self.eps = eps
         self.generator = generator
         self.teacher: EMA | None = None if is_always(hard, 0.0) else EMA(model, decay=1.0)
+        self._version = -1  # of the weights at the last call; see after_step
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
@@ -193,6 +198,7 @@ class HardPatchMining(nn.Module):
             images: (B, C, H, W), normalised.
             progress: position in the training, for the share of hard patches.
         """
+        self._version = self.model.mask_token._version
         split = self.choose(images, progress)
         out = self.model(images, split)
         difficulty = reconstruction_losses(out.patches, self.model.targets(images, split))
@@ -210,7 +216,16 @@ class HardPatchMining(nn.Module):
 
         Args:
             progress: that of the step, for the decay.
+
+        Warns:
+            UserWarning: the weights are those of the last call, so that the copy would follow one step late.
         """
+        if self.model.mask_token._version == self._version:
+            warnings.warn(
+                "after_step was called, but the weights have not changed since the last loss: call it behind the "
+                "optimizer's step (a step that a gradient scaler skips needs no call)",
+                stacklevel=2,
+            )
         if self.teacher is not None:
             self.teacher.decay = self.decay(progress)
             self.teacher.update(self.model)
