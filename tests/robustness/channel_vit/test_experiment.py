@@ -28,7 +28,7 @@ def test_arms_share_the_images_and_differ(runs):
 def test_tokens_without_a_name():
     """Fails when the control of the channel's vector still says, or learns, which channel a token is of."""
     named, unnamed = (
-        experiment._network(resolve(experiment, f"directions_{arm}", "smoke"), 4, 8, 10)
+        experiment._network(resolve(experiment, f"bands_{arm}", "smoke"), 4, 8, 10)
         for arm in ("channel_vit_sampling", "unnamed")
     )
     assert named.patch_embed.channel_embed.weight.requires_grad
