@@ -63,8 +63,8 @@ DEFAULTS: Mapping[str, Any] = {
     "weight": 0.0,
     # The copy follows within a few epochs: with so few steps the official one, .999 to .9999, would stay at its start.
     "decay": (0.99, 0.999, 10),
-    "epochs": 40,
-    "warmup": 4,
+    "epochs": 30,
+    "warmup": 3,
     "batch": 50,
     "lr": 3e-3,
     "weight_decay": 0.05,
@@ -109,7 +109,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     # The rate of DEFAULTS is the best of TUNING.
     "untrained": {"epochs": 0},
     "mae": {},
-    "mae_twice": {"epochs": 80},
+    "mae_twice": {"epochs": 60},
     "mae_loss_prediction": {"weight": 1.0},
     "hard_patches": {"weight": 1.0, "hard": "rising"},
     "always_hard": {"weight": 1.0, "hard": "always"},
