@@ -49,8 +49,8 @@ log = logging.getLogger("mkdocs.hooks.regularized")
 _KINDS = "guide|evidence|bench|cheaper|comparison_rates|compare|catalogue|contract|example|rates|recipes"
 _MARKER = re.compile(rf"\{{\{{ *(?P<kind>{_KINDS})(?::(?P<slug>[a-z_0-9]+))? *\}}\}}")
 _ROOT = Path(__file__).parents[2]
-_FIRST = ["index.md", "use", "examples", "evidence.md", "contract.md", "command_line.md", "papers.md"]
-_SECTIONS = {"use": "Use it", "examples": "Worked examples"}
+_FIRST = ["index.md", "use", "examples", "gallery", "evidence.md", "contract.md", "command_line.md", "papers.md"]
+_SECTIONS = {"use": "Use it", "examples": "Worked examples", "gallery": "Gallery"}
 _LAST = ["new_paper.md", "architecture.md", "contributing.md", "changelog.md"]
 _INCLUDED = {"architecture.md": "ARCHITECTURE.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 

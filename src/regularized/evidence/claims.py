@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["SHORT", "Claim", "Direction", "Kind", "Outcome", "Reported", "Verdict", "count_verdicts"]
+from regularized.mechanisms.tables import html_table
+
+__all__ = ["SHORT", "Claim", "Direction", "Kind", "Outcome", "Reported", "Verdict", "claims_table", "count_verdicts"]
 
 Direction: TypeAlias = Literal["higher", "lower"]
 Kind: TypeAlias = Literal["claim", "sanity"]
@@ -150,11 +152,36 @@ class Outcome:
         worst = min(range(len(self.effects)), key=lambda i: self.effects[i])
         return self.seeds[worst], self.effects[worst]
 
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        return claims_table([self])
+
     @property
     def reaching(self) -> int:
         """How many seeds reach the smallest effect that counts."""
         least = self.claim.smallest_effect
         return 0 if least is None else sum(effect >= least for effect in self.effects)
+
+
+def claims_table(outcomes: Iterable[Outcome]) -> str:
+    """Claims with effect, interval and verdict as HTML, for notebooks."""
+    from regularized.evidence.numbers import effect_text, interval_text, reason_text
+
+    head = ["claim", "arms", "effect", "95 % interval", "counts from", "verdict"]
+    return html_table(
+        head,
+        (
+            [
+                outcome.claim.statement,
+                f"{outcome.claim.method} over {outcome.claim.baseline}",
+                effect_text(outcome.claim, outcome.effect),
+                interval_text(outcome.claim, outcome),
+                effect_text(outcome.claim, outcome.claim.smallest_effect),
+                ": ".join(filter(None, [outcome.verdict.value, reason_text(outcome)])),
+            ]
+            for outcome in outcomes
+        ),
+    )
 
 
 def count_verdicts(outcomes: Iterable[Outcome], *, kind: Kind = "claim") -> dict[Verdict, int]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from regularized.evidence.claims import Claim, Outcome
+from regularized.evidence.claims import Claim, Outcome, claims_table
 from regularized.evidence.experiment import Tuning
 from regularized.evidence.store import Run, canonical
 from regularized.evidence.verdicts import Measured, judge
@@ -126,6 +126,10 @@ class ReproduceResult:
     reused: int = 0
     seconds: float = 0.0
     report: Path | None = None
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        return claims_table(self.outcomes)
 
     def runs_of(self, arm: str) -> list[Run]:
         """Runs of an arm, by seed."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from regularized.training.checkpoint import CheckpointError
 from regularized.training.data import Source
+from regularized.training.history import History
 from regularized.training.progress import Progress
 from regularized.training.randomness import rng_state, set_rng_state
 from regularized.training.step import Batch
@@ -44,7 +45,7 @@ class Run:
         self.epoch = 0  # epochs done
         self.micro = 0  # micro-batches done in the present epoch
         self.stopped = False  # by early stopping
-        self.history: list[dict[str, float]] = []
+        self.history = History()
         self.epoch_rng: dict[str, Any] = {}  # random state at the start of the epoch, when its order was drawn
 
     @property
@@ -105,5 +106,6 @@ class Run:
             )
         for name in ("step", "epoch", "micro", "stopped", "history"):
             setattr(self, name, state[name])
+        self.history = History(self.history)
         if state["source"] and hasattr(self.source, "load_state_dict"):
             self.source.load_state_dict(state["source"])

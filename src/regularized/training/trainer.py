@@ -18,6 +18,7 @@ from regularized.training.checkpoint_folder import CheckpointFolder
 from regularized.training.data import as_source
 from regularized.training.devices import average_gradients, make_accelerator, synchronise
 from regularized.training.finite import FiniteCheck, term_of_gradient
+from regularized.training.history import History
 from regularized.training.identity import schedule_name
 from regularized.training.monitor import Monitor
 from regularized.training.objective import Objective
@@ -67,7 +68,8 @@ class Trainer:
         model: the model, unwrapped.
         optimizer: the optimizer.
         objective: the terms and their sum.
-        history: results of the evaluations so far, each with its ``epoch`` (from 1) and ``step``.
+        history: results of the evaluations so far, each with its ``epoch`` (from 1) and ``step``: a list, which a
+            notebook shows as a table.
 
     Raises:
         TypeError: an argument is not of the kind that is asked for.
@@ -147,7 +149,7 @@ class Trainer:
             rank=self.rank,
             world=self.world,
         )
-        self.history: list[Metrics] = []
+        self.history: History = History()
         self._monitor = Monitor(every=logging.every, bar=logging.progress_bar, main=self.rank == 0)
         self._finite = FiniteCheck(self.objective, self.model, deferred=self.device.type != "cpu")
         self._call = call_model if self._wrapped is model and self.precision == "no" else self._call_wrapped
@@ -167,7 +169,7 @@ class Trainer:
         max_steps: int | None = None,
         batches_per_epoch: int | None = None,
         task: Any = None,
-    ) -> list[Metrics]:
+    ) -> History:
         """Train for a number of epochs.
 
         Each call is a run of its own: progress and schedules begin at 0. Model, terms and optimizer are kept.

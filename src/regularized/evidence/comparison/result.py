@@ -8,6 +8,7 @@ from typing import Any
 from regularized.evidence.comparison.judging import Judged
 from regularized.evidence.comparison.metrics import METRICS, Metric
 from regularized.evidence.numbers import number
+from regularized.mechanisms.tables import html_table
 
 __all__ = ["Arm", "Comparison", "Plan"]
 
@@ -246,13 +247,7 @@ class Comparison:
         """For notebooks."""
         from html import escape
 
-        head, rows = self.table()
-        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        return (
-            f"<p>{escape(self.recommendation)}</p><table><thead><tr>"
-            + "".join(f"<th>{escape(name)}</th>" for name in head)
-            + f"</tr></thead><tbody>{body}</tbody></table>"
-        )
+        return f"<p>{escape(self.recommendation)}</p>{html_table(*self.table())}"
 
 
 def _verdict(judged: Judged | None) -> dict[str, Any]:
