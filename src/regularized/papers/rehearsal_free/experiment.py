@@ -69,19 +69,19 @@ _ALONE: dict[str, Any] = {"lr": 2e-3}
 # Rates are the best of TUNING without a penalty; strengths are the best at these rates.
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "naive": {**_ALONE},
-    "l2_alone": {**_ALONE, "anchor": "none"},
-    "ewc_alone": {**_ALONE, "anchor": "fisher"},
+    "l2_alone": {**_ALONE, "anchor": "none", "strength": 0.001},
+    "ewc_alone": {**_ALONE, "anchor": "fisher", "strength": 0.3},
     "softmax_distillation": {**_KD, "classifier": "softmax", "lr": 3e-3},
     "distillation": {**_KD},
-    "distillation_l2": {**_KD, "anchor": "none"},
-    "distillation_ewc": {**_KD, "anchor": "fisher"},
-    "distillation_features": {**_KD},
+    "distillation_l2": {**_KD, "anchor": "none", "strength": 0.01},
+    "distillation_ewc": {**_KD, "anchor": "fisher", "strength": 3.0},
+    "distillation_features": {**_KD, "features": 0.03},
     "naive_pretrained": {**_PRE},
-    "l2_alone_pretrained": {**_PRE, "anchor": "none"},
+    "l2_alone_pretrained": {**_PRE, "anchor": "none", "strength": 0.003},
     "distillation_pretrained": {**_KD_PRE},
-    "distillation_l2_pretrained": {**_KD_PRE, "anchor": "none"},
-    "distillation_ewc_pretrained": {**_KD_PRE, "anchor": "fisher"},
-    "distillation_features_pretrained": {**_KD_PRE},
+    "distillation_l2_pretrained": {**_KD_PRE, "anchor": "none", "strength": 0.03},
+    "distillation_ewc_pretrained": {**_KD_PRE, "anchor": "fisher", "strength": 0.3},
+    "distillation_features_pretrained": {**_KD_PRE, "features": 0.001},
 }
 
 _RATES = [{"lr": lr} for lr in (3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 1e-2)]
@@ -105,8 +105,9 @@ TUNING = Tuning(
         "l2_alone_pretrained": _L2,
         "distillation_pretrained": _RATES,
         "distillation_l2_pretrained": _L2,
-        "distillation_ewc_pretrained": _EWC,
-        "distillation_features_pretrained": _FEATURES,
+        # These two were best at the lower end of the others' grids.
+        "distillation_ewc_pretrained": [{"strength": s} for s in (0.003, 0.03, 0.3, 3.0, 30.0, 300.0)],
+        "distillation_features_pretrained": [{"features": f} for f in (1e-5, 1e-4, 1e-3, 0.003, 0.01, 0.1)],
     },
 )
 
