@@ -80,8 +80,8 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "l2_alone_pretrained": {**_PRE, "anchor": "none", "strength": 0.003},
     "distillation_pretrained": {**_KD_PRE},
     "distillation_l2_pretrained": {**_KD_PRE, "anchor": "none", "strength": 0.03},
-    "distillation_ewc_pretrained": {**_KD_PRE, "anchor": "fisher", "strength": 0.3},
-    "distillation_features_pretrained": {**_KD_PRE, "features": 0.001},
+    "distillation_ewc_pretrained": {**_KD_PRE, "anchor": "fisher", "strength": 0.003},
+    "distillation_features_pretrained": {**_KD_PRE, "features": 1e-5},
 }
 
 _RATES = [{"lr": lr} for lr in (3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 1e-2)]
@@ -105,7 +105,7 @@ TUNING = Tuning(
         "l2_alone_pretrained": _L2,
         "distillation_pretrained": _RATES,
         "distillation_l2_pretrained": _L2,
-        # These two were best at the lower end of the others' grids.
+        # These two were best at the lower end of the others' grids, and still are: the weaker, the better.
         "distillation_ewc_pretrained": [{"strength": s} for s in (0.003, 0.03, 0.3, 3.0, 30.0, 300.0)],
         "distillation_features_pretrained": [{"features": f} for f in (1e-5, 1e-4, 1e-3, 0.003, 0.01, 0.1)],
     },
