@@ -24,11 +24,23 @@ __all__ = ["Bounds", "IntervalBounds"]
 
 
 class Bounds:
-    """What a box becomes in a network.
+    """What a box becomes in a network; made by :class:`IntervalBounds`.
 
-    Attributes:
+    Args:
+        last: the box before ``head``, or the output's.
+        head: weight (K, D) and bias (K,) of the last linear layer, which is merged with the margins; None where the
+            network ends otherwise.
         relu_inputs: the box before each ReLU, in the order of the forward pass.
         states: the box behind every operation, by its name in the graph, where they were asked for.
+
+    Raises:
+        ValueError: by :meth:`margins`: the logits are not (B, K), or a target is none of the classes.
+
+    Examples:
+        >>> box = Interval.around(torch.zeros(1, 2), torch.ones(1, 2))
+        >>> bounds = Bounds(box, (torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([2.0, 0.0])), (), {})
+        >>> bounds.output.lower, bounds.margins(torch.tensor([0]))
+        (tensor([[ 1., -2.]]), tensor([[0., 1.]]))
     """
 
     def __init__(

@@ -25,6 +25,15 @@ class Interval:
 
     Made by :meth:`between` or :meth:`around`; what it was not made of is computed when it is asked for, once.
 
+    Args:
+        lower: the lower end; together with ``upper``.
+        upper: the upper end.
+        centre: the middle; together with ``radius``.
+        radius: half the width.
+
+    Raises:
+        ValueError: neither two ends nor centre and radius are given.
+
     Examples:
         >>> box = Interval.between(torch.tensor([0.0, -1.0]), torch.tensor([1.0, 1.0]))
         >>> box.centre, box.radius
@@ -41,6 +50,8 @@ class Interval:
         centre: Tensor | None = None,
         radius: Tensor | None = None,
     ) -> None:
+        if (lower is None or upper is None) and (centre is None or radius is None):
+            raise ValueError("an interval needs both ends, or centre and radius; see Interval.between and .around")
         self._lower, self._upper, self._centre, self._radius = lower, upper, centre, radius
 
     @classmethod
