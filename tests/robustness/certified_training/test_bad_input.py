@@ -11,6 +11,7 @@ from regularized.robustness.certified_training import (
     CertifiedLoss,
     CertifiedTraining,
     FastCertifiedTraining,
+    Interval,
     IntervalBounds,
     SmoothedRadius,
     UnsupportedOperation,
@@ -145,6 +146,9 @@ def bad_inputs():
             UserWarning,
             ("wider", "std"),
         ),
+        refused("whole numbers", lambda: linf_box(X.long(), 0.1), TypeError, ("int64", "x.float() / 255")),
+        refused("inputs by name", lambda: linf_box({"pixels": X}, 0.1), TypeError, ("one tensor", "dict")),
+        refused("half a description", lambda: Interval(lower=X), ValueError, ("both ends", "Interval.between")),
         refused("negative radius", lambda: linf_box(X, -0.1), ValueError, ("radius", "-0.1")),
         refused("negative radius of a term", lambda: CertifiedTraining(radius=-0.1), ValueError, ("radius", ">= 0")),
         refused(

@@ -186,6 +186,7 @@ def linf_box(
     Raises:
         ValueError: the radius is negative; or numbers that are no tensors: ``std`` is not positive, the range is empty.
         ValueError: not one value, nor one for each channel of the inputs.
+        TypeError: the inputs are no tensor of floating-point numbers.
 
     Warns:
         UserWarning: the box is wider than the whole range.
@@ -195,6 +196,11 @@ def linf_box(
         >>> box.lower, box.upper
         (tensor([[0.4000, 0.8500]]), tensor([[0.6000, 1.0000]]))
     """
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+        what = f"a tensor of {inputs.dtype}" if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise TypeError(
+            f"a box is drawn around one tensor of floating-point numbers, got {what}; pixels: x.float() / 255"
+        )
     if not isinstance(std, Tensor):  # of tensors, which may lie on a GPU, whoever holds them looks once
         check_scales(radius, std, data_range)
     width = radius / _per_channel("std", std, inputs)
