@@ -85,12 +85,12 @@ SCALES: dict[str, dict[str, Any]] = {
 _PENALTY = 0.5  # the paper's for MNIST and CIFAR-10
 # lr is the best of TUNING (regularized tune certified_training); ibp_long has that of ibp.
 ARMS: dict[str, dict[str, Any]] = {
-    "ibp": {"norm": False, "lr": 1e-3},
-    "ibp_long": {"norm": False, "times": 3, "lr": 1e-3},
-    "batch_norm": {"lr": 1e-3},
-    "initialisation": {"initialise": True, "lr": 1e-3},
-    "penalties": {"penalty": _PENALTY, "lr": 1e-3},
-    "fast": {"initialise": True, "penalty": _PENALTY, "lr": 1e-3},
+    "ibp": {"norm": False, "lr": 1e-2},
+    "ibp_long": {"norm": False, "times": 3, "lr": 1e-2},
+    "batch_norm": {"lr": 1e-1},
+    "initialisation": {"initialise": True, "lr": 1e-1},
+    "penalties": {"penalty": _PENALTY, "lr": 1e-1},
+    "fast": {"initialise": True, "penalty": _PENALTY, "lr": 3e-2},
 }
 
 # The paper trains all of them at one rate; IBP took 3,200 epochs in the work that it compares with.
@@ -100,7 +100,7 @@ PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
 
 SEEDS = Seeds()
 
-_RATES = [{"lr": lr} for lr in (1e-3, 3e-3, 1e-2, 3e-2)]
+_RATES = [{"lr": lr} for lr in (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)]
 TUNING = Tuning(
     metric="validation_verified_error",
     direction="lower",
