@@ -404,3 +404,29 @@ def test_bounds_ignore_autocast():
     exact = bounds(linf_box(x, 0.1)).output.lower
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(bounds(linf_box(x, 0.1)).output.lower, exact)
+
+
+@pytest.mark.parametrize(
+    ("function", "ends"),
+    [
+        (lambda x: x / -2.0, (-1.0, 0.5)),
+        (lambda x: 3.0 - x, (1.0, 4.0)),
+        (lambda x: torch.sub(x, x * 0.0, alpha=2.0), (-1.0, 2.0)),
+        (lambda x: -x * 2.0, (-4.0, 2.0)),
+        (lambda x: x + torch.ones(1, 1), (0.0, 3.0)),
+        (lambda x: torch.stack([x, x], dim=1).sum(dim=1), (-2.0, 4.0)),
+        (lambda x: F.hardtanh(x, 0.0, 1.0), (0.0, 1.0)),
+        (lambda x: torch.minimum(x, x - 1.0).view(x.size(0), -1), (-2.0, 1.0)),
+    ],
+)
+def test_arithmetic_is_as_tight_as_can_be(function, ends):
+    """Fails when a rule is sound, but wider than the function: a radius that is not divided, say."""
+
+    class Calls(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    with pytest.warns(UserWarning, match="looser"):
+        bounds = IntervalBounds(Calls())
+    found = bounds(Interval.between(torch.full((1, 1), -1.0), torch.full((1, 1), 2.0))).output
+    assert (found.lower.item(), found.upper.item()) == ends
