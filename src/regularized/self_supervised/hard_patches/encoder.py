@@ -190,6 +190,10 @@ class TimmEncoder(nn.Module):
     Raises:
         TypeError: it lacks an attribute that is needed.
         ValueError: its patches are not square, its size is dynamic, or it has positions of another kind.
+
+    Examples:
+        >>> vit = timm.create_model("vit_tiny_patch16_224", num_classes=0)  # doctest: +SKIP
+        >>> model = MaskedAutoencoder(TimmEncoder(vit))  # doctest: +SKIP
     """
 
     def __init__(self, vit: Any) -> None:

@@ -76,6 +76,9 @@ class GridPositions(nn.Module):
         factored: a vector for each row and each column, added, instead of one for each place (the paper: at 224 pixels,
             14 vectors instead of 49; default False, as at 32 pixels).
 
+    Raises:
+        RuntimeError: a size is negative (torch's own).
+
     Examples:
         >>> GridPositions((7, 7), 8, factored=True).table().shape
         torch.Size([49, 8])
