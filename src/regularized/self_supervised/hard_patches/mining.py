@@ -54,6 +54,14 @@ def epoch_decay(start: float = 0.999, end: float = 0.9999, *, epochs: int = 100)
     Defaults: the official code, whatever the length of the training. With few steps the copy of such a decay hardly
     leaves its start; take one that forgets within an epoch or two.
 
+    Args:
+        start: decay in the first epoch, in [0, 1].
+        end: decay from epoch ``epochs`` on, in [0, 1].
+        epochs: over which it rises.
+
+    Raises:
+        ValueError: an option outside its range.
+
     Examples:
         >>> rule = epoch_decay()
         >>> [round(rule(Progress(0, 1, epoch=e, total_epochs=200)), 5) for e in (0, 50, 150)]
