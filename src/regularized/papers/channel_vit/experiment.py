@@ -150,7 +150,7 @@ PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
 
 SEEDS = Seeds()
 
-_RATES = (0.002, 0.005, 0.01)
+_RATES = (0.002, 0.005, 0.01, 0.02)
 
 TUNING = Tuning(
     metric="validation_accuracy",
