@@ -121,17 +121,17 @@ _IDEAS: dict[str, dict[str, Any]] = {
 
 # The best of TUNING (regularized tune channel_vit).
 _TUNED = {
-    "vit": 0.005,
-    "vit_sampling": 0.005,
-    "channel_vit": 0.005,
-    "channel_vit_sampling": 0.005,
-    "bands_vit": 0.005,
+    "vit": 0.01,
+    "vit_sampling": 0.01,
+    "channel_vit": 0.02,
+    "channel_vit_sampling": 0.01,
+    "bands_vit": 0.02,
     "bands_vit_sampling": 0.005,
-    "bands_channel_vit": 0.005,
-    "bands_channel_vit_sampling": 0.005,
+    "bands_channel_vit": 0.02,
+    "bands_channel_vit_sampling": 0.01,
     "directions_vit": 0.005,
-    "directions_vit_sampling": 0.005,
-    "directions_channel_vit_sampling": 0.005,
+    "directions_vit_sampling": 0.01,
+    "directions_channel_vit_sampling": 0.01,
 }
 # Controls, and arms with incomplete images, have the rate of the arm that they vary.
 _VARIES = {
