@@ -17,7 +17,18 @@ from typing import Protocol, TypeVar
 
 from regularized.papers.card import FAMILIES, Card
 
-__all__ = ["RUNNABLE", "WEIGHTS", "Question", "explain", "fields", "nearest_word", "rank", "search", "with_joined"]
+__all__ = [
+    "RUNNABLE",
+    "WEIGHTS",
+    "Question",
+    "explain",
+    "fields",
+    "nearest_word",
+    "rank",
+    "search",
+    "strong",
+    "with_joined",
+]
 
 # Weight of each field in BM25. What a person in need would type comes first; a word deep in the summary says little.
 WEIGHTS: Mapping[str, float] = {
@@ -34,6 +45,9 @@ WEIGHTS: Mapping[str, float] = {
 
 # Who searches wants to run what is found: a paper with code comes first unless another fits more than twice as well.
 RUNNABLE = 2.0
+
+# What fits less than this share as well as the best holds only words that nearly every paper holds.
+WEAK = 0.05
 
 # A pair of neighbours is rarer than its words, and BM25 values it as highly as a rare word; half of that is plenty.
 PAIR_WEIGHT = 0.5
@@ -95,6 +109,7 @@ def search(query: str, entries: Iterable[_Entry], *, limit: int | None = None) -
         index = _index(found)
         scores = rank(Question.parse(query), index.hits, index.match)
         scores = {n: score * (RUNNABLE if _runs(found[n]) else 1.0) for n, score in scores.items()}
+        scores = strong(scores)
         found = tuple(found[number] for number in sorted(scores, key=lambda number: (-scores[number], number)))
     return list(found[:limit])
 
@@ -156,8 +171,8 @@ class Question:
         parts = [part for word in whole if "_" in word for part in word.split("_") if part]
         words = list(dict.fromkeys(parts + [word for word in whole if word.strip("_")]))
         told = [word for word in words if word not in STOP_WORDS] or words
-        neighbours = pairwise(_WORD.findall(query.lower()))
-        return cls(tuple(told), tuple(f"{a} {b}" for a, b in neighbours if not {a, b} & STOP_WORDS))
+        neighbours = dict.fromkeys(pairwise(_WORD.findall(query.lower())))
+        return cls(tuple(told), tuple(f"{a} {b}" for a, b in neighbours if a != b and not {a, b} & STOP_WORDS))
 
 
 def rank(
@@ -188,6 +203,17 @@ def rank(
     # BM25 of a rare word can outweigh that of several common ones together. A paper that answers more of the
     # question is the better answer, so its score counts by the share of the words that it has.
     return {number: score * matched[number] / len(question.words) for number, score in scores.items()}
+
+
+def strong(scores: Mapping[int, float]) -> dict[int, float]:
+    """Scores without those that are weak beside the best.
+
+    Examples:
+        >>> strong({1: 8.0, 2: 0.5, 3: 0.1})
+        {1: 8.0, 2: 0.5}
+    """
+    least = WEAK * max(scores.values(), default=0.0)
+    return {number: score for number, score in scores.items() if score >= least}
 
 
 def nearest_word(word: str, vocabulary: Sequence[str]) -> str:

@@ -62,8 +62,10 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
         "synchronous=NORMAL",
         "foreign_keys=ON",
         "busy_timeout=30000",
-        "cache_size=-65536",  # KiB: 64 MiB
-        "mmap_size=268435456",
+        # For each of some twenty connections; what all of them read again and again is in the system's cache. Mapping
+        # the file instead counts it once for each of them.
+        "cache_size=-6144",  # KiB
+        "mmap_size=0",
         "temp_store=MEMORY",
     ):
         cursor.execute(f"PRAGMA {pragma}")

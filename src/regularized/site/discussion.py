@@ -12,6 +12,7 @@ from regularized.site.limits import DAY, HOUR, limit
 from regularized.site.markdown import render as render_markdown
 from regularized.site.models import Comment, Paper, Report, Vote
 from regularized.site.pages import BadRequest, NotFound, paper_or_404
+from regularized.site.security import local_path
 from regularized.site.state import SiteOf, Write
 from regularized.site.visitors import SignedIn
 
@@ -24,9 +25,14 @@ LONGEST_COMMENT = 8000
 
 @router.post("/papers/{slug}/vote")
 def vote(
-    site: SiteOf, session: Write, person: SignedIn, slug: str, on: Annotated[str, Form(max_length=1)] = ""
+    site: SiteOf,
+    session: Write,
+    person: SignedIn,
+    slug: str,
+    on: Annotated[str, Form(max_length=1)] = "",
+    back: Annotated[str, Form(max_length=500)] = "",
 ) -> Response:
-    """Vote, or take the vote back. Voting twice is voting once."""
+    """Vote, or take the vote back, and return to the list or the paper's page. Voting twice is voting once."""
     limit(site, f"vote {person.id}", most=60, seconds=HOUR)
     paper = paper_or_404(site, session, slug)
     trending.lock(session, paper.id)
@@ -35,6 +41,8 @@ def vote(
     else:
         session.execute(delete(Vote).where(Vote.person_id == person.id, Vote.paper_id == paper.id))
     trending.update(session, paper)
+    if back:
+        return RedirectResponse(f"{local_path(back)}#paper-{paper.slug}", 303)
     return RedirectResponse(f"/papers/{paper.slug}", 303)
 
 

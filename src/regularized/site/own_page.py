@@ -7,12 +7,12 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlalchemy import delete, select, update
 
 from regularized.papers.card import FAMILIES
-from regularized.site import trending
+from regularized.site import queries, trending
 from regularized.site.database import insert_new
 from regularized.site.models import Comment, Follow, Paper, Person, Subscription, Vote
 from regularized.site.moderation import MODERATOR
 from regularized.site.names import is_reserved, shown_name, skeleton
-from regularized.site.pages import BadRequest, NotFound
+from regularized.site.pages import BadRequest, NotFound, PageNumber, show_list
 from regularized.site.rendering import page as render
 from regularized.site.state import Read, SiteOf, Write
 from regularized.site.visitors import SignedIn, VisitorOf
@@ -35,6 +35,24 @@ def me(site: SiteOf, request: Request, session: Read, visitor: VisitorOf) -> Res
         "me.html",
         follows=list(session.scalars(select(Follow.family).where(Follow.person_id == visitor.person.id))),
         subscription=subscription if subscription and subscription.confirmed_at else None,
+    )
+
+
+@router.get("/me/problems")
+def my_problems(site: SiteOf, request: Request, session: Read, visitor: VisitorOf, number: PageNumber = 1) -> Response:
+    """Papers of the problems that a person follows."""
+    if visitor.person is None:
+        return RedirectResponse("/sign-in?next=/me/problems", 303)
+    followed = list(session.scalars(select(Follow.family).where(Follow.person_id == visitor.person.id)))
+    words = "; ".join(FAMILIES.get(family, family) for family in followed)
+    return show_list(
+        site,
+        request,
+        visitor,
+        queries.list_papers(session, "new", families=followed, page=number),
+        title="My problems",
+        lead=f"The newest papers on what you follow: {words}." if followed else "You follow no problem yet.",
+        empty="No paper yet. Open a problem on the first page and follow it: its papers stand here and in your digest.",
     )
 
 

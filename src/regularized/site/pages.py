@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from regularized.papers.card import FAMILIES
 from regularized.papers.catalogue import UnknownPaper, find
 from regularized.site import queries, search
+from regularized.site.guides import guide
 from regularized.site.models import Follow, Paper, Vote
 from regularized.site.plots import plots_of
 from regularized.site.queries import VERDICTS, Filters, Order, Page, Period
@@ -19,12 +20,15 @@ from regularized.site.rendering import page as render
 from regularized.site.state import Read, Site, SiteOf
 from regularized.site.visitors import Visitor, VisitorOf
 
-__all__ = ["BadRequest", "FiltersOf", "NotFound", "PageNumber", "bibtex", "router"]
+__all__ = ["BadRequest", "FiltersOf", "NotFound", "PageNumber", "bibtex", "router", "show_list"]
 
 router: APIRouter = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
 PageNumber = Annotated[int, Query(alias="page", ge=1, le=10_000, description="Which page, from 1.")]
 QuestionText = Annotated[str, Query(alias="q", max_length=400, description="Your problem, in your words.")]
+
+_LEADERS = 5
+"""Techniques of a problem on the leaderboard."""
 
 ORDERS: dict[Order, tuple[str, str, str]] = {
     "best": (
@@ -84,7 +88,7 @@ FiltersOf = Annotated[Filters, Depends(_filters)]
 # -- lists --------------------------------------------------------------------------------------
 
 
-def _list(
+def show_list(
     site: Site,
     request: Request,
     visitor: Visitor,
@@ -96,8 +100,11 @@ def _list(
     feed: str = "",
     **values: object,
 ) -> Response:
+    """A page of a list of papers, with its title, what it is, and what it says when it is empty."""
     if page.number > page.last:
         raise NotFound(f"This list has {page.last} pages.")
+    with site.read() as session:
+        voted_ids = queries.voted_for(session, visitor.person, page.papers)
     shown: dict[str, Any] = {
         "page": page,
         "title": title,
@@ -105,6 +112,7 @@ def _list(
         "empty": empty,
         "feed": feed,
         "params": {},
+        "voted_ids": voted_ids,
         **values,
     }
     return render(site, request, visitor, "list.html", **shown)
@@ -114,7 +122,7 @@ def _list(
 def best(site: SiteOf, request: Request, session: Read, visitor: VisitorOf, number: PageNumber = 1) -> Response:
     """Best proven papers, and the problems."""
     title, lead, empty = ORDERS["best"]
-    return _list(
+    return show_list(
         site,
         request,
         visitor,
@@ -133,7 +141,7 @@ def newest(site: SiteOf, request: Request, session: Read, visitor: VisitorOf, nu
     """All papers, newest first."""
     title, lead, empty = ORDERS["new"]
     found = queries.list_papers(session, "new", page=number)
-    return _list(site, request, visitor, found, title=title, lead=lead, empty=empty, feed="/feeds/new")
+    return show_list(site, request, visitor, found, title=title, lead=lead, empty=empty, feed="/feeds/new")
 
 
 @router.get("/trending")
@@ -141,11 +149,11 @@ def trending(site: SiteOf, request: Request, session: Read, visitor: VisitorOf, 
     """What is voted for and discussed now."""
     title, lead, empty = ORDERS["trending"]
     found = queries.list_papers(session, "trending", page=number)
-    return _list(site, request, visitor, found, title=title, lead=lead, empty=empty, feed="/feeds/trending")
+    return show_list(site, request, visitor, found, title=title, lead=lead, empty=empty, feed="/feeds/trending")
 
 
 @router.get("/families/{family}")
-def family_list(
+def familyshow_list(
     site: SiteOf, request: Request, session: Read, visitor: VisitorOf, family: str, number: PageNumber = 1
 ) -> Response:
     """Papers of a problem family."""
@@ -153,7 +161,7 @@ def family_list(
         raise NotFound(f"There is no problem family “{family}”.")
     words = FAMILIES[family]
     follows = visitor.person is not None and session.get(Follow, (visitor.person.id, family)) is not None
-    return _list(
+    return show_list(
         site,
         request,
         visitor,
@@ -210,7 +218,7 @@ def _period(
     except ValueError:
         raise NotFound(f"“{name}” is not a {kind}.") from None
     before, after = queries.periods_around(session, period)
-    return _list(
+    return show_list(
         site,
         request,
         visitor,
@@ -227,7 +235,7 @@ def _period(
 
 
 @router.get("/day/{name}")
-def day_list(
+def dayshow_list(
     site: SiteOf, request: Request, session: Read, visitor: VisitorOf, name: str, number: PageNumber = 1
 ) -> Response:
     """Papers of a day."""
@@ -235,7 +243,7 @@ def day_list(
 
 
 @router.get("/week/{name}")
-def week_list(
+def weekshow_list(
     site: SiteOf, request: Request, session: Read, visitor: VisitorOf, name: str, number: PageNumber = 1
 ) -> Response:
     """Papers of an ISO week."""
@@ -243,7 +251,7 @@ def week_list(
 
 
 @router.get("/month/{name}")
-def month_list(
+def monthshow_list(
     site: SiteOf, request: Request, session: Read, visitor: VisitorOf, name: str, number: PageNumber = 1
 ) -> Response:
     """Papers of a month."""
@@ -276,6 +284,7 @@ def search_page(
         filters=filters,
         params={"q": question, **filters.query()},
         page=found.page,
+        voted_ids=queries.voted_for(session, visitor.person, found.page.papers),
         by_meaning=found.by_meaning,
         encoder=site.meaning is not None,
         verdicts=VERDICTS,
@@ -356,8 +365,24 @@ def paper_page(
         comments_page=comments,
         comments_last=last,
         bibtex=bibtex(paper),
+        guide=guide(paper.slug, site.settings.package) if paper.runs else "",
         voted=voted,
     )
+
+
+@router.get("/leaders")
+def leaders(site: SiteOf, request: Request, session: Read, visitor: VisitorOf) -> Response:
+    """For each problem, the techniques of which most is proven."""
+    measured = [paper for paper in queries.comparison(session) if paper.held]
+    boards = {name: [paper for paper in measured if name in paper.families][:_LEADERS] for name in FAMILIES}
+    return render(site, request, visitor, "leaders.html", boards={name: of for name, of in boards.items() if of})
+
+
+@router.get("/changes")
+def changes(site: SiteOf, request: Request, session: Read, visitor: VisitorOf) -> Response:
+    """What became known when: verdicts that are others now, and papers that came in."""
+    days = queries.changes_by_day(session)
+    return render(site, request, visitor, "changes.html", days=days)
 
 
 @router.get("/compare")

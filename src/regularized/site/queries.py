@@ -21,16 +21,19 @@ from regularized.site.models import (
     Person,
     Report,
     VerdictChange,
+    Vote,
 )
 
 __all__ = [
     "PER_PAGE",
     "VERDICTS",
+    "Day",
     "Filters",
     "Order",
     "Page",
     "Period",
     "by_slug",
+    "changes_by_day",
     "comment_pages",
     "comments_of",
     "comparison",
@@ -45,6 +48,7 @@ __all__ = [
     "reported_by",
     "tags",
     "verdict_changes",
+    "voted_for",
     "years",
 ]
 
@@ -214,12 +218,15 @@ def list_papers(
     order: Order = "best",
     *,
     filters: Filters = Filters(),
+    families: Sequence[str] | None = None,
     period: Period | None = None,
     page: int = 1,
     per_page: int = PER_PAGE,
 ) -> Page:
     """A page of a list."""
     conditions = filters.conditions()
+    if families is not None:
+        conditions.append(Paper.id.in_(select(PaperFamily.paper_id).where(PaperFamily.family.in_(families))))
     if period is not None:
         conditions.append(period.condition())
     statement = in_order(select(Paper).options(load_only(*_SHOWN)).where(*conditions), order)
@@ -251,6 +258,14 @@ def comment_pages(session: Session, paper: Paper) -> int:
     """How many pages the comments of a paper fill."""
     count = session.scalar(select(func.count()).select_from(Comment).where(Comment.paper_id == paper.id)) or 0
     return max(1, -(-count // COMMENTS_PER_PAGE))
+
+
+def voted_for(session: Session, person: Person | None, papers: Sequence[Paper]) -> set[int]:
+    """Those of some papers that a person has voted for."""
+    if person is None or not papers:
+        return set()
+    shown_ids = [paper.id for paper in papers]
+    return set(session.scalars(select(Vote.paper_id).where(Vote.person_id == person.id, Vote.paper_id.in_(shown_ids))))
 
 
 def person_of(session: Session, email: str) -> Person | None:
@@ -396,6 +411,43 @@ def verdict_changes(session: Session, *, since: int = 0, limit: int = 50) -> Seq
         .order_by(VerdictChange.at.desc(), VerdictChange.id.desc())
         .limit(limit)
     ).all()
+
+
+@dataclass(slots=True)
+class Day:
+    """What became known on a day.
+
+    Args:
+        date: the day (UTC).
+        verdicts: verdicts that became others.
+        papers: papers that came in.
+        more: how many more came in.
+    """
+
+    date: datetime.date
+    verdicts: list[VerdictChange] = field(default_factory=list)
+    papers: list[Paper] = field(default_factory=list)
+    more: int = 0
+
+
+def changes_by_day(session: Session, *, most: int = 200, papers_a_day: int = 10) -> list[Day]:
+    """The latest days on which something became known, the latest first."""
+    days: dict[datetime.date, Day] = {}
+
+    def day_of(at: int) -> Day:
+        date = datetime.datetime.fromtimestamp(at, datetime.UTC).date()
+        return days.setdefault(date, Day(date))
+
+    for change in verdict_changes(session, limit=most):
+        day_of(change.at).verdicts.append(change)
+    came = select(Paper).options(load_only(*_SHOWN)).order_by(Paper.added_at.desc(), Paper.standing.desc()).limit(most)
+    for paper in session.scalars(came):
+        day = day_of(paper.added_at)
+        if len(day.papers) < papers_a_day:
+            day.papers.append(paper)
+        else:
+            day.more += 1
+    return sorted(days.values(), key=lambda day: day.date, reverse=True)[:30]
 
 
 def has_claim(verdict: str) -> ColumnElement[bool]:

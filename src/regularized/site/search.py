@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, String, bindparam, column, func, literal_column, select, table, text
 from sqlalchemy.orm import Session
 
-from regularized.papers.search import RUNNABLE, WEIGHTS, Question, nearest_word, rank
+from regularized.papers.search import RUNNABLE, WEIGHTS, Question, nearest_word, rank, strong
 from regularized.site.meaning import Meaning
 from regularized.site.models import Paper, SearchWord
 from regularized.site.queries import PER_PAGE, Filters, Page, list_papers, shown
@@ -26,6 +26,11 @@ __all__ = ["Found", "find"]
 
 COMMON = 2000
 """A word that more papers hold is common."""
+
+_MOST_WORDS = 24
+
+_MOST_COMMON = 6
+"""Common words, and pairs of neighbours, of a question that are looked at: each costs a look at thousands of papers."""
 
 _NEAREST = 50
 """Papers that the meaning adds at most."""
@@ -70,15 +75,20 @@ def find(
         return Found(list_papers(session, "best", filters=filters, page=page, per_page=per_page), False)
     conditions = filters.conditions()
     kind = _Sqlite if session.get_bind().dialect.name == "sqlite" else _Postgresql
-    words = kind(session, Question.parse(query[:400]), conditions)
+    words = kind(session, _bounded(Question.parse(query[:400])), conditions)
     runnable = set(session.scalars(select(Paper.id).where(Paper.runs)))
-    scores = {number: score * (RUNNABLE if number in runnable else 1.0) for number, score in words.scores().items()}
+    scores = strong({n: score * (RUNNABLE if n in runnable else 1.0) for n, score in words.scores().items()})
     if meaning is not None:
         near = _only(session, meaning.nearest(session, query[:400], _NEAREST), conditions)
         scores = _joined(scores, near)
     ids = _by_score(session, scores)
     shown_ids = ids[(page - 1) * per_page : page * per_page]
     return Found(Page(shown(session, shown_ids), len(ids), page, per_page), meaning is not None)
+
+
+def _bounded(question: Question) -> Question:
+    """A question whose cost is bounded: nobody types more, who wants an answer."""
+    return Question(question.words[:_MOST_WORDS], question.pairs[:_MOST_COMMON])
 
 
 def _joined(*rankings: Mapping[int, float]) -> dict[int, float]:
@@ -155,7 +165,10 @@ class _Sqlite(_Words):
             word: self._expression(word, unfinished=position == len(self._question.words) - 1)
             for position, word in enumerate(self._question.words)
         }
-        common = {word for word, expression in expressions.items() if expression and self._is_common(expression)}
+        everywhere = [word for word, expression in expressions.items() if expression and self._is_common(expression)]
+        common = set(everywhere[:_MOST_COMMON])
+        for word in everywhere[_MOST_COMMON:]:
+            expressions[word] = ""
         rare = {word: self._match(e) for word, e in expressions.items() if e and word not in common}
         among = ""
         base: dict[int, float] = {}
