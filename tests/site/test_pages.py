@@ -40,6 +40,8 @@ PAGES = [
     f"/papers/{MEASURED.slug}",
     f"/papers/{WAITING.slug}",
     "/compare",
+    "/changes",
+    "/leaders",
     "/about",
     "/feeds",
     "/api",
