@@ -51,6 +51,7 @@ DEFAULTS: dict[str, Any] = {
     "method": "t_jepa",  # columns, boosting, autoencoder or t_jepa
     "reg_tokens": 1,
     "lr": 3e-3,
+    "momentum": 0.98,
     "pretrain": True,
     "noise": 0.2,  # of the autoencoder: share of entries that are swapped
     "head_lr": 1e-3,
@@ -72,7 +73,6 @@ SCALES: dict[str, dict[str, Any]] = {
         "encoder": {"dim": 8, "depth": 1, "heads": 2, "feedforward": 16},
         "predictor": {"dim": 4, "depth": 1, "heads": 2, "feedforward": 8},
         "targets": 2,
-        "momentum": 0.9,
         "head_epochs": 2,
         "tune_epochs": 1,
         "width": 16,
@@ -88,7 +88,6 @@ SCALES: dict[str, dict[str, Any]] = {
         "encoder": {"dim": 16, "depth": 2, "heads": 2, "feedforward": 32},
         "predictor": {"dim": 16, "depth": 1, "heads": 2, "feedforward": 32},
         "targets": 4,
-        "momentum": 0.98,
         "head_epochs": 20,
         "tune_epochs": 6,
         "width": 64,
@@ -102,7 +101,6 @@ SCALES: dict[str, dict[str, Any]] = {
         "encoder": {"dim": 64, "depth": 16, "heads": 2, "feedforward": 64, "dropout": 0.00185},
         "predictor": {"dim": 16, "depth": 16, "heads": 4, "feedforward": 64, "dropout": 0.00193},
         "targets": 4,
-        "momentum": 0.996,
         "head_epochs": 100,
         "tune_epochs": 100,
         "width": 512,
@@ -119,7 +117,7 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 
 PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {
-    "paper": {arm: {"lr": 3.6587e-4} for arm in ("untrained", "t_jepa", "no_extra_token")}
+    "paper": {arm: {"lr": 3.6587e-4, "momentum": 0.996} for arm in ("untrained", "t_jepa", "no_extra_token")}
 }
 
 SEEDS = Seeds()
@@ -133,7 +131,7 @@ TUNING = Tuning(
         "boosting": [{"boosting_lr": lr, "leaves": n} for lr in (0.05, 0.1) for n in (7, 31)],
         "autoencoder": [{"lr": lr, "head_lr": head} for lr in _RATES for head in _RATES],
         "untrained": [{"tune_lr": lr, "head_lr": head} for lr in _RATES for head in _RATES],
-        "t_jepa": [{"lr": lr, "tune_lr": tune} for lr in _RATES for tune in _RATES],
+        "t_jepa": [{"lr": lr, "momentum": m} for lr in _RATES for m in (0.98, 0.996)],
     },
 )
 
