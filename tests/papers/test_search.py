@@ -53,6 +53,7 @@ QUESTIONS = {
     "remove a concept from a diffusion model": {"score_forgetting", "sara"},
     "prove that noise cannot flip the label": {"certified_training"},
     "self-supervised learning on tables": {"t_jepa"},
+    "pretrain on my spreadsheet": {"t_jepa"},
     "masked autoencoder with harder masks": {"hard_patches"},
     "only 5 percent of my images are labelled, the rest has no labels": {"selfie"},
     "multispectral images with missing channels": {"channel_vit"},
