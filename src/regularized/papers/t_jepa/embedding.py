@@ -60,6 +60,9 @@ class TJEPAEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         categories_: the categories of each categorical column.
         n_features_in_: columns.
 
+    Raises:
+        ValueError: in :meth:`fit`, a table or a setting that is not usable.
+
     Examples:
         >>> import pandas as pd
         >>> table = pd.DataFrame({"age": [31, 45, None, 27] * 8, "city": ["Bern", "Rome", "Bern", None] * 8})

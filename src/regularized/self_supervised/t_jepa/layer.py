@@ -119,6 +119,9 @@ class PostNormStack(nn.Module):
         activation: see :class:`PostNormLayer`.
         eps: of the two normalisations behind the layers; default 1e-5 (official).
 
+    Raises:
+        ValueError: no layer, or see :class:`PostNormLayer`.
+
     Examples:
         >>> PostNormStack(8, depth=2, heads=2, feedforward=16)(torch.randn(3, 5, 8)).shape
         torch.Size([3, 5, 8])
@@ -344,6 +347,9 @@ class RowClassifier(nn.Module):
         encoder: pretrained or fresh; it is trained further.
         outputs: number of classes, or of numbers to be predicted.
         use_reg: let the layer see the R tokens that belong to no column, too; default True (official code).
+
+    Raises:
+        ValueError: no output.
 
     Examples:
         >>> encoder = TabularTransformer([0, 1], dim=8, depth=1, heads=2, feedforward=16)

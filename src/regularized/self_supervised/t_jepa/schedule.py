@@ -32,6 +32,12 @@ def warmup_cosine(step: int, *, warmup: int, total: int, peak: float, start: flo
 def cosine_value(step: int, *, total: int, start: float, final: float) -> float:
     """Half a cosine from ``start`` to ``final`` at step ``total``, and ``final`` behind it.
 
+    Args:
+        step: number of the step, from 0.
+        total: steps in all.
+        start: value at step 0.
+        final: value at step ``total``.
+
     Examples:
         >>> round(cosine_value(1, total=2, start=1e-5, final=1e-2), 6)
         0.005005
