@@ -128,3 +128,20 @@ def test_what_was_learned_can_be_fine_tuned():
     fitted = fast().fit(table)
     model = RowClassifier(fitted.jepa_.encoder.float(), 2)
     assert model(fitted.to_tensor(table)).shape == (60, 2)
+
+
+def test_files_hold_all_of_it(tmp_path):
+    """Fails when a range, a category or a weight is not saved, or reading runs what is in the files."""
+    table = a_table()
+    fitted = fast().fit(table)
+    again = TJEPAEmbedding.load(fitted.save(tmp_path / "embedding"))
+    np.testing.assert_array_equal(again.transform(table), fitted.transform(table))
+    assert list(again.get_feature_names_out()) == list(fitted.get_feature_names_out())
+    assert again.report_ == fitted.report_
+    numbers = fast(categorical=[1]).fit(np.column_stack([np.random.default_rng(0).random(40), np.arange(40) % 3]))
+    other = TJEPAEmbedding.load(numbers.save(tmp_path / "numbers"))
+    x = np.array([[0.3, 2.0], [np.nan, 7.0]])
+    np.testing.assert_array_equal(other.transform(x), numbers.transform(x))
+    (tmp_path / "numbers" / "embedding.json").write_text('{"class": "Other"}')
+    with pytest.raises(ValueError, match="holds a Other"):
+        TJEPAEmbedding.load(tmp_path / "numbers")

@@ -1,14 +1,17 @@
 """T-JEPA as a scikit-learn transformer: a table of numbers, words and gaps becomes numbers for any estimator."""
 
+import json
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Self, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.preprocessing import MinMaxScaler, OrdinalEncoder
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
@@ -29,6 +32,8 @@ __all__ = ["TJEPAEmbedding"]
 
 Array = NDArray[Any]
 
+_SETTINGS = "embedding.json"
+_WEIGHTS = "embedding.safetensors"
 _BATCH = 1024  # rows that are embedded at once
 
 
@@ -190,40 +195,42 @@ class TJEPAEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def _learn_columns(self, table: Array) -> None:
         """Smallest and largest of each number, and the categories."""
-        self._ordinal = OrdinalEncoder(
-            handle_unknown="use_encoded_value", unknown_value=np.nan, encoded_missing_value=np.nan, dtype=np.float64
-        )
-        self._scaler = MinMaxScaler()
         self.categories_: list[Array] = []
-        if self._categorical:
-            self._ordinal.fit(_words(table[:, self._categorical]))
-            self.categories_ = [
-                np.array([one for one in known if not _is_gap(one)], dtype=object)
-                for known in self._ordinal.categories_
-            ]
-        if self._numeric:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # a column of gaps alone
-                self._scaler.fit(_numbers(table[:, self._numeric]))
-            constant = [self._numeric[i] for i in np.flatnonzero(~(self._scaler.data_range_ > 0))]
-            if constant:
-                names = getattr(self, "feature_names_in_", np.arange(table.shape[1]))
-                warnings.warn(
-                    f"columns {[str(names[column]) for column in constant]} are constant and become 0: they say "
-                    "nothing; leave them out",
-                    stacklevel=4,
-                )
+        for column in self._categorical:
+            words, gaps = _words(table[:, column])
+            self.categories_.append(np.unique(words[~gaps]))
+        numbers = _numbers(table[:, self._numeric])
+        known = ~np.isnan(numbers)
+        self._low: Array = np.where(known, numbers, np.inf).min(axis=0)
+        self._high: Array = np.where(known, numbers, -np.inf).max(axis=0)
+        constant = [self._numeric[i] for i in np.flatnonzero(~(self._high > self._low))]
+        if constant:
+            names = getattr(self, "feature_names_in_", np.arange(table.shape[1]))
+            warnings.warn(
+                f"columns {[str(names[column]) for column in constant]} are constant and become 0: they say nothing; "
+                "leave them out",
+                stacklevel=4,
+            )
 
     def _encoded(self, table: Array) -> Tensor:
         rows = np.empty(table.shape, dtype=np.float32)
-        if self._categorical:
-            rows[:, self._categorical] = self._ordinal.transform(_words(table[:, self._categorical]))
-        if self._numeric:
-            rows[:, self._numeric] = self._scaler.transform(_numbers(table[:, self._numeric]))
+        for column, known in zip(self._categorical, self.categories_, strict=True):
+            words, gaps = _words(table[:, column])
+            if words.dtype.kind != known.dtype.kind and known.dtype.kind == "U":
+                words = words.astype(known.dtype.kind)
+            rows[:, column] = np.nan
+            if len(known) and (words.dtype.kind == "U") == (known.dtype.kind == "U"):
+                codes = np.searchsorted(known, words).clip(0, len(known) - 1)
+                rows[:, column] = np.where(gaps | (known[codes] != words), np.nan, codes)
+        spread = self._high - self._low
+        numbers = _numbers(table[:, self._numeric]) - np.where(spread >= 0, self._low, 0.0)
+        varies = spread > 0
+        scaled = numbers / np.where(varies, spread, 1.0)
+        rows[:, self._numeric] = np.where(varies | np.isnan(numbers), scaled, 0.0)
         return torch.from_numpy(rows)
 
-    def _train(self, rows: Tensor, seed: int) -> None:
-        sizes = {column: max(1, len(known)) for column, known in zip(self._categorical, self.categories_)}
+    def _network(self, total_steps: int, seed: int) -> TJEPA:
+        sizes = {column: max(1, len(known)) for column, known in zip(self._categorical, self.categories_, strict=True)}
         encoder = TabularTransformer(
             self._numeric,
             sizes,
@@ -235,28 +242,85 @@ class TJEPAEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             missing=True,
         )
         half = self.dim // 2
-        predictor = TargetPredictor(
-            encoder.tokenizer.num_tokens,
-            self.dim,
-            dim=half + half % 2,
-            heads=1,
-            feedforward=self.dim,
-        )
-        data = TensorData(rows, batch_size=min(self.batch_size, len(rows)), seed=seed)
-        jepa = TJEPA(
+        width = half + half % 2
+        predictor = TargetPredictor(encoder.tokenizer.num_tokens, self.dim, dim=width, heads=1, feedforward=self.dim)
+        return TJEPA(
             encoder,
             predictor,
-            total_steps=self.epochs * len(data),
-            sizes=MaskSizes.any_table(rows.shape[1]),
+            total_steps=total_steps,
+            sizes=MaskSizes.any_table(encoder.num_columns),
             num_targets=self.num_targets,
             momentum=(self.momentum, 1.0),
             seed=seed,
         )
-        training = TJEPATraining(jepa, lr=self.lr, seed=seed)
+
+    def _train(self, rows: Tensor, seed: int) -> None:
+        data = TensorData(rows, batch_size=min(self.batch_size, len(rows)), seed=seed)
+        training = TJEPATraining(self._network(self.epochs * len(data), seed), lr=self.lr, seed=seed)
         self.losses_: list[float] = training.fit(data, epochs=self.epochs)
         self.report_: CollapseReport = training.report(rows[:_BATCH])
         # Embeddings must not depend on which rows are embedded together; in double precision they do not.
-        self.jepa_: TJEPA = jepa.double().eval()
+        self.jepa_: TJEPA = training.jepa.double().eval()
+
+    # -- files ---------------------------------------------------------------------------------------
+
+    def save(self, folder: Path | str) -> Path:
+        """Write what was fitted as safetensors and JSON, for :meth:`load`.
+
+        Args:
+            folder: made when missing.
+        """
+        check_is_fitted(self, "jepa_")
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        about = {
+            "class": type(self).__name__,
+            "settings": {**self.get_params(), "random_state": None},
+            "n_features": self.n_features_in_,
+            "names": [str(name) for name in getattr(self, "feature_names_in_", [])],
+            "categorical": self._categorical,
+            "categories": [known.tolist() for known in self.categories_],
+            "ranges": [[str(low), str(high)] for low, high in zip(self._low, self._high, strict=True)],
+            "losses": self.losses_,
+            "report": asdict(self.report_),
+        }
+        (folder / _SETTINGS).write_text(json.dumps(about, indent=1), encoding="utf-8")
+        save_file({name: weight.contiguous() for name, weight in self._weights().items()}, folder / _WEIGHTS)
+        return folder
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Self:
+        """Read what :meth:`save` wrote; nothing in it is run.
+
+        Args:
+            folder: of :meth:`save`.
+
+        Raises:
+            ValueError: it is another estimator's, or damaged.
+        """
+        folder = Path(folder)
+        try:
+            about = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+            if about["class"] != cls.__name__:
+                raise ValueError(f"it holds a {about['class']}")
+            embedding = cls(**about["settings"])
+            embedding.n_features_in_ = int(about["n_features"])
+            if about["names"]:
+                embedding.feature_names_in_ = np.array(about["names"], dtype=object)
+            embedding._categorical = [int(column) for column in about["categorical"]]
+            embedding._numeric = [c for c in range(embedding.n_features_in_) if c not in embedding._categorical]
+            embedding.categories_ = [np.array(known) for known in about["categories"]]
+            embedding._low, embedding._high = np.array(about["ranges"], dtype=np.float64).reshape(-1, 2).T
+            embedding.losses_, embedding.report_ = about["losses"], CollapseReport(**about["report"])
+            with preserved():
+                embedding.jepa_ = embedding._network(1, 0).double().eval()
+            embedding.jepa_.load_state_dict({**embedding.jepa_.state_dict(), **load_file(folder / _WEIGHTS)})
+        except (KeyError, TypeError, RuntimeError, OSError, ValueError) as error:
+            raise ValueError(f"{folder} holds no {cls.__name__} that can be read: {error}") from error
+        return embedding
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.jepa_.state_dict().items() if "extra_state" not in name}
 
     def __sklearn_tags__(self) -> Any:
         """What scikit-learn may give: words, categories and gaps."""
@@ -273,12 +337,6 @@ def _is_gap(value: Any) -> bool:
     return value is None or type(value).__name__ == "NAType" or (isinstance(value, float) and np.isnan(value))
 
 
-def _numbers(columns: Array) -> Array:
-    if columns.dtype.kind == "O":
-        columns = np.array([[np.nan if _is_gap(v) else v for v in row] for row in columns]).reshape(columns.shape)
-    return columns.astype(np.float64)
-
-
 def _is_number(column: Array) -> bool:
     try:
         _numbers(column[:, None])
@@ -287,9 +345,16 @@ def _is_number(column: Array) -> bool:
     return column.dtype.kind != "b"
 
 
-def _words(columns: Array) -> Array:
-    """Categories that can be sorted: numbers as they are, all else as words, None and NaN as one gap."""
-    if columns.dtype.kind in "iufb":
-        return columns
-    words = np.array([[np.nan if _is_gap(v) else str(v) for v in row] for row in columns], dtype=object)
-    return words.reshape(columns.shape)
+def _numbers(columns: Array) -> Array:
+    if columns.dtype.kind == "O":
+        columns = np.array([[np.nan if _is_gap(v) else v for v in row] for row in columns]).reshape(columns.shape)
+    return columns.astype(np.float64)
+
+
+def _words(column: Array) -> tuple[Array, Array]:
+    """Categories that can be sorted, numbers as they are and all else as words, and where there is none."""
+    if column.dtype.kind in "iufb":
+        numbers = column.astype(np.float64)
+        return numbers, np.isnan(numbers)
+    gaps = np.array([_is_gap(value) for value in column])
+    return np.array(["" if gap else str(value) for value, gap in zip(column, gaps, strict=True)]), gaps
