@@ -65,7 +65,7 @@ DEFAULTS: Mapping[str, Any] = {
     "epochs": 40,
     "warmup": 4,
     "batch": 50,
-    "lr": 3e-3,
+    "lr": 0.0015,
     "weight_decay": 0.05,
 }
 
@@ -106,12 +106,10 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
 
 ARMS: Mapping[str, Mapping[str, Any]] = {
     # The rate of DEFAULTS is the best of TUNING.
-    "untrained": {"epochs": 0},
+    "untrained": {"epochs": 0, "warmup": 0},
     "mae": {},
     "mae_loss_prediction": {"weight": 1.0},
     "hard_patches": {"weight": 1.0, "hard": "rising"},
-    "always_hard": {"weight": 1.0, "hard": "always"},
-    "absolute_losses": {"weight": 1.0, "hard": "rising", "relative": False},
 }
 
 TUNING = Tuning(
