@@ -7,10 +7,10 @@ right order (``pair_order_accuracy``), and by how much the loss grows when half 
 highest scores (``chosen_over_random``).
 
 Arms: ``untrained``, what the probe makes of an encoder as it was drawn; ``mae``, whose predictor is there and
-untrained; ``mae_loss_prediction``, everything but the masks; ``hard_patches``; ``always_hard``, half of the hidden
-patches chosen from the first epoch on; ``absolute_losses``, the ablation of the ranking. Arms of a seed share images,
-initial weights and order, and as in the paper all settings: the rate is the one that is best for ``mae`` on validation
-images of the tuning seeds, so that a choice by another arm could only help that arm.
+untrained; ``mae_loss_prediction``, everything but the masks; ``hard_patches``. Arms of a seed share images, initial
+weights and order, and as in the paper all settings: the rate is the one that is best for ``mae`` on validation images
+of the tuning seeds, so that a choice by another arm could only help that arm. (``hard="always"``, half of the hidden
+patches chosen from the first epoch on, and ``relative=False`` are the paper's ablations; no arms here.)
 
 Laptop data: Fashion-MNIST as 16 x 16 pixels, images of each seed's own, 16 patches. *Paper* scale: ViT-B/16 for 200
 epochs of ImageNet with the official script's settings, and a linear probe; needs the images, torchvision and a large
