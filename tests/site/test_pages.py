@@ -122,6 +122,9 @@ def test_page_is_sound(client, drawn, address):
     assert not any("style" in given or any(name.startswith("on") for name in given) for _, given in page.elements)
     assert "<style" not in response.text
     assert not re.search(r"<script(?![^>]*\bsrc=)", response.text)
+    # Places that one can jump to have names that tell them apart.
+    regions = [given["aria-label"] for given in page.all("div", "nav") if "aria-label" in given]
+    assert len(regions) == len(set(regions)), regions
     headings = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
     assert all(after <= before + 1 for before, after in pairwise(headings)), headings
 

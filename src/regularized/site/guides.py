@@ -6,6 +6,7 @@ ledger (claims, curves, cost) stands on the site's page of the paper already.
 
 import re
 from functools import lru_cache, partial
+from itertools import count
 from typing import Any
 
 from regularized.papers.catalogue import UnknownPaper, find
@@ -47,7 +48,12 @@ def _rendered(text: str, package: str) -> str:
     # Long lines of code and wide tables scroll by themselves, and the keyboard reaches them.
     html = _CELL.sub(_cell, html)
     html = html.replace("<pre>", '<pre tabindex="0">')
-    html = html.replace("<table>", '<div class="scroll" tabindex="0" role="region" aria-label="Table"><table>')
+    number = count(1)
+    html = re.sub(
+        "<table>",
+        lambda _: f'<div class="scroll" tabindex="0" role="region" aria-label="Table {next(number)}"><table>',
+        html,
+    )
     return html.replace("</table>", "</table></div>")
 
 
