@@ -14,6 +14,7 @@ from torch import Tensor
 
 from regularized.mechanisms.ranges import allowed, between, count, positive, share
 from regularized.robustness.robust_policy.model import LinearMDP
+from regularized.robustness.robust_policy.uncertainty import NoUncertainty, Uncertainty, robust_expectation
 
 __all__ = ["AmericanPut", "LinearMDPEnvironment", "simulated_linear_mdp", "tabular_features"]
 
@@ -255,31 +256,53 @@ class AmericanPut:
 
         return feature_map
 
-    def expected_return(self, policy: Callable[[int, Tensor], Tensor], *, up_probability: float | None = None) -> float:
+    def expected_return(
+        self,
+        policy: Callable[[int, Tensor], Tensor],
+        *,
+        up_probability: float | None = None,
+        uncertainty: Uncertainty | None = None,
+    ) -> float:
         """What a policy earns on average, exactly, by going through the tree of prices.
 
         Args:
             policy: ``(step, prices) -> (n, 2)`` probabilities.
             up_probability: that of deployment; default that of this environment.
+            uncertainty: what an adversary may do to each step of each price; default none.
         """
-        p = self.up_probability if up_probability is None else up_probability
-        value = torch.zeros(self.horizon + 1, dtype=torch.float64)
-        for step in reversed(range(self.horizon)):
-            prices = self._prices(step)
-            sells = policy(step, prices)[:, 1]
-            value = sells * self.payoff(prices) + (1.0 - sells) * (p * value[1:] + (1.0 - p) * value[:-1])
-        return float(value[0])
 
-    def best_return(self, *, up_probability: float | None = None) -> float:
+        def value(step: int, prices: Tensor, held: Tensor) -> Tensor:
+            sells = policy(step, prices)[:, 1]
+            return sells * self.payoff(prices) + (1.0 - sells) * held
+
+        return self._backwards(value, up_probability, uncertainty)
+
+    def best_return(self, *, up_probability: float | None = None, uncertainty: Uncertainty | None = None) -> float:
         """What the best policy for these dynamics earns on average.
 
         Args:
             up_probability: of the dynamics; default that of this environment.
+            uncertainty: what an adversary may do to each step of each price; default none.
         """
+        return self._backwards(
+            lambda step, prices, held: torch.maximum(self.payoff(prices), held), up_probability, uncertainty
+        )
+
+    def _backwards(
+        self,
+        value_of: Callable[[int, Tensor, Tensor], Tensor],
+        up_probability: float | None,
+        uncertainty: Uncertainty | None,
+    ) -> float:
+        """Value of the first price, from ``value_of(step, prices, value of holding)``."""
         p = self.up_probability if up_probability is None else up_probability
         value = torch.zeros(self.horizon + 1, dtype=torch.float64)
         for step in reversed(range(self.horizon)):
-            value = torch.maximum(self.payoff(self._prices(step)), p * value[1:] + (1.0 - p) * value[:-1])
+            chances = torch.zeros(step + 1, step + 2, dtype=torch.float64)
+            chances.diagonal().fill_(1.0 - p)
+            chances.diagonal(1).fill_(p)
+            held = robust_expectation(chances, value, uncertainty or NoUncertainty(), cap=1.0)
+            value = value_of(step, self._prices(step), held)
         return float(value[0])
 
     def _prices(self, step: int) -> Tensor:
