@@ -69,6 +69,7 @@ QUESTIONS = {
     "single-step adversarial training collapses to zero PGD accuracy": {"abnormal_examples"},
     "PGD accuracy suddenly drops to zero": {"abnormal_examples"},
     "the simulator differs from the real environment": {"robust_policy"},
+    "dynamics shift after deployment": {"robust_policy"},
     "pretrain a transformer with less GPU memory": {"sltrain", "sst"},
     "I have more compute than data": {"infinite_compute"},
     "remove spurious features from an LLM classifier": {"sae_regularization"},

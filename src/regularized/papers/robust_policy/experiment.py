@@ -38,8 +38,8 @@ DEFAULTS: Mapping[str, Any] = {
     "episode_share": 1.0,
 }
 
-# The linear problem and its radius are the group's. Radius, ridge and reference policy of the put, which holds nine times
-# out of ten, were chosen on seed 1000: with a ridge of 0.1 every agent sells at once.
+# The linear problem and its radius are the group's. Radius, ridge and reference policy of the put, which holds nine of
+# ten times, were chosen on seed 1000: with a ridge of 0.1 every agent sells at once.
 _PROBLEMS: Mapping[str, Any] = {
     "influence": 0.2,
     "radius": 0.5,

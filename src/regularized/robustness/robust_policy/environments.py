@@ -74,7 +74,7 @@ class LinearMDPEnvironment:
 
 
 @allowed(
-    shift=share("of the good outcomes that the shifted dynamics turn into failure"),
+    shift=share("of the good outcomes that the shifted dynamics turn into failure").or_none("the nominal dynamics"),
     base=between(0.0, 1.0, "()", "delta, the chance of the good outcome without influence"),
 )
 def simulated_linear_mdp(
@@ -221,8 +221,8 @@ class AmericanPut:
         return (1.0 - prices / self.strike).clamp(min=0.0)
 
     def rewards(self, step: int, prices: Tensor) -> Tensor:
-        """(n, 2) rewards of both actions, which are known: what an agent takes as ``rewards``."""
-        payoff = self.payoff(prices)
+        """(n, 2) rewards of both actions, which are known, at (n,) or (n, 1) prices: what an agent takes as ``rewards``."""
+        payoff = self.payoff(prices.flatten())
         return torch.stack([torch.zeros_like(payoff), payoff], dim=1)
 
     def features(self, anchors: int = 30, *, low: float = 60.0, high: float = 160.0) -> Callable[[Tensor], Tensor]:
@@ -237,7 +237,7 @@ class AmericanPut:
             high: price of the last anchor; default 160.
 
         Returns:
-            (n,) prices to (n, 2, anchors + 1) features.
+            (n,) or (n, 1) prices to (n, 2, anchors + 1) features.
 
         Examples:
             >>> AmericanPut().features(3, low=80.0, high=120.0)(torch.tensor([90.0]))
@@ -247,7 +247,7 @@ class AmericanPut:
         spacing = (high - low) / (anchors - 1)
 
         def feature_map(prices: Tensor) -> Tensor:
-            place = ((prices.double() - low) / spacing).clamp(0.0, anchors - 1.0)
+            place = ((prices.double().flatten() - low) / spacing).clamp(0.0, anchors - 1.0)
             distance = (place[:, None] - torch.arange(anchors, dtype=torch.float64)).abs()
             features = torch.zeros(len(prices), 2, anchors + 1, dtype=torch.float64)
             features[:, 0, :anchors] = (1.0 - distance).clamp(min=0.0)
