@@ -221,7 +221,7 @@ class AmericanPut:
         return (1.0 - prices / self.strike).clamp(min=0.0)
 
     def rewards(self, step: int, prices: Tensor) -> Tensor:
-        """(n, 2) rewards of both actions, which are known, at (n,) or (n, 1) prices: what an agent takes as ``rewards``."""
+        """(n, 2) known rewards of both actions at (n,) or (n, 1) prices: what an agent takes as ``rewards``."""
         payoff = self.payoff(prices.flatten())
         return torch.stack([torch.zeros_like(payoff), payoff], dim=1)
 
