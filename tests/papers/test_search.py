@@ -74,6 +74,7 @@ QUESTIONS = {
     "I have more compute than data": {"infinite_compute"},
     "remove spurious features from an LLM classifier": {"sae_regularization"},
     "identify people across unlabelled videos": {"identity_seeking"},
+    "find the same person in another camera": {"identity_seeking"},
     "video and audio of two speakers in one clip": {"dreamid_omni"},
     "distil from an untrained teacher": {"random_teacher"},
     "heavy-tailed prior on weights": {"generalized_gaussian"},
