@@ -97,6 +97,12 @@ def simulated_linear_mdp(
 
     Raises:
         ValueError: the shift is no share, or some action would have a chance outside [0, 1].
+
+    Examples:
+        >>> cautious = torch.zeros(3, 5, 16, dtype=torch.float64)
+        >>> cautious[:, :, 0] = 1.0  # the action with the smallest chance
+        >>> [round(simulated_linear_mdp(shift=shift).value(cautious), 2) for shift in (0.0, 1.0)]
+        [0.46, 0.26]
     """
     actions = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=len(influence))), dtype=torch.float64)
     chance = base + actions @ torch.tensor(influence, dtype=torch.float64)

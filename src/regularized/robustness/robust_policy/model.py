@@ -32,6 +32,15 @@ class LinearMDP:
 
     Raises:
         ValueError: shapes do not fit, or features or factors are no distributions.
+
+    Examples:
+        One state and two actions, of which the second earns 1 in each of two steps:
+
+        >>> features = torch.eye(2).view(1, 2, 2)
+        >>> rewards = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+        >>> model = LinearMDP(features, torch.ones(2, 2, 1), rewards, torch.tensor([False]))
+        >>> model.value(torch.full((2, 1, 2), 0.5))
+        1.0
     """
 
     features: Tensor

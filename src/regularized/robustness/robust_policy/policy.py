@@ -111,6 +111,10 @@ class Softmax:
 
     Raises:
         ValueError: one of them is not positive.
+
+    Examples:
+        >>> Softmax(eta=0.1).keep, Softmax(eta=0.1, step_size=10.0).keep
+        (0.0, 0.5)
     """
 
     eta: float

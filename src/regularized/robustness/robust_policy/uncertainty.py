@@ -145,6 +145,11 @@ class TVBall:
 
     Raises:
         ValueError: a radius is outside [0, 1].
+
+    Examples:
+        >>> row, values = torch.tensor([[0.5, 0.5]]), torch.tensor([1.0, 2.0])
+        >>> robust_expectation(row, values, TVBall(0.2)), robust_expectation(row, values, TVBall(0.2), lowest=None)
+        (tensor([1.1000]), tensor([1.3000]))
     """
 
     radius: Radius
@@ -177,6 +182,10 @@ class KLBall:
 
     Raises:
         ValueError: a radius is negative or infinite.
+
+    Examples:
+        >>> robust_expectation(torch.tensor([[0.5, 0.5]]), torch.tensor([1.0, 2.0]), KLBall(0.1))
+        tensor([1.2802])
     """
 
     radius: Radius
@@ -224,6 +233,10 @@ class TVPenalty:
 
     Raises:
         ValueError: it is not positive.
+
+    Examples:
+        >>> robust_expectation(torch.tensor([[0.5, 0.5]]), torch.tensor([1.0, 2.0]), TVPenalty(0.6), lowest=None)
+        tensor([1.3000])
     """
 
     strength: float
@@ -248,6 +261,10 @@ class KLPenalty:
 
     Raises:
         ValueError: the strength is not positive.
+
+    Examples:
+        >>> robust_expectation(torch.tensor([[0.5, 0.5]]), torch.tensor([1.0, 2.0]), KLPenalty(1.0))
+        tensor([1.3799])
     """
 
     strength: float
@@ -277,6 +294,10 @@ class Chi2Penalty:
 
     Raises:
         ValueError: it is not positive.
+
+    Examples:
+        >>> robust_expectation(torch.tensor([[0.5, 0.5]]), torch.tensor([1.0, 2.0]), Chi2Penalty(1.0))
+        tensor([1.4375])
     """
 
     strength: float

@@ -33,6 +33,9 @@ class IdentitySeeking(nn.Module):
             weights all pairs are unreliable and gradients with q = 1 are small: ``piecewise({0.2: 1.0}, initial=0.0)``
             begins with plain InfoNCE.
 
+    Raises:
+        TypeError: ``q`` is neither a number nor a function.
+
     Examples:
         >>> import torch
         >>> pretext = IdentitySeeking(nn.Linear(4, 2))
