@@ -61,17 +61,17 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
 
 _PUT = {"problem": "put"}
 ARMS: Mapping[str, Mapping[str, Any]] = {
-    "value_based_non_robust": {"update": "greedy", "beta": 0.2},
-    "non_robust": {"eta": 0.05, "beta": 0.2},
-    "value_based": {"robust": True, "update": "greedy", "beta": 0.2},
-    "robust": {"robust": True, "eta": 0.05, "beta": 0.2},
-    "robust_short": {"robust": True, "eta": 0.05, "beta": 0.2, "episode_share": 0.25},
-    "no_bonus": {"robust": True, "eta": 0.05, "beta": 0.0},
-    "mirror": {"robust": True, "update": "mirror", "eta": 0.05, "beta": 0.2, "step_size": 20.0},
-    "put_value_based_non_robust": {**_PUT, "update": "greedy", "beta": 0.01},
-    "put_non_robust": {**_PUT, "eta": 0.002, "beta": 0.01},
-    "put_value_based": {**_PUT, "robust": True, "update": "greedy", "beta": 0.01},
-    "put_robust": {**_PUT, "robust": True, "eta": 0.002, "beta": 0.01},
+    "value_based_non_robust": {"update": "greedy", "beta": 0.02},
+    "non_robust": {"eta": 0.05, "beta": 0.05},
+    "value_based": {"robust": True, "update": "greedy", "beta": 0.02},
+    "robust": {"robust": True, "eta": 0.01, "beta": 0.05},
+    "robust_short": {"robust": True, "eta": 0.01, "beta": 0.05, "episode_share": 0.25},
+    "no_bonus": {"robust": True, "eta": 0.005, "beta": 0.0},
+    "mirror": {"robust": True, "update": "mirror", "eta": 0.01, "beta": 0.2, "step_size": 20.0},
+    "put_value_based_non_robust": {**_PUT, "update": "greedy", "beta": 0.3},
+    "put_non_robust": {**_PUT, "eta": 0.0005, "beta": 0.01},
+    "put_value_based": {**_PUT, "robust": True, "update": "greedy", "beta": 0.003},
+    "put_robust": {**_PUT, "robust": True, "eta": 0.0005, "beta": 0.003},
 }
 
 _SOFT = [{"eta": eta, "beta": beta} for eta, beta in product((0.01, 0.02, 0.05), (0.05, 0.2))]
