@@ -2,12 +2,19 @@
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from regularized.robustness.robust_policy.environments import AmericanPut, LinearMDPEnvironment
 
 if TYPE_CHECKING:
     import gymnasium
 
 __all__ = ["as_gymnasium"]
+
+
+def _price(price: float) -> Any:
+    """As an array of one float64, which is what spaces of gymnasium hold."""
+    return torch.tensor([price], dtype=torch.float64).numpy()
 
 
 def as_gymnasium(env: AmericanPut | LinearMDPEnvironment) -> "gymnasium.Env[Any, Any]":
@@ -29,7 +36,6 @@ def as_gymnasium(env: AmericanPut | LinearMDPEnvironment) -> "gymnasium.Env[Any,
     """
     try:
         import gymnasium
-        import numpy as np
     except ModuleNotFoundError as missing:
         raise ModuleNotFoundError("this needs gymnasium: pip install 'regularized[environments]'") from missing
 
@@ -41,7 +47,8 @@ def as_gymnasium(env: AmericanPut | LinearMDPEnvironment) -> "gymnasium.Env[Any,
         def __init__(self) -> None:
             self.action_space = gymnasium.spaces.Discrete(env.num_actions)
             if isinstance(env, AmericanPut):
-                self.observation_space = gymnasium.spaces.Box(env.lowest, env.highest, (1,), np.float64)
+                double = _price(env.start).dtype.type
+                self.observation_space = gymnasium.spaces.Box(env.lowest, env.highest, (1,), double)
             else:
                 self.observation_space = gymnasium.spaces.Discrete(env.num_states)
 
@@ -57,6 +64,6 @@ def as_gymnasium(env: AmericanPut | LinearMDPEnvironment) -> "gymnasium.Env[Any,
             return self._seen(observation), reward, terminated, truncated, info
 
         def _seen(self, observation: float) -> Any:
-            return np.array([observation]) if put else int(observation)
+            return _price(observation) if put else int(observation)
 
     return Adapted()
