@@ -89,6 +89,12 @@ def auto_attack(
     Raises:
         ImportError: the package is not installed.
         ValueError: an unknown version, or a radius that differs between channels of equal range.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
+        >>> x, y = torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 0])
+        >>> auto_attack(model, x, y, Threat(0.1), attacks=["apgd-ce"]).shape
+        torch.Size([3, 1, 2, 2])
     """
     try:
         from pyautoattack import AutoAttack
