@@ -486,16 +486,13 @@ def _claims(data: Any, problems: list[str]) -> tuple[Claim, ...]:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    from regularized.papers.abstract import load_abstract  # which builds upon this module
-
     if not arguments:
         print("usage: python -m regularized.papers.card FILE...", file=sys.stderr)
         return 2
     wrong = 0
     for name in arguments:
         try:
-            card = Card.load(Path(name))
-            load_abstract(Path(name).parent, {claim.id for claim in card.claims})
+            Card.load(Path(name))
         except CardError as error:
             wrong += 1
             print(error, file=sys.stderr)

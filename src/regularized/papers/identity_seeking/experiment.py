@@ -58,12 +58,12 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
 
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "untrained": {"leave": 0.0, "trained": False},
-    "augmentation": {"pairs": "augmented", "lr": 0.001, "tau": 0.1},
-    "matching": {"q": 0.0, "lr": 0.001, "tau": 0.1},
-    "reliability": {"q": 1.0, "lr": 0.001, "tau": 0.1},
-    "true_pairs": {"pairs": "true", "lr": 0.001, "tau": 0.1},
-    "matching_all_stay": {"q": 0.0, "leave": 0.0, "lr": 0.001, "tau": 0.1},
-    "reliability_all_stay": {"q": 1.0, "leave": 0.0, "lr": 0.001, "tau": 0.1},
+    "augmentation": {"pairs": "augmented", "lr": 0.001, "tau": 0.2},
+    "matching": {"q": 0.0, "lr": 0.001, "tau": 0.05},
+    "reliability": {"q": 1.0, "lr": 0.003, "tau": 0.05},
+    "true_pairs": {"pairs": "true", "lr": 0.003, "tau": 0.1},
+    "matching_all_stay": {"q": 0.0, "leave": 0.0, "lr": 0.001, "tau": 0.05},
+    "reliability_all_stay": {"q": 1.0, "leave": 0.0, "lr": 0.003, "tau": 0.05},
 }
 
 _GRID = [{"lr": lr, "tau": tau} for lr in (1e-3, 3e-3) for tau in (0.05, 0.1, 0.2)]
