@@ -30,11 +30,11 @@ from mkdocs.structure.pages import Page
 
 from regularized.evidence import bench_rows, contract
 from regularized.evidence._plots import save_curves
-from regularized.evidence.claims import SHORT, Outcome, Verdict, count_verdicts
+from regularized.evidence.claims import SHORT, Outcome, Verdict, count_verdicts, effect_text, interval_text
 from regularized.evidence.comparison import Log, OneOf, Uniform
 from regularized.evidence.comparison.rates import load as load_comparison_rates
 from regularized.evidence.ledger import load
-from regularized.evidence.numbers import aligned, effect_text, interval_text, number
+from regularized.evidence.numbers import aligned, number
 from regularized.evidence.provenance import code_key
 from regularized.evidence.rates import load as load_rates
 from regularized.evidence.statistics import failure_bound

@@ -272,7 +272,7 @@ def reproduce(
 
 
 def _print_claims(result: "ReproduceResult") -> None:
-    from regularized.evidence.numbers import reason_text
+    from regularized.evidence.claims import reason_text
 
     columns = ["claim", "baseline", "method", "effect", "low", "high", "smallest_effect", "unit", "verdict", "reason"]
     rows = []

@@ -63,7 +63,7 @@ def _measured(entry: Entry, kind: str) -> str:
 
 
 def _claims(entry: Entry) -> str:
-    from regularized.evidence.numbers import effect_text, interval_text, reason_text
+    from regularized.evidence.claims import effect_text, interval_text, reason_text
 
     rows = []
     for outcome in entry.outcomes:

@@ -191,7 +191,8 @@ def _print_claims(entry: Entry, console: "Console") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from regularized.evidence.numbers import NARROW, effect_text, interval_text, number, reason_text
+    from regularized.evidence.claims import effect_text, interval_text, reason_text
+    from regularized.evidence.numbers import NARROW, number
 
     if not entry.card.claims:
         return

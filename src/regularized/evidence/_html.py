@@ -8,8 +8,8 @@ from typing import Any
 
 from regularized.evidence import pictures
 from regularized.evidence._plots import arm_colour, curve_names, curve_svg, effect_svg
-from regularized.evidence.claims import Outcome, Verdict
-from regularized.evidence.numbers import aligned, effect_text, interval_text, number
+from regularized.evidence.claims import Outcome, Verdict, effect_text, interval_text
+from regularized.evidence.numbers import aligned, number
 from regularized.evidence.results import ReproduceResult, TuningResult
 
 __all__ = ["document", "page", "section", "table"]

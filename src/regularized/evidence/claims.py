@@ -5,9 +5,23 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, TypeAlias
 
+from regularized.evidence.numbers import number
 from regularized.mechanisms.tables import html_table
 
-__all__ = ["SHORT", "Claim", "Direction", "Kind", "Outcome", "Reported", "Verdict", "claims_table", "count_verdicts"]
+__all__ = [
+    "SHORT",
+    "Claim",
+    "Direction",
+    "Kind",
+    "Outcome",
+    "Reported",
+    "Verdict",
+    "claims_table",
+    "count_verdicts",
+    "effect_text",
+    "interval_text",
+    "reason_text",
+]
 
 Direction: TypeAlias = Literal["higher", "lower"]
 Kind: TypeAlias = Literal["claim", "sanity"]
@@ -163,10 +177,47 @@ class Outcome:
         return 0 if least is None else sum(effect >= least for effect in self.effects)
 
 
+def effect_text(claim: Claim, effect: float | None) -> str:
+    """An effect with sign and unit; a relative one in percent of the baseline.
+
+    Examples:
+        >>> claim = Claim("c", "s", "m", "higher", "a", "b", unit="points", relative=True)
+        >>> effect_text(claim, 0.125)
+        '+12.5 %'
+    """
+    if effect is None:
+        return "–"
+    value, unit = (100 * effect, "%") if claim.relative else (effect, claim.unit)
+    return f"{'+' if value > 0 else ''}{number(value, 3)} {unit}".rstrip()
+
+
+def interval_text(claim: Claim, outcome: Outcome) -> str:
+    """The interval in the unit of :func:`effect_text`."""
+    if outcome.interval is None:
+        return "–"
+    factor = 100 if claim.relative else 1
+    low, high = (number(factor * end, 3) for end in outcome.interval)
+    return f"[{low}, {high}]"
+
+
+def reason_text(outcome: Outcome) -> str:
+    """Why a claim has no verdict; empty where it has one.
+
+    Examples:
+        >>> claim = Claim("c", "s", "m", "higher", "a", "b", smallest_effect=2.0, unit="points")
+        >>> reason_text(Outcome(claim, Verdict.OPEN, effect=2.1))
+        'surely neither at least +2 points nor less: more seeds would tell'
+        >>> reason_text(Outcome(claim, Verdict.HOLDS, effect=5.0))
+        ''
+    """
+    if outcome.problem or outcome.verdict is not Verdict.OPEN:
+        return outcome.problem
+    least = effect_text(outcome.claim, outcome.claim.smallest_effect)
+    return f"surely neither at least {least} nor less: more seeds would tell"
+
+
 def claims_table(outcomes: Iterable[Outcome]) -> str:
     """Claims with effect, interval and verdict as HTML, for notebooks."""
-    from regularized.evidence.numbers import effect_text, interval_text, reason_text
-
     head = ["claim", "arms", "effect", "95 % interval", "counts from", "verdict"]
     return html_table(
         head,

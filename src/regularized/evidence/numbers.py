@@ -1,11 +1,9 @@
-"""Numbers, effects and intervals in words, the same on the terminal, in reports and on the site."""
+"""Numbers in words, the same on the terminal, in reports and on the site."""
 
 import math
 from collections.abc import Callable, Sequence
 
-from regularized.evidence.claims import Claim, Outcome, Verdict
-
-__all__ = ["NARROW", "aligned", "effect_text", "interval_text", "number", "reason_text"]
+__all__ = ["NARROW", "aligned", "number"]
 
 NARROW = 90
 """Columns of a terminal below which what is a table otherwise stands one below the other."""
@@ -45,42 +43,3 @@ def aligned(values: Sequence[float | None]) -> Callable[[float | None], str]:
         return f"{value:.{decimals}f}" if value is not None and math.isfinite(value) else number(value)
 
     return show
-
-
-def effect_text(claim: Claim, effect: float | None) -> str:
-    """An effect with sign and unit; a relative one in percent of the baseline.
-
-    Examples:
-        >>> claim = Claim("c", "s", "m", "higher", "a", "b", unit="points", relative=True)
-        >>> effect_text(claim, 0.125)
-        '+12.5 %'
-    """
-    if effect is None:
-        return "–"
-    value, unit = (100 * effect, "%") if claim.relative else (effect, claim.unit)
-    return f"{'+' if value > 0 else ''}{number(value, 3)} {unit}".rstrip()
-
-
-def interval_text(claim: Claim, outcome: Outcome) -> str:
-    """The interval in the unit of :func:`effect_text`."""
-    if outcome.interval is None:
-        return "–"
-    factor = 100 if claim.relative else 1
-    low, high = (number(factor * end, 3) for end in outcome.interval)
-    return f"[{low}, {high}]"
-
-
-def reason_text(outcome: Outcome) -> str:
-    """Why a claim has no verdict; empty where it has one.
-
-    Examples:
-        >>> claim = Claim("c", "s", "m", "higher", "a", "b", smallest_effect=2.0, unit="points")
-        >>> reason_text(Outcome(claim, Verdict.OPEN, effect=2.1))
-        'surely neither at least +2 points nor less: more seeds would tell'
-        >>> reason_text(Outcome(claim, Verdict.HOLDS, effect=5.0))
-        ''
-    """
-    if outcome.problem or outcome.verdict is not Verdict.OPEN:
-        return outcome.problem
-    least = effect_text(outcome.claim, outcome.claim.smallest_effect)
-    return f"surely neither at least {least} nor less: more seeds would tell"

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from regularized.evidence import pictures
 from regularized.evidence._html import page
 from regularized.evidence._plots import save_curves
-from regularized.evidence.claims import Outcome, Verdict
-from regularized.evidence.numbers import NARROW, aligned, effect_text, interval_text, reason_text
+from regularized.evidence.claims import Outcome, Verdict, effect_text, interval_text, reason_text
+from regularized.evidence.numbers import NARROW, aligned
 from regularized.evidence.results import ReproduceResult
 from regularized.evidence.store import home
 

@@ -17,8 +17,7 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session, selectinload
 
 from regularized.evidence.bench_rows import load as load_rows
-from regularized.evidence.claims import Outcome, Verdict, count_verdicts
-from regularized.evidence.numbers import effect_text, interval_text
+from regularized.evidence.claims import Outcome, Verdict, count_verdicts, effect_text, interval_text
 from regularized.evidence.statistics import failure_bound
 from regularized.papers.catalogue import Entry, margin
 from regularized.papers.search import WEIGHTS, fields, with_joined
