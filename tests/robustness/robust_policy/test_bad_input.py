@@ -25,6 +25,7 @@ from regularized.robustness.robust_policy import (
     robust_expectation,
     simulated_linear_mdp,
 )
+from regularized.robustness.robust_policy.environments import LinearMDPEnvironment
 
 WORLD = simulated_linear_mdp()
 
@@ -35,7 +36,7 @@ def build(**options):
 
 
 def play(env=None, **options):
-    return build(**options).run_episode(env or WORLD.environment())
+    return build(**options).run_episode(env or LinearMDPEnvironment(WORLD))
 
 
 def _features(change):
@@ -60,7 +61,7 @@ class Scaled:
     """The environment with other rewards."""
 
     def __init__(self, factor):
-        self.env = WORLD.environment()
+        self.env = LinearMDPEnvironment(WORLD)
         self.factor = factor
 
     def reset(self, *, seed=None):
@@ -84,13 +85,13 @@ def _without_gymnasium():
 
 def _other_state(**options):
     one, other = build(), build(**options)
-    one.fit(WORLD.environment(), episodes=1)
+    one.fit(LinearMDPEnvironment(WORLD), episodes=1)
     other.load_state_dict(one.state_dict())
 
 
 def _other_actions():
     one = build()
-    one.fit(WORLD.environment(), episodes=1)
+    one.fit(LinearMDPEnvironment(WORLD), episodes=1)
     DRRPO(WORLD.feature_map, num_actions=4, horizon=3, uncertainty=NoUncertainty()).load_state_dict(one.state_dict())
 
 
@@ -188,7 +189,7 @@ def bad_inputs():
         ),
         refused(
             "environment that ends earlier",
-            lambda: build(horizon=4, rewards=None).fit(WORLD.environment(), episodes=20),
+            lambda: build(horizon=4, rewards=None).fit(LinearMDPEnvironment(WORLD), episodes=20),
             never,
             ("horizon=4", "truncated after 3", "TimeLimit"),
         ),

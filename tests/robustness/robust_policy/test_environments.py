@@ -8,6 +8,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 from regularized.robustness.robust_policy import AmericanPut, as_gymnasium, simulated_linear_mdp, tabular_features
+from regularized.robustness.robust_policy.environments import LinearMDPEnvironment
 
 
 def test_dynamics_are_the_published_ones():
@@ -29,7 +30,7 @@ def test_dynamics_are_the_published_ones():
 def test_what_is_drawn_is_the_model():
     """Fails when the environment and the exact value are two problems."""
     model = simulated_linear_mdp(shift=0.5)
-    env, policy = model.environment(), torch.full((3, 5, 16), 1 / 16, dtype=torch.float64)
+    env, policy = LinearMDPEnvironment(model), torch.full((3, 5, 16), 1 / 16, dtype=torch.float64)
     env.reset(seed=0)
     generator = torch.Generator().manual_seed(0)
     total, episodes = 0.0, 4000
@@ -100,7 +101,9 @@ def test_features_of_prices():
     torch.testing.assert_close(features[:5, 0, :30] @ anchors, torch.tensor([60, 60, 61, 100.5, 160]).double())
 
 
-@pytest.mark.parametrize("env", [AmericanPut(), simulated_linear_mdp().environment()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "env", [AmericanPut(), LinearMDPEnvironment(simulated_linear_mdp())], ids=lambda e: type(e).__name__
+)
 def test_gymnasium_accepts_them(env):
     """Fails when an observation is outside its space, a seed has no effect, or the interface is another one."""
     with warnings.catch_warnings():

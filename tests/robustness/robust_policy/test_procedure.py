@@ -15,6 +15,7 @@ from regularized.robustness.robust_policy import (
     simulated_linear_mdp,
     tabular_features,
 )
+from regularized.robustness.robust_policy.environments import LinearMDPEnvironment
 
 NOMINAL = simulated_linear_mdp()
 BET = [TVBall((0.0, 0.0, 0.0, 0.5)), TVBall(0.0), TVBall(0.0)]
@@ -34,7 +35,7 @@ def test_robust_wins_where_dynamics_shift_and_pays_where_they_do_not():
     robust, plain = build(), build(uncertainty=NoUncertainty())
     returns = {}
     for name, agent in (("robust", robust), ("plain", plain)):
-        agent.fit(NOMINAL.environment(), episodes=80)
+        agent.fit(LinearMDPEnvironment(NOMINAL), episodes=80)
         policy = table(agent.export())
         returns[name] = [simulated_linear_mdp(shift=q).value(policy) for q in (0.0, 1.0)]
     assert returns["robust"][1] - returns["plain"][1] > 0.1
@@ -50,7 +51,7 @@ def test_suboptimality_falls():
         return best - NOMINAL.value(table(agent.policy), BET, eta=0.05)
 
     first = gap()
-    agent.fit(NOMINAL.environment(), episodes=100)
+    agent.fit(LinearMDPEnvironment(NOMINAL), episodes=100)
     assert 0.0 <= gap() < 0.5 * first
 
 
@@ -62,13 +63,13 @@ def test_suboptimality_falls():
 def test_goes_on_bit_for_bit(options, tmp_path):
     """Fails when something that was learned, drawn or remembered is not in the state."""
     whole = build(**options)
-    whole.fit(NOMINAL.environment(), episodes=6)
+    whole.fit(LinearMDPEnvironment(NOMINAL), episodes=6)
     whole.policy(0, torch.tensor([0]))  # has learned from all of them: doing so once more would be another mirror step
     torch.save(whole.state_dict(), tmp_path / "state.pt")
-    rest = whole.fit(NOMINAL.environment(), episodes=6)
+    rest = whole.fit(LinearMDPEnvironment(NOMINAL), episodes=6)
     resumed = build(**options)
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert resumed.fit(NOMINAL.environment(), episodes=6) == rest
+    assert resumed.fit(LinearMDPEnvironment(NOMINAL), episodes=6) == rest
     assert table(resumed.policy).equal(table(whole.policy))
     assert resumed.refits == whole.refits
 
@@ -76,10 +77,10 @@ def test_goes_on_bit_for_bit(options, tmp_path):
 def test_a_state_is_no_view():
     """Fails when training on changes a state that was taken before."""
     agent = build(update="mirror", step_size=5.0)
-    agent.fit(NOMINAL.environment(), episodes=3)
+    agent.fit(LinearMDPEnvironment(NOMINAL), episodes=3)
     state = agent.state_dict()
     kept = [log["next_total"].clone() for log in state["logs"]]
-    agent.fit(NOMINAL.environment(), episodes=3)
+    agent.fit(LinearMDPEnvironment(NOMINAL), episodes=3)
     assert all(log["next_total"].equal(before) for log, before in zip(state["logs"], kept, strict=True))
 
 
@@ -87,7 +88,7 @@ def test_doubling_learns_rarely_and_as_well():
     """Fails when the rule never fires, or always: about d log K times, with nearly the same result."""
     every, rare = build(), build(refit="doubling")
     for agent in (every, rare):
-        agent.fit(NOMINAL.environment(), episodes=120)
+        agent.fit(LinearMDPEnvironment(NOMINAL), episodes=120)
     assert every.refits == 119
     assert 5 <= rare.refits <= 60
     values = [NOMINAL.value(table(agent.export()), BET) for agent in (every, rare)]
@@ -97,7 +98,7 @@ def test_doubling_learns_rarely_and_as_well():
 def test_mirror_steps_remember_what_they_took():
     """Fails when sums in the log, and those that are built anew from all action values, are two things."""
     agent = build(update="mirror", step_size=4.0)
-    agent.fit(NOMINAL.environment(), episodes=12)
+    agent.fit(LinearMDPEnvironment(NOMINAL), episodes=12)
     agent.policy(0, torch.tensor([0]))  # learns from the last episode, too
     log = agent._logs[0]
     alive = log.alive
@@ -112,7 +113,7 @@ def test_small_mirror_steps_stay_behind():
     distances = []
     for options in ({"update": "mirror", "step_size": 0.5}, {"update": "mirror", "step_size": 50.0}, {}):
         agent = build(**options)
-        agent.fit(NOMINAL.environment(), episodes=20)
+        agent.fit(LinearMDPEnvironment(NOMINAL), episodes=20)
         distances.append(float((table(agent.policy)[0, 0] - 1 / 16).abs().sum()))
     assert distances[0] < distances[1] <= distances[2] + 1e-6
 
@@ -122,22 +123,22 @@ def test_the_reference_pulls():
     reference = torch.zeros(16, dtype=torch.float64)
     reference[:2] = torch.tensor([0.75, 0.25], dtype=torch.float64)
     agent = build(reference_policy=reference, eta=1e4)
-    agent.fit(NOMINAL.environment(), episodes=5)
+    agent.fit(LinearMDPEnvironment(NOMINAL), episodes=5)
     torch.testing.assert_close(table(agent.policy)[0, 0], reference, rtol=0, atol=1e-3)
     # A function of the state does the same, state by state.
     by_state = build(reference_policy=lambda step, states: reference.roll(step).expand(len(states), -1), eta=1e4)
-    by_state.fit(NOMINAL.environment(), episodes=5)
+    by_state.fit(LinearMDPEnvironment(NOMINAL), episodes=5)
     torch.testing.assert_close(table(by_state.policy)[1, 1], reference.roll(1), rtol=0, atol=1e-3)
 
 
 def test_exported_policy_is_without_bonus_and_stays():
     """Fails when what is deployed still explores, or changes as the agent learns on."""
     agent = build(beta=5.0)
-    agent.fit(NOMINAL.environment(), episodes=40)
+    agent.fit(LinearMDPEnvironment(NOMINAL), episodes=40)
     policy = agent.export()
     assert policy.values[0].beta == 0.0
     before = table(policy)
-    agent.fit(NOMINAL.environment(), episodes=5)
+    agent.fit(LinearMDPEnvironment(NOMINAL), episodes=5)
     assert table(policy).equal(before)
     assert not table(agent.policy).equal(before)
 
@@ -147,7 +148,7 @@ def test_a_broken_episode_leaves_no_trace():
 
     class Breaks:
         def __init__(self):
-            self.env = NOMINAL.environment()
+            self.env = LinearMDPEnvironment(NOMINAL)
             self.steps = 0
 
         def reset(self, *, seed=None):
@@ -160,12 +161,12 @@ def test_a_broken_episode_leaves_no_trace():
 
     agent, clean = build(), build()
     agent.run_episode(env := Breaks())
-    clean.run_episode(NOMINAL.environment())
+    clean.run_episode(LinearMDPEnvironment(NOMINAL))
     with pytest.raises(ValueError, match="rewards must be"):
         agent.fit(env, episodes=2)
     assert agent.episodes == 1
     assert [len(log) for log in agent._logs] == [len(log) for log in clean._logs]
-    assert agent.run_episode(NOMINAL.environment()) == clean.run_episode(NOMINAL.environment())
+    assert agent.run_episode(LinearMDPEnvironment(NOMINAL)) == clean.run_episode(LinearMDPEnvironment(NOMINAL))
 
 
 def test_learns_an_environment_of_gymnasium():
@@ -218,14 +219,14 @@ def test_known_and_estimated_rewards_agree():
     by_function = build(rewards=lambda step, states: NOMINAL.features[states] @ theta[step])
     by_weights = build()
     for agent in (by_function, by_weights):
-        agent.fit(NOMINAL.environment(), episodes=15)
+        agent.fit(LinearMDPEnvironment(NOMINAL), episodes=15)
     torch.testing.assert_close(table(by_function.policy), table(by_weights.policy), rtol=1e-9, atol=1e-12)
 
 
 def test_seeds_differ():
     """Fails when the seed does not reach the draws."""
     first, second, again = (
-        partial(agent.fit, NOMINAL.environment(), episodes=10)()
+        partial(agent.fit, LinearMDPEnvironment(NOMINAL), episodes=10)()
         for agent in (build(seed=1), build(seed=2), build(seed=1))
     )
     assert first == again

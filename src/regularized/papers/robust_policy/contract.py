@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regularized.evidence.contract import ProcedureSubject
-from regularized.robustness.robust_policy.environments import AmericanPut, simulated_linear_mdp
+from regularized.robustness.robust_policy.environments import AmericanPut, LinearMDPEnvironment, simulated_linear_mdp
 from regularized.robustness.robust_policy.procedure import DRRPO
 from regularized.robustness.robust_policy.uncertainty import KLBall, NoUncertainty, TVBall
 
@@ -27,7 +27,7 @@ def _option(**options: Any) -> DRRPO:
 
 
 def _play(agent: DRRPO, epochs: int) -> None:
-    agent.fit(_WORLD.environment(), episodes=10 * epochs)
+    agent.fit(LinearMDPEnvironment(_WORLD), episodes=10 * epochs)
 
 
 def _trade(agent: DRRPO, epochs: int) -> None:

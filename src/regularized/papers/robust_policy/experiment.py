@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from regularized.evidence.experiment import About, Measurements, Seeds, Tuning, data_fingerprint
-from regularized.robustness.robust_policy.environments import AmericanPut, simulated_linear_mdp
+from regularized.robustness.robust_policy.environments import AmericanPut, LinearMDPEnvironment, simulated_linear_mdp
 from regularized.robustness.robust_policy.model import LinearMDP
 from regularized.robustness.robust_policy.policy import Greedy
 from regularized.robustness.robust_policy.procedure import DRRPO
@@ -145,7 +145,7 @@ def linear(s: Mapping[str, Any], seed: int) -> Measurements:
     eta = agent.policy_step.regularization
     best = float(world.best(Greedy(), adversary)[1][0, world.start])
     best_regularized = float(world.best(agent.policy_step, adversary)[1][0, world.start])
-    env, suboptimal, regret = world.environment(), [], []
+    env, suboptimal, regret = LinearMDPEnvironment(world), [], []
     for _ in range(round(s["episode_share"] * s["episodes"])):
         played = table(agent.policy, world)
         suboptimal.append(best - world.value(played, adversary))

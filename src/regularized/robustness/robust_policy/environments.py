@@ -26,7 +26,7 @@ class LinearMDPEnvironment:
         model: the problem.
 
     Examples:
-        >>> env = simulated_linear_mdp().environment()
+        >>> env = LinearMDPEnvironment(simulated_linear_mdp())
         >>> env.reset(seed=0)
         (0, {})
         >>> observation, reward, terminated, truncated, info = env.step(15)

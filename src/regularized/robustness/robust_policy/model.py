@@ -5,16 +5,12 @@ This is what an agent's suboptimality is measured by. The worst case is the exac
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from regularized.robustness.robust_policy.policy import PolicyStep, regularized_value
 from regularized.robustness.robust_policy.uncertainty import NoUncertainty, Uncertainty, robust_expectation
-
-if TYPE_CHECKING:
-    from regularized.robustness.robust_policy.environments import LinearMDPEnvironment
 
 __all__ = ["LinearMDP"]
 
@@ -77,12 +73,6 @@ class LinearMDP:
     def feature_map(self, states: Tensor) -> Tensor:
         """(n, A, d) features of (n,) states, as an agent asks for them."""
         return self.features[states]
-
-    def environment(self) -> "LinearMDPEnvironment":
-        """The same as something to play in, by gymnasium's interface."""
-        from regularized.robustness.robust_policy.environments import LinearMDPEnvironment
-
-        return LinearMDPEnvironment(self)
 
     def best(
         self,

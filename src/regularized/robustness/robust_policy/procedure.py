@@ -107,11 +107,11 @@ class DRRPO:
 
     Examples:
         >>> import torch
-        >>> from regularized.robustness.robust_policy import DRRPO, TVBall, simulated_linear_mdp
+        >>> from regularized.robustness.robust_policy import DRRPO, LinearMDPEnvironment, TVBall, simulated_linear_mdp
         >>> world = simulated_linear_mdp()
         >>> uncertainty = [TVBall((0.0, 0.0, 0.0, 0.5)), TVBall(0.0), TVBall(0.0)]
         >>> agent = DRRPO(world.feature_map, num_actions=16, horizon=3, rewards=world.theta, uncertainty=uncertainty)
-        >>> episodes = agent.fit(world.environment(), episodes=5)
+        >>> episodes = agent.fit(LinearMDPEnvironment(world), episodes=5)
         >>> agent.policy(0, torch.tensor([0])).shape
         torch.Size([1, 16])
     """
