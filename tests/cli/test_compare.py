@@ -92,7 +92,9 @@ def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path, home):
     data = [str(tmp_path / "data.npz"), "--target", "y"]
     command = [sys.executable, "-m", "regularized", "compare", *data, *few, "--json"]
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    first = subprocess.Popen(command, **piped, start_new_session=True)
+    # What is started in the background of a shell ignores interrupts, and so do its children.
+    heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    first = subprocess.Popen(command, **piped, **heeding, start_new_session=True)
     for line in first.stderr:
         if re.match(r"\[3/", line):  # three trainings are kept
             break

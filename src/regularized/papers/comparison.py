@@ -134,7 +134,7 @@ def exclusive_pairs() -> dict[frozenset[str], str]:
 
     Examples:
         >>> exclusive_pairs()[frozenset({"label_smoothing", "mixup"})]
-        'label_smoothing and mixup exclude each other: each takes the place of the task\'s loss'
+        "label_smoothing and mixup exclude each other: each takes the place of the task's loss"
     """
     setup = Setup("classification", 100, 2, (1, 8, 8), 1, 10, 0)
     found = {}

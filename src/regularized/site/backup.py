@@ -7,6 +7,7 @@ SQLite itself, in one piece with the secret that signs cookies and links. Postgr
 import io
 import json
 import os
+import shutil
 import sqlite3
 import tarfile
 import tempfile
@@ -97,7 +98,7 @@ def restore(settings: Settings, file: Path) -> tuple[Contents, Path | None]:
         try:
             with tarfile.open(file, "r:gz") as archive:
                 for name in (_ABOUT, _SECRET, _DATABASE):
-                    archive.extract(name, folder, filter="data")
+                    _take_out(archive, name, Path(folder))
             about = json.loads((Path(folder) / _ABOUT).read_text(encoding="utf-8"))
             rows = _count(Path(folder) / _DATABASE)
         except (OSError, tarfile.TarError, KeyError, EOFError, ValueError, sqlite3.Error) as error:
@@ -134,6 +135,16 @@ def _count(database: Path) -> dict[str, int]:
         return {name: connection.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in _COUNTED}
     finally:
         connection.close()
+
+
+def _take_out(archive: tarfile.TarFile, name: str, folder: Path) -> None:
+    """One plain file of an archive, whatever else its entry says of owner, mode and links."""
+    entry = archive.getmember(name)
+    source = archive.extractfile(entry) if entry.isreg() else None
+    if source is None:
+        raise ValueError(f"{name} is no plain file in it")
+    with source, (folder / name).open("wb") as target:
+        shutil.copyfileobj(source, target)
 
 
 def _put_aside(target: Path) -> Path:

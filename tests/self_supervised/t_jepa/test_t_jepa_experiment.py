@@ -81,8 +81,8 @@ def test_the_paper_scale_says_what_it_needs(tmp_path, monkeypatch):
 
 def test_the_control_differs_in_the_pretraining_alone():
     """Fails when a fresh encoder is another one than that which pretraining starts from."""
-    settings = resolve(experiment, "t_jepa", "smoke", {"lr": 1e-12})
-    control = resolve(experiment, "untrained", "smoke", {"lr": 1e-12})
+    settings = resolve(experiment, "t_jepa", "smoke", {"lr": 1e-12, "tune_lr": 1e-3})
+    control = resolve(experiment, "untrained", "smoke", {"lr": 1e-12, "tune_lr": 1e-3})
     ours, theirs = (experiment.run(s, 0).metrics for s in (settings, control))
     for name in ("test_accuracy", "probe_accuracy", "tuned_accuracy", "few_accuracy"):
         assert ours[name] == theirs[name], name

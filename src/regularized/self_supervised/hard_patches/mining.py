@@ -129,7 +129,9 @@ class HardPatchMining(nn.Module):
     """
 
     @allowed(
-        hard=HARD.or_schedule(), weight=at_least(0.0, remedy="0 trains no loss predictor"), decay=share().or_schedule()
+        hard=HARD.or_schedule(),
+        weight=at_least(0.0, remedy="0 trains no loss predictor"),
+        decay=share().or_schedule().or_none("the official rule"),
     )
     def __init__(
         self,

@@ -70,6 +70,7 @@ class Selfie(nn.Module):
             patch.
 
     Examples:
+        >>> import torch
         >>> trunk = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU())
         >>> pool = AttentionPool(8, depth=1, heads=2, hidden=16)
         >>> selfie = Selfie(trunk, dim=8, patch_size=4, grid=(4, 4), pool=pool)
@@ -191,6 +192,7 @@ def load_trunk(trunk: nn.Module, state: Mapping[str, Tensor]) -> None:
         ValueError: names or shapes differ; the message lists them.
 
     Examples:
+        >>> import torch
         >>> ours, theirs = nn.Conv2d(1, 2, 3), nn.Conv2d(1, 2, 3)
         >>> load_trunk(ours, theirs.state_dict())
         >>> torch.equal(ours.weight, theirs.weight)
