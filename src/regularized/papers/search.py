@@ -309,6 +309,9 @@ def _fields(card: Card) -> dict[str, str]:
                 card.slug.replace("_", ""),
                 card.arxiv,
                 *(n.rpartition(".")[2] for n in names),
+                *card.authors,
+                card.organization,
+                card.venue,
             ]
         ),
     }

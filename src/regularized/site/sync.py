@@ -37,7 +37,7 @@ __all__ = ["Changes", "find_known", "index_paper", "sync_catalogue", "title_key"
 
 log: logging.Logger = logging.getLogger(__name__)
 
-_LAYOUT = 3
+_LAYOUT = 4
 """Raised when what is written for an unchanged card changes, so that all rows are written again."""
 
 
@@ -160,8 +160,7 @@ def _write(
     session.flush()
     for name, statement, before, after in changed:
         session.add(VerdictChange(paper_id=paper.id, claim=name, statement=statement, old=before, new=after, at=now))
-    texts = fields(entry.card)
-    index_paper(session, paper, texts | {"names": "\n".join([texts["names"], with_joined(_who(paper))])})
+    index_paper(session, paper, fields(entry.card))
     return len(changed)
 
 
@@ -178,17 +177,12 @@ def index_paper(session: Session, paper: Paper, texts: Mapping[str, str] | None 
         if values:
             session.execute(insert(table), [{"paper_id": paper.id, column: value} for value in values])
     if texts is None:
-        names = f"{paper.arxiv or ''}\n{_who(paper)}"
+        names = "\n".join([paper.arxiv or "", *paper.authors, paper.organization, paper.venue])
         texts = {"title": paper.title, "summary": paper.summary or paper.abstract, "names": names}
         texts = {name: with_joined(text) for name, text in texts.items()}
     session.merge(SearchText(paper_id=paper.id, **{name: texts.get(name, "") for name in WEIGHTS}))
     words = {word for text in texts.values() for word in re.findall(r"\w{4,60}", text.lower())}
     insert_new(session, SearchWord, [{"word": word} for word in sorted(words)])
-
-
-def _who(paper: Paper) -> str:
-    """Who wrote a paper, and where: people search for that, too."""
-    return "\n".join([*paper.authors, paper.organization, paper.venue])
 
 
 def _record(entry: Entry) -> tuple[dict[str, Any], list[dict[str, Any]]]:
