@@ -247,7 +247,7 @@ class WeightAnchor(Term):
         self.tasks_done: int = 0
         self._pretrained = pretrained
         self._schedule = as_schedule(weight, name="weight")
-        self._open: int | None = None
+        self.seen: SeenClasses | None = None
         self._weights: list[nn.Parameter] = []
         self._model: list[nn.Module] = []
         self._before: list[tuple[Tensor, Tensor]] = []
@@ -264,7 +264,7 @@ class WeightAnchor(Term):
         if not self.names:
             self.names = names
             rows = next(model.get_submodule(head_of(model) if self.head is None else self.head).parameters())
-            self.register_buffer("seen", torch.zeros(len(rows), dtype=torch.bool))
+            self.seen = SeenClasses(len(rows))
             for kind in self._tables:
                 for name in names:
                     value = start[name] if kind in ("anchor", "start") else torch.zeros_like(start[name])
@@ -308,8 +308,7 @@ class WeightAnchor(Term):
 
     def before_step(self, step: Step) -> None:
         """Add the gradient of the penalty; for the path integral, note where the weights were and where they go."""
-        if not self._weights:
-            raise RuntimeError("WeightAnchor belongs to no model yet: the loop must call attach(model) first")
+        self._attached()
         if self.importance == "path":
             self._before = [
                 (w.detach().clone(), torch.zeros_like(w) if w.grad is None else w.grad.detach().clone())
@@ -335,12 +334,7 @@ class WeightAnchor(Term):
         Raises:
             RuntimeError: the task before has not ended.
         """
-        if self._open is not None:
-            raise RuntimeError(
-                f"there is no anchor for task {task.number}: task {self._open} has not ended; call task_end before"
-            )
-        self._open = task.number
-        self.get_buffer("seen")[list(task.classes)] = True
+        self._attached().begin(task, shared=True)
         if self.importance == "path":
             for start, path, w in zip(self._table("start"), self._table("path"), self._weights, strict=True):
                 start.copy_(w.detach())
@@ -348,6 +342,7 @@ class WeightAnchor(Term):
 
     def task_end(self, task: Task) -> None:
         """Importances of this task are added to those before it, and the weights are held where they are now."""
+        self._attached().end(task)
         new: Sequence[Tensor] = ()
         if self.importance == "fisher":
             new = list(self._fisher(task).values())
@@ -359,27 +354,30 @@ class WeightAnchor(Term):
         for anchor, w in zip(self._table("anchor"), self._weights, strict=True):
             anchor.copy_(w.detach())
         self.tasks_done += 1
-        self._open = None
 
     def _fisher(self, task: Task) -> dict[str, Tensor]:
-        seen, source = self.get_buffer("seen"), as_source(task.data, seed=0)
-        columns, places = seen.nonzero().squeeze(1), seen.cpu().cumsum(0) - 1
+        # In the order of the head: a softmax does not depend on it.
+        columns, source = self._attached().columns.sort().values, as_source(task.data, seed=0)
 
         def batches() -> Iterator[tuple[Any, Tensor]]:
             for batch in source.batches(0):
                 assert batch.targets is not None  # the loss needed them as well
-                yield batch.inputs, places[batch.targets.cpu()]
+                yield batch.inputs, torch.searchsorted(columns.cpu(), batch.targets.cpu())
 
         return diagonal_fisher(self._model[0], batches(), self.names, columns=columns, kind=self.fisher)
 
     def get_extra_state(self) -> Tensor:
-        """Tasks done, and the open one."""
-        return torch.tensor([self.tasks_done, -1 if self._open is None else self._open])
+        """Tasks done."""
+        return torch.tensor(self.tasks_done)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take over a saved position."""
-        done, opened = state.tolist()
-        self.tasks_done, self._open = done, None if opened < 0 else opened
+        """Take over a saved number."""
+        self.tasks_done = int(state)
+
+    def _attached(self) -> SeenClasses:
+        if self.seen is None or not self._weights:
+            raise RuntimeError("WeightAnchor belongs to no model yet: the loop must call attach(model) first")
+        return self.seen
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy belongs to no model yet."""
