@@ -32,8 +32,7 @@ def test_regret_is_none_of_the_best(runs):
     """Fails when the optimum that regret is measured by is that of another objective: none is negative."""
     for arm, run in runs.items():
         if "mean_regret" in run.metrics:
-            # Mirror steps have no best policy of their own; theirs is measured by that of the closed form.
-            assert run.metrics["mean_regret"] >= -1e-9 or arm == "mirror", arm
+            assert run.metrics["mean_regret"] >= -1e-9, arm
             assert run.metrics["mean_suboptimality"] >= -1e-9, arm
 
 

@@ -144,12 +144,16 @@ def linear(s: Mapping[str, Any], seed: int) -> Measurements:
     )
     eta = agent.policy_step.regularization
     best = float(world.best(Greedy(), adversary)[1][0, world.start])
-    best_regularized = float(world.best(agent.policy_step, adversary)[1][0, world.start])
+    # Mirror steps have no best policy of their own, so nothing to regret.
+    best_regularized = (
+        None if s["update"] == "mirror" else float(world.best(agent.policy_step, adversary)[1][0, world.start])
+    )
     env, suboptimal, regret = LinearMDPEnvironment(world), [], []
     for _ in range(round(s["episode_share"] * s["episodes"])):
         played = table(agent.policy, world)
         suboptimal.append(best - world.value(played, adversary))
-        regret.append(best_regularized - world.value(played, adversary, eta=eta))
+        if best_regularized is not None:
+            regret.append(best_regularized - world.value(played, adversary, eta=eta))
         agent.run_episode(env)
     policy = table(agent.export(), world)
     returns = {shift: linear_problem(s, order, shift=shift / 100).value(policy) for shift in range(0, 101, 10)}
@@ -160,12 +164,12 @@ def linear(s: Mapping[str, Any], seed: int) -> Measurements:
             "robust_return": world.value(policy, [bet, NoUncertainty(), NoUncertainty()]),
             "nominal_return": world.value(policy),
             "perturbed_return": returns[s["worst_shift"]],
-            "mean_regret": sum(regret) / len(regret),
+            **({"mean_regret": sum(regret) / len(regret)} if regret else {}),
             "mean_suboptimality": sum(suboptimal) / len(suboptimal),
         },
         curves={
             "linear_return_by_shift": list(returns.items()),
-            "linear_mean_regret": averages(regret),
+            **({"linear_mean_regret": averages(regret)} if regret else {}),
         },
         data=data_fingerprint(world.features.numpy(), world.factors.numpy()),
         curve_unit="episode; for returns, the shift in per cent",
