@@ -100,8 +100,8 @@ TUNING = Tuning(
 
 SEEDS = Seeds(
     first=100,
-    why="After results had been seen on seeds from 0, the regret of mirror steps was taken out: they have no best policy "
-    "of their own to measure it by.",
+    why="After results had been seen on seeds from 0, the regret of mirror steps was taken out: they have no best "
+    "policy of their own to measure it by.",
 )
 
 
