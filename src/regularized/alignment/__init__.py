@@ -1,0 +1,1 @@
+"""Aligning language models: preferences, rewards that can be checked, and judges."""

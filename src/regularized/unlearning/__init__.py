@@ -1,0 +1,1 @@
+"""Removing what a model has learned, without training it anew."""
