@@ -39,6 +39,7 @@ def serve(
     import threading
 
     import uvicorn
+    from uvicorn.supervisors import Multiprocess
 
     from regularized.site.app import create_app
     from regularized.site.plots import draw_all
@@ -75,10 +76,11 @@ def serve(
             config = uvicorn.Config(create_app(opened, background=True), **options)
             uvicorn.Server(config).run(sockets=[listener])
         else:
-            listener.close()  # the parent of the workers opens it again
-            # A worker that reads the catalogue on a busy machine is not a dead one.
-            options |= {"host": host, "port": port, "workers": workers, "timeout_worker_healthcheck": 60}
-            uvicorn.run("regularized.site.app:from_environment", factory=True, **options)
+            # A worker that reads the catalogue on a busy machine is not a dead one. All share the socket that already
+            # listens: opened anew it would reset whoever came in between.
+            options |= {"workers": workers, "timeout_worker_healthcheck": 60, "factory": True}
+            config = uvicorn.Config("regularized.site.app:from_environment", **options)
+            Multiprocess(config, sockets=[listener]).run()
     finally:
         listener.close()
         # Python aborts when it ends while a thread is drawing: that one drawing is waited for.
