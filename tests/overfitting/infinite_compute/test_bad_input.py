@@ -151,6 +151,12 @@ ROWS = [
         ValueError,
         ("Adafactor", "AdamW"),
     ),
+    refused(
+        "no targets",
+        lambda: training().fit(TensorData(torch.zeros(8, 3), batch_size=4), epochs=1),
+        ValueError,
+        ("targets", "next tokens"),
+    ),
     refused("one source too few", lambda: training().fit([data()], epochs=1), ValueError, ("2 members", "got 1")),
     refused("lengths", lambda: training().fit([data(), data(16)], epochs=1), ValueError, ("one length", "[2, 4]")),
     refused("logits", lambda: prefix_losses(torch.zeros(2, 3), torch.zeros(3).long()), ValueError, ("(K, B, V)",)),

@@ -87,7 +87,7 @@ class PowerLaw(NamedTuple):
 
     def __call__(self, x: float) -> float:
         """The loss at a size."""
-        return self.A / x**self.B + self.C
+        return float(self.A / x**self.B + self.C)
 
     def solve(self, loss: float) -> float:
         """The size that reaches a loss.

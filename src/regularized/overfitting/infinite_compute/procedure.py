@@ -118,6 +118,10 @@ class EnsembleTraining:
         """
         device = next(self.models.parameters()).device
         own = Batch.of(batch).map(lambda tensor: tensor.to(device, non_blocking=True))
+        if own.targets is None:
+            raise ValueError(
+                "a member learns from targets: give data with inputs and targets, for text the next tokens"
+            )
         if not self.models.training:
             self.models.train()
         losses: Tensor = vmap(self.loss)(self.models(own.inputs), own.targets)
@@ -230,8 +234,8 @@ class MemberBatches:
 
     def identity(self) -> dict[str, Any]:
         """What tells these data and orders from others."""
-        own = [getattr(source, "identity", lambda: {})() for source in self.sources]
-        return {"kind": "MemberBatches", "members": [dict(one) for one in own]}
+        own: list[dict[str, Any]] = [getattr(source, "identity", dict)() for source in self.sources]
+        return {"kind": "MemberBatches", "members": own}
 
     def batches(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """The batches of an epoch from number ``start`` on, of each the part of process ``rank`` of ``world``."""
