@@ -408,7 +408,7 @@ def test_code_that_does_not_load_costs_its_paper_alone(monkeypatch, command):
 
     part = {"conform": "conformance"}.get(command, command)
     two = IMPLEMENTED[:2]
-    monkeypatch.setattr("regularized.cli.app._entries", lambda slug: two)
+    monkeypatch.setattr("regularized.cli.selection.entries", lambda slug: two)
     load = importlib.import_module
 
     def break_one(name: str, *arguments: object):

@@ -66,7 +66,7 @@ def test_claims_of_a_paper(width):
 
 def test_the_reason_stands_beside_open(capsys):
     """Fails when a claim is open and nobody says why, in the page of a paper or in a pipe."""
-    from regularized.cli.app import _print_claims
+    from regularized.cli.running import print_claims
     from regularized.evidence.claims import Claim, Outcome, Verdict
     from regularized.evidence.results import ReproduceResult
 
@@ -76,7 +76,7 @@ def test_the_reason_stands_beside_open(capsys):
         Outcome(claim, Verdict.OPEN, effect=2.1, problem="3 of the 10 declared seeds"),
         Outcome(claim, Verdict.HOLDS, effect=9.0),
     )
-    _print_claims(ReproduceResult("slug", "m", "laptop", (0,), ("a", "b"), outcomes, ()))
+    print_claims(ReproduceResult("slug", "m", "laptop", (0,), ("a", "b"), outcomes, ()))
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert rows[0][-2:] == ["verdict", "reason"]
     assert [row[-1] for row in rows[1:]] == [

@@ -62,7 +62,7 @@ def test_bench_keeps_what_it_has_when_a_package_is_missing(monkeypatch):
             raise Unavailable('needs peft: pip install "regularized[peft]"')
         return [row]
 
-    monkeypatch.setattr("regularized.cli.app._entries", lambda slug: IMPLEMENTED[:3])
+    monkeypatch.setattr("regularized.cli.selection.entries", lambda slug: IMPLEMENTED[:3])
     monkeypatch.setattr(bench_module, "bench", measure)
     result = call("bench", "--json")
     assert result.exit_code == 4
@@ -84,7 +84,7 @@ def test_bench_looks_for_packages_before_the_first_paper_is_timed(monkeypatch, m
         return load(name, *arguments)
 
     monkeypatch.setattr(importlib, "import_module", lacking)
-    monkeypatch.setattr("regularized.cli.app._entries", lambda slug: two)
+    monkeypatch.setattr("regularized.cli.selection.entries", lambda slug: two)
     assert call("bench", "--json").exit_code == 4
     assert order == ["load 0", "load 0"]
     assert measured == [two[0].slug]

@@ -1,0 +1,99 @@
+"""Evidence that ships with the package: the ledgers, and how often the rule for verdicts errs."""
+
+from typing import Annotated
+
+import typer
+
+from regularized.cli.checkout import needs_checkout
+from regularized.cli.errors import CommandError, Exit
+from regularized.cli.options import Json, Workers
+from regularized.cli.output import emit_json, emit_table, note
+from regularized.cli.selection import entries
+
+__all__ = ["ledger", "rates"]
+
+
+def rates(
+    repetitions: Annotated[int, typer.Option(min=10, help="Simulated claims for each case.")] = 2000,
+    save: Annotated[bool, typer.Option("--save", help="Write them beside the module, for the documentation.")] = False,
+    comparison: Annotated[bool, typer.Option("--comparison", help="Of `compare` instead of the verdicts.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Simulate how often the rule for verdicts errs at the threshold, and how often it sees an effect above it.
+
+    With --comparison: how often `compare` recommends one of seven useless candidates.
+    """
+    if save:
+        needs_checkout("rates --save")
+    if comparison:
+        _comparison_rates(repetitions, save=save, as_json=as_json)
+        return
+    from regularized.evidence.rates import save as save_rates
+    from regularized.evidence.rates import simulate
+
+    simulated = simulate(repetitions=repetitions)
+    if save:
+        note(f"saved {save_rates(simulated, repetitions=repetitions)}")
+    if as_json:
+        emit_json([rate._asdict() for rate in simulated])
+    else:
+        rows = [[rate.case, rate.seeds, rate.rule, rate.share, rate.error] for rate in simulated]
+        emit_table(["case", "seeds>", "rule", "holds>", "error>"], rows)
+
+
+def _comparison_rates(repetitions: int, *, save: bool, as_json: bool) -> None:
+    from regularized.evidence.comparison.rates import save as save_rates
+    from regularized.evidence.comparison.rates import simulate
+
+    simulated = simulate(repetitions=repetitions)
+    if save:
+        note(f"saved {save_rates(simulated)}")
+    if as_json:
+        emit_json([rate._asdict() for rate in simulated])
+    else:
+        rows = [[rate.case, rate.splits, rate.rule, rate.share, rate.repetitions] for rate in simulated]
+        emit_table(["case", "splits>", "rule", "recommends>", "simulated>"], rows)
+
+
+def ledger(
+    slugs: Annotated[list[str] | None, typer.Argument(metavar="[SLUG...]", help="Papers; default all.")] = None,
+    confirm: Annotated[
+        bool,
+        typer.Option(
+            "--confirm",
+            help="Where only code changed: repeat one seed of every arm, and keep the other runs if it is equal to the "
+            "last bit.",
+        ),
+    ] = False,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Make the runs of the laptop scale that are missing, and write the evidence that ships with the package.
+
+    For developers, in a checkout without uncommitted changes to the code that is measured.
+    """
+    from regularized.evidence.ledger import LedgerError
+    from regularized.evidence.recording import check_committed, record
+
+    chosen = [entry for slug in slugs for entry in entries(slug)] if slugs else entries(None)
+    needs_checkout("ledger")
+    for entry in chosen:  # all of them before the first run, which may take hours
+        check_committed(entry.slug, entry.module_name("experiment"))
+    written: list[dict[str, str]] = []
+    failed: list[str] = []
+    for entry in chosen:
+        try:
+            path = record(
+                entry.slug, entry.module_name("experiment"), entry.card.claims, confirmed=confirm, workers=workers
+            )
+        except LedgerError as error:
+            note(str(error))
+            failed.append(entry.slug)
+        else:
+            written.append({"slug": entry.slug, "ledger": str(path)})
+    if as_json:
+        emit_json(written)
+    else:
+        emit_table(["slug", "ledger"], [[row["slug"], row["ledger"]] for row in written])
+    if failed:
+        raise CommandError(f"no ledger written for {', '.join(failed)}", Exit.FAILED)
