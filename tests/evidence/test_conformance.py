@@ -102,6 +102,16 @@ def test_cases_below_a_case_share_its_inputs(tmp_path):
     assert cases["c/b"].has("in/x", "in/z", "hp/rate", "out/y")
 
 
+def test_all_cases_share_what_is_shared(tmp_path):
+    """Fails when `shared` must have an output, is not every case's, or hides what a case has itself."""
+    path = tmp_path / "g.npz"
+    np.savez(path, **{"shared/in/x": 1.0, "shared/hp/rate": 2.0, "a/out/y": 3.0, "b/hp/rate": 4.0, "b/out/y": 5.0})
+    cases = {case.name: case for case in load_cases(path)}
+    assert set(cases) == {"a", "b"}
+    assert cases["a"].has("in/x", "hp/rate", "out/y")
+    assert (cases["a"].number("rate"), cases["b"].number("rate")) == (2.0, 4.0)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "missing", "pickled", "empty", "keys"])
 def test_damaged_file_is_named(tmp_path, damage):
     """A golden file is hostile input: nothing is unpickled, and the error says which file."""

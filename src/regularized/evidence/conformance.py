@@ -1,7 +1,8 @@
 """Golden vectors of the authors' code against our public API.
 
 A golden file ``<slug>.npz`` holds arrays named ``<case>/in/<name>``, ``<case>/hp/<name>`` and ``<case>/out/<name>``.
-Several computations on the same inputs are cases below one that holds no output: ``a/b`` has what ``a`` has, too.
+Several computations on the same inputs are cases below one that holds no output: ``a/b`` has what ``a`` has, too; and
+every case has what ``shared`` has, which holds no output either.
 The adapter of a paper (``papers/<slug>/conformance.py``) computes the outputs of a case through the public API; every
 ``out`` that the file holds is compared. A second setting of the same case may stand beside it under a tag,
 ``<case>/<tag>_in_<name>``: the adapter sees it as ``in/<tag>/<name>``, together with the rest of the case. What kind
@@ -124,6 +125,7 @@ class Row:
 
 
 _KEY = re.compile(r"^(?P<case>.+)/(?P<group>in|hp|out)/(?P<name>.+)$")
+_SHARED = "shared"
 _TAGGED = re.compile(r"^(?P<case>.+)/(?P<tag>[^/]+?)_(?P<group>in|hp|out)_(?P<name>[^/]+)$")
 
 
@@ -155,11 +157,15 @@ def load_cases(path: Path) -> list[Case]:
     cases: dict[str, Case] = {}
     for name, group in groups.items():
         above = sorted(other for other in groups if name.startswith(f"{other}/"))  # the outermost first
+        if name != _SHARED and _SHARED in groups and not groups[_SHARED]["out"]:
+            above.insert(0, _SHARED)
         inputs, hp = (
             {key: array for other in [*above, name] for key, array in groups[other][kind].items()}
             for kind in ("in", "hp")
         )
-        if group["out"] or not any(other.startswith(f"{name}/") for other in groups):
+        others = [other for other in groups if other != name]
+        serves = others if name == _SHARED else [other for other in others if other.startswith(f"{name}/")]
+        if group["out"] or not serves:
             cases[name] = Case(name, inputs, hp, group["out"], cases)
     return list(cases.values())
 
