@@ -15,6 +15,7 @@ import pytest
 import regularized
 from regularized.evidence.claims import Outcome, Verdict
 from regularized.papers import catalogue as module
+from regularized.papers.abstract import Sentence
 from regularized.papers.card import CardError
 from regularized.papers.catalogue import (
     PARTS,
@@ -23,10 +24,10 @@ from regularized.papers.catalogue import (
     broken_cards,
     find,
     load_catalogue,
-    margin,
     public_names,
 )
 from regularized.papers.memory import Memory
+from regularized.papers.proof import headlines, margin
 
 from .test_card import GOOD
 
@@ -88,6 +89,19 @@ def test_margin_orders_by_lower_ends():
     assert margin([Outcome(claim, Verdict.HOLDS, 1e9, (1e8, 1e9))]) == 10.0
     assert margin([Outcome(claim, Verdict.OPPOSITE, -5.0, (-6.0, -4.0))]) == 0.0
     assert margin([Outcome(replace(claim, smallest_effect=-1.0), Verdict.HOLDS, 5.0, (4.0, 6.0))]) == 0.0
+
+
+def test_headlines_count_and_not_numbers_of_claims():
+    """Fails when many small claims outweigh the abstract's, or what is untested, a toy or a sanity check counts."""
+    claim = replace(load_catalogue()[0].card.claims[0], kind="claim")
+    held = [Outcome(replace(claim, id=name), Verdict.HOLDS, 5.0, (4.0, 6.0)) for name in ("a", "b", "small", "smaller")]
+    abstract = [Sentence("A.", ("a",)), Sentence("B and C.", ("b", "c")), Sentence("D.", untested="A theorem.")]
+    assert headlines(abstract, held, toys=False) == headlines(abstract, held, toys=True) == 1.5 / 3
+    assert headlines(abstract, [replace(outcome, toy=True) for outcome in held], toys=False) == 0.0
+    assert headlines(abstract, [replace(outcome, toy=True) for outcome in held], toys=True) == 1.5 / 3
+    sanity = [replace(outcome, claim=replace(outcome.claim, kind="sanity")) for outcome in held]
+    assert headlines(abstract, sanity, toys=True) == headlines(abstract, held[2:], toys=True) == 0.0
+    assert headlines((), held, toys=True) == 0.0
 
 
 def _calls(work) -> int:
@@ -217,6 +231,7 @@ REMEMBER = """
 import sys
 from pathlib import Path
 from regularized.papers.memory import Memory
+from regularized.papers.proof import headlines, margin
 for number in range(100):
     memory = Memory.of("name", [Path(sys.argv[1])])
     assert memory.recall("key", lambda: "x" * 10_000) == "x" * 10_000

@@ -29,11 +29,12 @@ from regularized.evidence.claims import Claim, Outcome, Verdict, count_verdicts
 from regularized.papers.abstract import Sentence, load_abstract
 from regularized.papers.card import Card, CardError
 from regularized.papers.memory import Memory
+from regularized.papers.proof import best_proven_first
 
 if TYPE_CHECKING:
     from regularized.evidence.ledger import Ledger
 
-__all__ = ["Entry", "UnknownPaper", "broken_cards", "find", "load_catalogue", "margin", "public_names"]
+__all__ = ["Entry", "UnknownPaper", "broken_cards", "find", "load_catalogue", "public_names"]
 
 PACKAGE = "regularized.papers"
 PARTS = ("experiment", "conformance", "bench", "contract")
@@ -244,8 +245,7 @@ class Entry:
 def load_catalogue(package: str = PACKAGE) -> tuple[Entry, ...]:
     """Read all cards of a package, best proven first.
 
-    First come papers with evidence, ordered by the share of their claims that hold, then by :func:`margin`; then
-    those that are implemented but unmeasured; then the rest; newest first among equals. Votes and comments have no say.
+    The order is :func:`regularized.papers.proof.best_proven_first`; votes and comments have no say.
 
     Args:
         package: package whose folders are the papers; default this library's.
@@ -298,7 +298,7 @@ def _read_cards(package: str) -> _Cards:
 @lru_cache(maxsize=8)
 def _best_proven_first(package: str) -> tuple[Entry, ...]:
     cards = _read_cards(package)
-    found = tuple(sorted(cards.entries, key=_best_first))
+    found = tuple(sorted(cards.entries, key=best_proven_first))
     cards.memory.save()
     return found
 
@@ -382,30 +382,6 @@ def _folders(package: str) -> list[Path]:
     if spec is None or spec.submodule_search_locations is None:
         raise ModuleNotFoundError(f"there is no package {package!r}", name=package)
     return sorted(path for root in spec.submodule_search_locations for path in Path(root).iterdir() if path.is_dir())
-
-
-def _best_first(entry: Entry) -> tuple[bool, float, bool, float, int, str]:
-    counted = count_verdicts(entry.outcomes)
-    measured = sum(counted.values()) - counted[Verdict.NOT_RUN]
-    held = counted[Verdict.HOLDS] / max(1, sum(counted.values()))
-    return not measured, -held, not entry.implemented, -margin(entry.outcomes), -entry.card.date.toordinal(), entry.slug
-
-
-def margin(outcomes: Iterable[Outcome]) -> float:
-    """By how much the claims of a paper hold: lower ends of intervals in units of the smallest effect that counts.
-
-    Averaged over the claims that hold and have such an effect above zero, each counted at most tenfold; 0 without any.
-    It orders papers of which the same share of claims holds.
-    """
-    ratios = [
-        min(10.0, outcome.interval[0] / smallest)
-        for outcome in outcomes
-        if outcome.verdict is Verdict.HOLDS
-        and outcome.claim.kind == "claim"
-        and outcome.interval
-        and (smallest := outcome.claim.smallest_effect or 0.0) > 0
-    ]
-    return sum(ratios) / len(ratios) if ratios else 0.0
 
 
 def _nearest(slug: str, catalogue: Iterable[Entry]) -> list[str]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from regularized.evidence.bench_rows import BenchRow, load
 from regularized.evidence.claims import Outcome, Verdict
 from regularized.papers.card import FAMILIES
-from regularized.papers.catalogue import Entry, load_catalogue, margin
+from regularized.papers.catalogue import Entry, load_catalogue
+from regularized.papers.proof import margin
 
 __all__ = ["Advice", "advise"]
 

@@ -19,7 +19,8 @@ from sqlalchemy.orm import Session, selectinload
 from regularized.evidence.bench_rows import load as load_rows
 from regularized.evidence.claims import Outcome, Verdict, count_verdicts, effect_text, interval_text
 from regularized.evidence.statistics import failure_bound
-from regularized.papers.catalogue import Entry, margin
+from regularized.papers.catalogue import Entry
+from regularized.papers.proof import margin, standing
 from regularized.papers.search import WEIGHTS, fields, with_joined
 from regularized.site.database import insert_new, one_at_a_time
 from regularized.site.models import (
@@ -188,8 +189,6 @@ def index_paper(session: Session, paper: Paper, texts: Mapping[str, str] | None 
 def _record(entry: Entry) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     card = entry.card
     verdicts = count_verdicts(entry.outcomes)
-    claims, held = sum(verdicts.values()), verdicts[Verdict.HOLDS]
-    measured = claims - verdicts[Verdict.NOT_RUN]
     record = {
         "title": card.title,
         "arxiv": card.arxiv or None,
@@ -209,10 +208,9 @@ def _record(entry: Entry) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "card": _page(entry),
         "has_card": True,
         "runs": entry.implemented,
-        "held": held,
+        "held": verdicts[Verdict.HOLDS],
         "verdicts": {verdict.value: count for verdict, count in verdicts.items()},
-        # The order of the catalogue (see load_catalogue): evidence, then code, then the rest.
-        "standing": 2.0 + held / claims if measured else 1.0 * entry.implemented,
+        "standing": standing(entry),
         "margin": margin(entry.outcomes),
     }
     return record, [_claim(outcome) for outcome in entry.outcomes]
