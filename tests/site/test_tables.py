@@ -43,7 +43,7 @@ def filled(kind):
     )
 
 
-@pytest.mark.parametrize("revision", ["0001", "0003"])
+@pytest.mark.parametrize("revision", ["0001", "0003", "0004"])
 def test_an_upgrade_keeps_what_people_did(tmp_path, revision):
     """Fails when a table that is made anew takes the rows with it that belong to its own: votes, comments, sessions."""
     engine = open_database(f"sqlite:///{tmp_path / 'old.sqlite'}")

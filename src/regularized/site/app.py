@@ -27,6 +27,7 @@ from regularized.site import (
     own_page,
     pages,
     signing_in,
+    submissions,
     subscriptions,
 )
 from regularized.site.database import THREADS, migrate, one_at_a_time, open_database
@@ -125,7 +126,18 @@ def create_app(site: Site, *, background: bool = False) -> FastAPI:
         lifespan=life,
     )
     app.state.site = site
-    for part in (pages, signing_in, discussion, own_page, moderation_pages, subscriptions, observing, feeds, api):
+    for part in (
+        pages,
+        signing_in,
+        discussion,
+        own_page,
+        moderation_pages,
+        submissions,
+        subscriptions,
+        observing,
+        feeds,
+        api,
+    ):
         app.include_router(part.router)
     app.mount("/static", _Static(directory=STATIC))
     for kind, handler in _HANDLERS.items():

@@ -5,15 +5,16 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlalchemy import delete
+from sqlalchemy.orm import Session
 
 from regularized.site import queries, trending
 from regularized.site.database import insert_new
 from regularized.site.limits import DAY, HOUR, limit
 from regularized.site.markdown import render as render_markdown
-from regularized.site.models import Comment, Paper, Report, Vote
+from regularized.site.models import Comment, Paper, Person, Report, Vote
 from regularized.site.pages import BadRequest, NotFound, paper_or_404
 from regularized.site.security import local_path
-from regularized.site.state import SiteOf, Write
+from regularized.site.state import Site, SiteOf, Write
 from regularized.site.visitors import SignedIn
 
 __all__ = ["LONGEST_COMMENT", "router"]
@@ -55,18 +56,52 @@ def comment(
     body: Annotated[str, Form(max_length=LONGEST_COMMENT)] = "",
 ) -> Response:
     """Say something about a paper."""
+    _limit_comments(site, person)
+    return _say(site, session, person, paper_or_404(site, session, slug), body)
+
+
+@router.post("/comments/{number}/answers")
+def answer(
+    site: SiteOf,
+    session: Write,
+    person: SignedIn,
+    number: int,
+    body: Annotated[str, Form(max_length=LONGEST_COMMENT)] = "",
+) -> Response:
+    """Answer what somebody has said. An answer to an answer stands beside it, however long they talk."""
+    _limit_comments(site, person)
+    answered = session.get(Comment, number) if number < 2**31 else None
+    if answered is None or answered.hidden_because is not None:
+        raise NotFound("What you answer is not there any more. Go back and say it as a comment of its own.")
+    paper = session.get_one(Paper, answered.paper_id)
+    return _say(site, session, person, paper, body, thread=answered.thread_id or answered.id)
+
+
+def _limit_comments(site: Site, person: Person) -> None:
+    # Before the transaction of the request begins: it counts in one of its own.
     limit(site, f"comment {person.id}", most=10, seconds=600)
-    paper = paper_or_404(site, session, slug)
+
+
+def _say(
+    site: Site, session: Session, person: Person, paper: Paper, body: str, *, thread: int | None = None
+) -> Response:
     text = body.replace("\0", "").replace("\r\n", "\n").strip()
     if not text:
         raise BadRequest("A comment cannot be empty. Go back and write one.")
     trending.lock(session, paper.id)
-    own = Comment(paper_id=paper.id, person_id=person.id, body=text, html=render_markdown(text), at=site.settings.now)
+    own = Comment(
+        paper_id=paper.id,
+        person_id=person.id,
+        thread_id=thread,
+        body=text,
+        html=render_markdown(text),
+        at=site.settings.now,
+    )
     session.add(own)
     session.flush()
     trending.update(session, paper)
-    last = queries.comment_pages(session, paper)
-    shown = f"?comments={last}" if last > 1 else ""
+    at = queries.page_of_comment(session, own)
+    shown = f"?comments={at}" if at > 1 else ""
     return RedirectResponse(f"/papers/{paper.slug}{shown}#comment-{own.id}", 303)
 
 

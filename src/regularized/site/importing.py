@@ -17,10 +17,10 @@ from sqlalchemy.orm import Session
 
 from regularized.site.database import one_at_a_time
 from regularized.site.listing import Listed, PageDay
-from regularized.site.models import Alias, Paper, RemovedPaper
+from regularized.site.models import Alias, LastImport, Paper, RemovedPaper
 from regularized.site.sync import find_known, index_paper, title_key
 
-__all__ = ["Incoming", "Stored", "dated", "store"]
+__all__ = ["Incoming", "Stored", "dated", "remember", "store"]
 
 Outcome: TypeAlias = Literal["added", "known", "updated", "removed"]
 
@@ -126,6 +126,27 @@ def store(session: Session, papers: Iterable[Incoming], *, now: int) -> list[Sto
     """
     one_at_a_time(session, "catalogue")
     return [_store(session, incoming, now) for incoming in papers]
+
+
+def remember(
+    session: Session, source: str, what: str, *, now: int, stored: Sequence[Stored] = (), error: str = ""
+) -> None:
+    """Keep what an import brought, or why it failed, for the page of changes.
+
+    Args:
+        session: a session that writes; the caller commits.
+        source: where from, as of :class:`Incoming`.
+        what: the day or week.
+        now: seconds since 1970.
+        stored: what became of the papers.
+        error: why there are none; empty where it worked.
+    """
+    one_at_a_time(session, "catalogue")
+    last = session.get(LastImport, source) or LastImport(source=source, worked_at=None)
+    last.at, last.what, last.error = now, what, error
+    last.added, last.seen = sum(row.outcome == "added" for row in stored), len(stored)
+    last.worked_at = last.worked_at if error else now
+    session.add(last)
 
 
 def _is_removed(session: Session, incoming: Incoming) -> bool:

@@ -17,6 +17,7 @@ __all__ = [
     "Comment",
     "Embedding",
     "Follow",
+    "LastImport",
     "LoginSession",
     "ModerationEvent",
     "Outgoing",
@@ -30,6 +31,7 @@ __all__ = [
     "SearchText",
     "SearchWord",
     "SignInToken",
+    "Submission",
     "Subscription",
     "VerdictChange",
     "Vote",
@@ -94,7 +96,7 @@ class Paper(Base):
     """How many claims have each verdict, without those that are true by construction."""
 
     standing: Mapped[float] = mapped_column(default=0.0)
-    """2 + share of claims that hold, for measured papers; 1 for code without evidence; else 0."""
+    """See :func:`regularized.papers.proof.standing`."""
     margin: Mapped[float] = mapped_column(default=0.0)
     """By how much its claims hold, in units of the smallest effect that counts."""
 
@@ -283,6 +285,8 @@ class Comment(Base):
     at: Mapped[Seconds]
     hidden_because: Mapped[str | None] = mapped_column(Text)
     """Why a moderator has hidden it; None for one that is shown."""
+    thread_id: Mapped[int | None] = mapped_column(ForeignKey("comment.id", ondelete="SET NULL"), index=True)
+    """The comment under which it stands as an answer; None for one that stands by itself."""
 
     person: Mapped[Person] = relationship()
 
@@ -324,6 +328,37 @@ class RemovedPaper(Base):
     title_key: Mapped[str] = mapped_column(String(300), primary_key=True)
     arxiv: Mapped[str | None] = mapped_column(String(20), index=True)
     at: Mapped[Seconds]
+
+
+class Submission(Base):
+    """A paper on arXiv that a reader proposes; gone once a moderator has decided."""
+
+    __tablename__ = "submission"
+
+    arxiv: Mapped[str] = mapped_column(String(20), primary_key=True)
+    person_id: Mapped[int] = mapped_column(ForeignKey("person.id", ondelete="CASCADE"), index=True)
+    reason: Mapped[str] = mapped_column(Text)
+    at: Mapped[Seconds]
+
+    person: Mapped[Person] = relationship()
+
+
+class LastImport(Base):
+    """What the last import from a source brought, so that readers see whether the stream is alive."""
+
+    __tablename__ = "last_import"
+
+    source: Mapped[str] = mapped_column(String(20), primary_key=True)
+    """As of :class:`Paper`."""
+    at: Mapped[Seconds]
+    what: Mapped[str] = mapped_column(Text)
+    """The day or week, the file, the identifier."""
+    added: Mapped[int]
+    seen: Mapped[int]
+    error: Mapped[str] = mapped_column(Text)
+    """Why it failed; empty where it worked."""
+    worked_at: Mapped[Seconds | None]
+    """When one last worked."""
 
 
 class Follow(Base):

@@ -14,7 +14,17 @@ from sqlalchemy.orm import Session
 
 from regularized.site import trending
 from regularized.site.database import insert_new, one_at_a_time
-from regularized.site.models import Comment, LoginSession, ModerationEvent, Paper, Person, RemovedPaper, Report, Vote
+from regularized.site.models import (
+    Comment,
+    LoginSession,
+    ModerationEvent,
+    Paper,
+    Person,
+    RemovedPaper,
+    Report,
+    Submission,
+    Vote,
+)
 from regularized.site.sync import index_paper, title_key
 
 __all__ = ["CORRECTABLE", "MODERATOR", "Moderation", "NotPossible"]
@@ -114,6 +124,15 @@ class Moderation:
             trending.update(self.session, self.session.get_one(Paper, number))
 
     # -- papers ---------------------------------------------------------------------------------
+
+    def decide_submission(self, arxiv: str, reason: str, *, taken: bool) -> None:
+        """Settle what a reader has proposed; the caller lists what is taken."""
+        proposed = self.session.get(Submission, arxiv)
+        if proposed is None:
+            raise NotPossible("nobody has proposed this paper, or it is decided already")
+        action = "take submission" if taken else "decline submission"
+        self._log(action, f"arXiv {arxiv}", reason, person=proposed.person_id, why=proposed.reason)
+        self.session.delete(proposed)
 
     def remove(self, paper: Paper, reason: str) -> None:
         """Delete a paper that has no card, with votes and comments; imports leave it out from now on."""

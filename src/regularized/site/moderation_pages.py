@@ -7,14 +7,14 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlalchemy import func, select
 from sqlalchemy.orm import joinedload
 
-from regularized.site.models import Comment, ModerationEvent, Paper, Person, Report
+from regularized.site.models import Comment, ModerationEvent, Paper, Person, Report, Submission
 from regularized.site.moderation import CORRECTABLE, MODERATOR, Moderation, NotPossible
 from regularized.site.pages import BadRequest, NotFound, paper_or_404
 from regularized.site.rendering import page as render
 from regularized.site.state import Read, SiteOf, Write
 from regularized.site.visitors import SignedIn, VisitorOf
 
-__all__ = ["router"]
+__all__ = ["ModeratorOf", "Reason", "router"]
 
 router: APIRouter = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
@@ -61,6 +61,9 @@ def moderation_page(site: SiteOf, request: Request, session: Read, visitor: Visi
         reported=[(row[0], papers[row[0].paper_id], reasons[row[0].id]) for row in rows],
         latest=session.scalars(latest).all(),
         slugs=dict(session.execute(select(Paper.id, Paper.slug).where(Paper.comments > 0)).all()),
+        submissions=session.scalars(
+            select(Submission).options(joinedload(Submission.person)).order_by(Submission.at).limit(_SHOWN)
+        ).all(),
         banned=session.scalars(select(Person).where(Person.banned_because.is_not(None)).order_by(Person.id)).all(),
         events=session.scalars(select(ModerationEvent).order_by(ModerationEvent.id.desc()).limit(_SHOWN)).all(),
     )

@@ -13,7 +13,7 @@ from regularized.papers.card import FAMILIES
 from regularized.papers.catalogue import UnknownPaper, find
 from regularized.site import queries, search
 from regularized.site.guides import guide
-from regularized.site.models import Follow, Paper, Vote
+from regularized.site.models import Follow, LastImport, Paper, Vote
 from regularized.site.plots import plots_of
 from regularized.site.queries import VERDICTS, Filters, Order, Page, Period
 from regularized.site.rendering import page as render
@@ -381,8 +381,8 @@ def leaders(site: SiteOf, request: Request, session: Read, visitor: VisitorOf) -
 @router.get("/changes")
 def changes(site: SiteOf, request: Request, session: Read, visitor: VisitorOf) -> Response:
     """What became known when: verdicts that are others now, and papers that came in."""
-    days = queries.changes_by_day(session)
-    return render(site, request, visitor, "changes.html", days=days)
+    days, last = queries.changes_by_day(session), session.get(LastImport, "daily")
+    return render(site, request, visitor, "changes.html", days=days, last_import=last)
 
 
 @router.get("/compare")

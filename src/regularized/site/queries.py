@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from sqlalchemy import ColumnElement, Select, exists, func, select
+from sqlalchemy import ColumnElement, Select, exists, func, literal, select, tuple_
 from sqlalchemy.orm import Session, joinedload, load_only, selectinload
 
 from regularized.evidence.claims import Verdict
@@ -51,6 +51,8 @@ __all__ = [
     "voted_for",
     "years",
 ]
+
+_thread = func.coalesce(Comment.thread_id, Comment.id)
 
 PER_PAGE = 20
 COMMENTS_PER_PAGE = 50
@@ -283,17 +285,20 @@ def reported_by(session: Session, person: Person | None, paper: Paper) -> set[in
 
 def page_of_comment(session: Session, comment: Comment) -> int:
     """On which page of its paper's comments one stands."""
-    before = select(func.count()).where(Comment.paper_id == comment.paper_id, Comment.id < comment.id)
+    place = tuple_(_thread, Comment.id)
+    before = select(func.count()).where(
+        Comment.paper_id == comment.paper_id, place < tuple_(literal(comment.thread_id or comment.id), comment.id)
+    )
     return (session.scalar(before) or 0) // COMMENTS_PER_PAGE + 1
 
 
 def comments_of(session: Session, paper: Paper, page: int = 1) -> Sequence[Comment]:
-    """A page of the comments of a paper with their authors, oldest first."""
+    """A page of the comments of a paper with their authors, oldest first, each with its answers below it."""
     return session.scalars(
         select(Comment)
         .where(Comment.paper_id == paper.id)
         .options(joinedload(Comment.person))
-        .order_by(Comment.id)
+        .order_by(_thread, Comment.id)
         .limit(COMMENTS_PER_PAGE)
         .offset((page - 1) * COMMENTS_PER_PAGE)
     ).all()

@@ -83,10 +83,17 @@ def fetch(
         period = Period.parse("week", week) if week else Period("day", _date(day) if day else datetime.date.today())
     except ValueError:
         raise CommandError(f"--week must be a week such as 2026-W10, got {week!r}", Exit.USAGE) from None
-    papers = _or_error(remote.fetch_daily, period, endpoint=remote.DAILY_PAPERS)
     opened = open_for_command()
+    now = opened.settings.now
+    try:
+        papers = _or_error(remote.fetch_daily, period, endpoint=remote.DAILY_PAPERS)
+    except CommandError as error:  # readers see that the stream stands still, and why
+        with opened.write.begin() as session:
+            importing.remember(session, "daily", period.words, now=now, error=str(error))
+        raise
     with opened.write.begin() as session:
-        stored = importing.store(session, papers, now=opened.settings.now)
+        stored = importing.store(session, papers, now=now)
+        importing.remember(session, "daily", period.words, now=now, stored=stored)
     _report(stored, as_json=as_json)
 
 
