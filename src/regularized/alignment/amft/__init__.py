@@ -1,0 +1,44 @@
+"""AMFT: imitation and reward in one stage, with a weight between them that is learned."""
+
+from regularized.alignment.amft.controller import MetaWeightController
+from regularized.alignment.amft.loss import (
+    Drift,
+    drift,
+    generalised_advantages,
+    imitation_loss,
+    normalised,
+    policy_loss,
+    token_entropy,
+    token_log_probs,
+    until_end,
+    value_loss,
+)
+from regularized.alignment.amft.meta_gradient import meta_gradient
+from regularized.alignment.amft.mixing import Mixer, Moved
+from regularized.alignment.amft.procedure import AMFT, PPO
+from regularized.alignment.amft.rollouts import Critic, Rollouts, mean_entropy, sample
+from regularized.alignment.amft.schedule import ScheduledWeight
+
+__all__ = [
+    "AMFT",
+    "PPO",
+    "Critic",
+    "Drift",
+    "MetaWeightController",
+    "Mixer",
+    "Moved",
+    "Rollouts",
+    "ScheduledWeight",
+    "drift",
+    "generalised_advantages",
+    "imitation_loss",
+    "mean_entropy",
+    "meta_gradient",
+    "normalised",
+    "policy_loss",
+    "sample",
+    "token_entropy",
+    "token_log_probs",
+    "until_end",
+    "value_loss",
+]
