@@ -89,6 +89,6 @@ def test_a_system_that_starts_no_process_is_told(deaths, monkeypatch):
 
 def test_a_defect_of_the_pool_reaches_the_caller(deaths, monkeypatch):
     """Fails when a thread that dies of our own mistake leaves the caller waiting."""
-    monkeypatch.setattr(pool.Pool, "_start", lambda self: 1 / 0)
+    monkeypatch.setattr(pool.Pool, "start", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         answers("a")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from regularized.cli.errors import CommandError, Exit
+from regularized.cli.options import Engine, EngineName, Gpus, on_engine
 from regularized.cli.output import emit_json, emit_table, in_terminal, note
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def compare(
         bool, typer.Option("--plan", help="Say what would be done and how long it takes; no more.")
     ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Parallel processes; default one for each core.")] = None,
+    engine: Engine = EngineName.LOCAL,
+    gpus: Gpus = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Make trainings again that are stored already.")] = False,
     report: Annotated[Path | None, typer.Option(help="Folder of the report; default your data folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to standard output.")] = False,
@@ -58,6 +61,7 @@ def compare(
         if plan:
             raise typer.Exit
 
+    where = {} if plan else on_engine(engine, gpus)
     try:
         result = run(
             None,
@@ -75,6 +79,7 @@ def compare(
             workers=workers,
             fresh=fresh,
             on_plan=show,
+            **where,
         )
     except FileNotFoundError as error:
         raise CommandError(str(error), Exit.NOT_FOUND) from error

@@ -6,7 +6,7 @@ import typer
 
 from regularized.cli.checkout import needs_checkout
 from regularized.cli.errors import CommandError, Exit
-from regularized.cli.options import Json, Workers
+from regularized.cli.options import Engine, EngineName, Gpus, Json, Workers, on_engine
 from regularized.cli.output import emit_json, emit_table, note
 from regularized.cli.selection import entries
 
@@ -66,6 +66,8 @@ def ledger(
         ),
     ] = False,
     workers: Workers = None,
+    engine: Engine = EngineName.LOCAL,
+    gpus: Gpus = 0,
     as_json: Json = False,
 ) -> None:
     """Make the runs of the laptop scale that are missing, and write the evidence that ships with the package.
@@ -79,12 +81,18 @@ def ledger(
     needs_checkout("ledger")
     for entry in chosen:  # all of them before the first run, which may take hours
         check_committed(entry.slug, entry.module_name("experiment"))
+    where = on_engine(engine, gpus)
     written: list[dict[str, str]] = []
     failed: list[str] = []
     for entry in chosen:
         try:
             path = record(
-                entry.slug, entry.module_name("experiment"), entry.card.claims, confirmed=confirm, workers=workers
+                entry.slug,
+                entry.module_name("experiment"),
+                entry.card.claims,
+                confirmed=confirm,
+                workers=workers,
+                **where,
             )
         except LedgerError as error:
             note(str(error))

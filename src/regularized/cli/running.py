@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from regularized.cli.errors import CommandError, Exit, exit_of
-from regularized.cli.options import Fresh, Json, Slug, TimeLimit, Workers
+from regularized.cli.options import Engine, EngineName, Fresh, Gpus, Json, Slug, TimeLimit, Workers, on_engine
 from regularized.cli.output import console, emit_json, emit_table, in_terminal, note
 from regularized.cli.selection import implemented
 
@@ -30,6 +30,8 @@ def reproduce(
     workers: Workers = None,
     fresh: Fresh = False,
     time_limit: TimeLimit = None,
+    engine: Engine = EngineName.LOCAL,
+    gpus: Gpus = 0,
     report: Annotated[Path | None, typer.Option(help="Folder of the report; default your data folder.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -54,6 +56,7 @@ def reproduce(
         workers=workers,
         fresh=fresh,
         time_limit=time_limit,
+        **on_engine(engine, gpus),
     )
     unwritten = ""
     try:
@@ -103,13 +106,18 @@ def tune(
     workers: Workers = None,
     fresh: Fresh = False,
     time_limit: TimeLimit = None,
+    engine: Engine = EngineName.LOCAL,
+    gpus: Gpus = 0,
     as_json: Json = False,
 ) -> None:
     """Try the settings of a paper's arms: as many trials for each, on seeds that are no evidence."""
     from regularized.evidence.runner import tune as run
 
     entry = implemented(slug)
-    result = _or_usage(run, slug, entry.module_name("experiment"), workers=workers, fresh=fresh, time_limit=time_limit)
+    where = on_engine(engine, gpus)
+    result = _or_usage(
+        run, slug, entry.module_name("experiment"), workers=workers, fresh=fresh, time_limit=time_limit, **where
+    )
     if as_json:
         trials = [
             {

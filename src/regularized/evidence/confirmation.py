@@ -9,7 +9,7 @@ Public names:
     ``difference(before, again, ignored) -> str``
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ from typing import Any
 
 from regularized.evidence import ledger
 from regularized.evidence.experiment import resolve, unchanged, unrepeatable
-from regularized.evidence.pool import Job
+from regularized.evidence.pool import AnyPool, Job, Pool
 from regularized.evidence.provenance import code_key, environment, versions
 from regularized.evidence.runner import run_jobs
 from regularized.evidence.store import Run, Store, canonical
@@ -54,6 +54,7 @@ def confirm(
     store: Store | None = None,
     workers: int | None = None,
     progress: bool = True,
+    pool: Callable[..., AnyPool] = Pool,
 ) -> Confirmation:
     """Run one seed of every arm of the ledger again, and take its other runs over where nothing differs.
 
@@ -63,6 +64,7 @@ def confirm(
         store: where runs are kept; default the user's store.
         workers: parallel processes; default one for each usable core.
         progress: show how far it is.
+        pool: what makes the runs; default processes on this machine.
 
     Returns:
         What was found. With ``differing`` empty the ledger's runs are in the store under the present key.
@@ -87,7 +89,9 @@ def confirm(
     seed = shipped.seeds[len(shipped.confirmations) % len(shipped.seeds)]
     jobs = [Job(arm, seed, shipped.scale) for arm in arms]
     with nullcontext(store) if store is not None else Store() as opened:
-        again, failures, _ = run_jobs(slug, module_name, jobs, workers=workers, store=opened, progress=progress)
+        again, failures, _ = run_jobs(
+            slug, module_name, jobs, workers=workers, store=opened, progress=progress, pool=pool
+        )
         if failures:
             raise ledger.LedgerError(f"{slug}: nothing was confirmed, a run failed: {failures[0].error}")
         before = {(run.arm, run.seed): run for run in shipped.runs}

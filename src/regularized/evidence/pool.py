@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 
 from regularized.evidence.worker_process import TookTooLong, WorkerProcess
 
-__all__ = ["Answer", "AnyPool", "Here", "Job", "Pool"]
+__all__ = ["Answer", "AnyPool", "Here", "Job", "Lost", "Pool"]
 
 STARTS = 3  # a process that is killed while it starts is started again, so often in all
 PAUSE_SECONDS = 1.0  # before it is: what killed it, most often a lack of memory, may have passed
@@ -192,10 +192,10 @@ class Pool:
             while (job := self._next_job()) is not None:
                 try:
                     if process is None:
-                        process, environment = self._start()
+                        process, environment = self.start()
                     self._answers.put((job, {"status": "started"}))
-                    answer = self._run(process, job)
-                except _Lost as loss:
+                    answer = self.run_in(process, job)
+                except Lost as loss:
                     answer = loss.answer
                     if process is not None:
                         self._forget(process)
@@ -213,8 +213,12 @@ class Pool:
         except IndexError:
             return None
 
-    def _start(self) -> tuple[WorkerProcess, Mapping[str, Any]]:
-        """A process that is ready for jobs, and its environment."""
+    def start(self) -> tuple[WorkerProcess, Mapping[str, Any]]:
+        """A process that is ready for jobs, and its environment.
+
+        Raises:
+            Lost: there is none.
+        """
         problem = ("the comparison was ended", "")
         for attempt in range(STARTS):
             if attempt:
@@ -233,31 +237,36 @@ class Pool:
                 problem = process.last_words()
             self._forget(process)
             if about is not None and about["status"] == "ready":
-                raise _Lost("fatal", _CODE_CHANGED)
+                raise Lost("fatal", _CODE_CHANGED)
             if about is not None:
                 status = "unavailable" if about["status"] == "unavailable" else "fatal"
-                raise _Lost(status, about["error"], about["traceback"])
+                raise Lost(status, about["error"], about["traceback"])
             if not killed:
-                raise _Lost("fatal", *problem)
+                raise Lost("fatal", *problem)
         # Where others could start, it is this machine now and not the experiment: the other jobs go on.
-        raise _Lost("failed" if self._some_started else "fatal", *problem)
+        raise Lost("failed" if self._some_started else "fatal", *problem)
 
     def _launch(self) -> WorkerProcess:
         with self._lock:
             if self._stopping.is_set():
-                raise _Lost("failed", "the comparison was ended")
+                raise Lost("failed", "the comparison was ended")
             process = WorkerProcess()
             self._processes.add(process)
         return process
 
-    def _run(self, process: WorkerProcess, job: Job) -> Answer:
+    def run_in(self, process: WorkerProcess, job: Job) -> Answer:
+        """A run in a process that :meth:`start` has given.
+
+        Raises:
+            Lost: the process is gone, or the run takes too long.
+        """
         message = {"arm": job.arm, "seed": job.seed, "scale": job.scale, "overrides": dict(job.overrides)}
         try:
             answer = process.ask(message, seconds=self._time_limit)
         except TookTooLong:
-            raise _Lost("failed", f"the run took longer than {self._time_limit:g} s and was ended") from None
+            raise Lost("failed", f"the run took longer than {self._time_limit:g} s and was ended") from None
         if answer is None:
-            raise _Lost("failed", *process.last_words())
+            raise Lost("failed", *process.last_words())
         return answer
 
     def _forget(self, process: WorkerProcess) -> None:
@@ -266,7 +275,7 @@ class Pool:
             self._processes.discard(process)
 
 
-class _Lost(Exception):
+class Lost(Exception):
     """There is no process, or no longer; with the answer to the job that it was for."""
 
     def __init__(self, status: str, error: str, traceback: str = "") -> None:

@@ -5,13 +5,14 @@ Public names:
     ``record(slug, module_name, claims, ...) -> Path``    tunes, runs the comparison, writes the ledger
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
 from regularized.evidence import confirmation, ledger, provenance, runner
 from regularized.evidence.claims import Claim
 from regularized.evidence.experiment import undeclared_differences
+from regularized.evidence.pool import AnyPool, Pool
 from regularized.evidence.results import Failure
 
 __all__ = ["check_committed", "record"]
@@ -34,7 +35,13 @@ def check_committed(slug: str, module_name: str) -> None:
 
 
 def record(
-    slug: str, module_name: str, claims: Sequence[Claim], *, confirmed: bool = False, workers: int | None = None
+    slug: str,
+    module_name: str,
+    claims: Sequence[Claim],
+    *,
+    confirmed: bool = False,
+    workers: int | None = None,
+    pool: Callable[..., AnyPool] = Pool,
 ) -> Path:
     """Make the runs of the laptop scale that the store lacks, and write them to the paper's ledger.
 
@@ -48,6 +55,7 @@ def record(
         confirmed: take over the present ledger's runs where a repetition of one seed of every arm equals them to the
             last bit, see :mod:`regularized.evidence.confirmation`; default False. Where it does not, nothing is made.
         workers: parallel processes; default one for each usable core.
+        pool: what makes the runs, see :mod:`regularized.evidence.engines`; default processes on this machine.
 
     Returns:
         The file that was written.
@@ -67,7 +75,7 @@ def record(
                 "share these settings, tune them in both arms over equal grids, or say that they are the idea"
             )
     if confirmed:
-        found = confirmation.confirm(slug, module_name, workers=workers)
+        found = confirmation.confirm(slug, module_name, workers=workers, pool=pool)
         if found.differing:
             what = "; ".join(f"{arm}: {text}" for arm, text in found.differing.items())
             raise ledger.LedgerError(
@@ -76,8 +84,8 @@ def record(
             )
     failures: list[Failure] = []
     if hasattr(experiment, "TUNING"):
-        failures += runner.tune(slug, module_name, workers=workers).failures
-    failures += runner.reproduce(slug, module_name, claims, workers=workers).failures
+        failures += runner.tune(slug, module_name, workers=workers, pool=pool).failures
+    failures += runner.reproduce(slug, module_name, claims, workers=workers, pool=pool).failures
     if failures:
         raise ledger.LedgerError(f"{slug}: not written, {len(failures)} runs failed; the first: {failures[0].error}")
     return ledger.export(slug, module_name, claims)

@@ -62,6 +62,7 @@ def reproduce(
     fresh: bool = False,
     progress: bool = True,
     time_limit: float | None = None,
+    pool: Callable[..., AnyPool] = Pool,
 ) -> ReproduceResult:
     """Run every arm with every seed and judge the claims.
 
@@ -81,6 +82,8 @@ def reproduce(
         fresh: make runs again that are in the store already.
         progress: show a bar on standard error, or a line for each run where that is no terminal.
         time_limit: seconds that a run may take; one that takes longer is ended, and has failed. Default none.
+        pool: what makes the runs; default processes on this machine. Others are in
+            :mod:`regularized.evidence.engines`.
 
     Raises:
         Unavailable: data, a package or hardware of this scale is missing.
@@ -98,7 +101,7 @@ def reproduce(
     jobs = [Job(arm, seed, scale) for seed in wanted for arm in chosen]
     with nullcontext(store) if store is not None else Store() as opened:
         runs, failures, reused = _run_matrix(
-            slug, module_name, experiment, jobs, workers, opened, fresh, progress, time_limit
+            slug, module_name, experiment, jobs, workers, opened, fresh, progress, time_limit, pool
         )
         tuning = _known_tuning(slug, module_name, experiment, opened)
     declared = seeds_of(experiment).count
@@ -133,6 +136,7 @@ def tune(
     fresh: bool = False,
     progress: bool = True,
     time_limit: float | None = None,
+    pool: Callable[..., AnyPool] = Pool,
 ) -> TuningResult:
     """Run the experiment's tuning grid, as many trials for each arm, and say which setting is best.
 
@@ -146,6 +150,7 @@ def tune(
         fresh: as in :func:`reproduce`.
         progress: as in :func:`reproduce`.
         time_limit: as in :func:`reproduce`.
+        pool: as in :func:`reproduce`.
 
     Raises:
         ValueError: the experiment has no ``TUNING``.
@@ -162,7 +167,7 @@ def tune(
     jobs = trials_of(tuning)
     with nullcontext(store) if store is not None else Store() as opened:
         runs, failures, reused = _run_matrix(
-            slug, module_name, experiment, jobs, workers, opened, fresh, progress, time_limit
+            slug, module_name, experiment, jobs, workers, opened, fresh, progress, time_limit, pool
         )
     trials, agrees = rank_trials(tuning, runs, resolved(experiment, tuning.scale))
     return TuningResult(

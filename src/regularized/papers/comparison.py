@@ -13,6 +13,7 @@ from regularized.evidence.comparison.matrix import entry_of
 from regularized.evidence.comparison.models import Factory
 from regularized.evidence.comparison.recipe import Setup
 from regularized.evidence.comparison.training import gathered
+from regularized.evidence.pool import AnyPool
 from regularized.papers.card import FAMILIES
 from regularized.papers.catalogue import load_catalogue
 
@@ -40,6 +41,7 @@ def compare(
     workers: int | None = None,
     fresh: bool = False,
     progress: bool = True,
+    pool: Callable[..., AnyPool] | None = None,
     on_plan: Callable[[Plan], None] | None = None,
 ) -> Comparison:
     """Which technique helps on these data: all tuned like the plain network, judged on samples that no choice saw.
@@ -69,6 +71,8 @@ def compare(
         workers: parallel processes; default one for each usable core.
         fresh: make runs again that are there.
         progress: show how far it is.
+        pool: what makes the runs, see :mod:`regularized.evidence.engines`: on a cluster all machines must see the
+            folder of the data. Default processes on this machine.
         on_plan: called with the plan before the first run.
 
     Raises:
@@ -99,6 +103,7 @@ def compare(
         workers=workers,
         fresh=fresh,
         progress=progress,
+        pool=pool,
         on_plan=on_plan,
         source=f"problem = problem_of({str(data)!r}{where})" if isinstance(data, str | Path) else "",
     )

@@ -18,7 +18,7 @@ from regularized.evidence.comparison.recipe import Setup
 from regularized.evidence.comparison.result import Arm, Comparison, Plan
 from regularized.evidence.comparison.snippet import snippet
 from regularized.evidence.comparison.training import gathered
-from regularized.evidence.pool import Here, Pool
+from regularized.evidence.pool import AnyPool, Here, Pool
 from regularized.evidence.provenance import cores
 from regularized.evidence.statistics import interval_of_mean
 from regularized.evidence.store import Store
@@ -47,6 +47,7 @@ def compare_problem(
     store: Store | None = None,
     fresh: bool = False,
     progress: bool = True,
+    pool: Callable[..., AnyPool] | None = None,
     on_plan: Callable[[Plan], None] | None = None,
     source: str = "",
 ) -> Comparison:
@@ -70,6 +71,8 @@ def compare_problem(
         store: where runs are kept; default the user's.
         fresh: make runs again that are there.
         progress: show how far it is.
+        pool: what makes the runs, see :mod:`regularized.evidence.engines`; default processes on this machine, or this
+            process alone where the network cannot be imported.
         on_plan: called with the plan before the first run.
         source: code that loads the data into ``problem``, for the snippet.
 
@@ -98,7 +101,9 @@ def compare_problem(
         entries = [entry_of(entry.members, plan.trials) for entry in entries]
     if on_plan is not None:
         on_plan(plan)
-    pool = Pool if model_source.importable else Here
+    if pool is not None and not model_source.importable:
+        raise ValueError("the network can only be made in this process: put its factory into a module to run elsewhere")
+    pool = pool or (Pool if model_source.importable else Here)
     with nullcontext(store) if store is not None else Store() as opened:
         matrix = Matrix(base, plan, opened, workers=count, fresh=fresh, progress=progress, pool=pool)
         matrix.run(entries)

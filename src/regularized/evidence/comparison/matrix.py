@@ -11,7 +11,7 @@ from regularized.evidence.comparison.metrics import METRICS
 from regularized.evidence.comparison.recipe import Recipe
 from regularized.evidence.comparison.result import Plan
 from regularized.evidence.comparison.space import Space, points
-from regularized.evidence.pool import AnyPool, Job, Pool
+from regularized.evidence.pool import AnyPool, Here, Job
 from regularized.evidence.provenance import code_key
 from regularized.evidence.runner import run_jobs
 from regularized.evidence.store import Run, Store, canonical
@@ -104,7 +104,7 @@ class Matrix:
     ) -> None:
         self.base = base
         self.plan = plan
-        self.apart: bool = pool is Pool  # each run's memory is its own process's
+        self.apart: bool = pool is not Here  # each run's memory is its own process's
         self.reused: int = 0
         self._store = store
         self._options: dict[str, Any] = {"workers": workers, "fresh": fresh, "progress": progress, "pool": pool}
