@@ -36,7 +36,7 @@ class Advice:
 def advise(family: str, entries: Iterable[Entry] | None = None) -> list[Advice]:
     """The techniques for a problem in the order in which to try them.
 
-    First those of which the largest share of claims holds, as the catalogue has it. A technique of which none holds is
+    As the catalogue has them, best proven first. A technique of which none holds is
     last, and has no rank: beside a baseline that was tuned as carefully it has kept no promise here.
 
     Args:
