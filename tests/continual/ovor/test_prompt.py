@@ -163,7 +163,7 @@ def test_timm_itself():
     try:
         timm = importlib.import_module("timm")
     except Exception as error:
-        pytest.skip(f"timm cannot be imported here: {error}")
+        pytest.skip(f"not applicable: timm cannot be imported beside this build of torch ({error})")
     torch.manual_seed(0)
     vit = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
     x = torch.randn(1, 3, 224, 224)
