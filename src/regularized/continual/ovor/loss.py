@@ -32,7 +32,8 @@ __all__ = ["energy", "energy_gap", "outlier_loss", "task_cross_entropy"]
 def energy(logits: Tensor) -> Tensor:
     """s(z) = - logsumexp(z): (B,) energies of logits (B, C).
 
-    Give it the columns of the task; a column that is masked with minus infinity takes no part either.
+    Args:
+        logits: (B, C), the columns of the task; one that is masked with minus infinity takes no part.
 
     Examples:
         >>> energy(torch.tensor([[2.0]])).tolist(), round(energy(torch.zeros(1, 4)).item(), 4)
@@ -82,6 +83,10 @@ def _rho(u: Tensor, huber: bool) -> Tensor:
 
 def energy_gap(id_logits: Tensor, ood_logits: Tensor) -> Tensor:
     """By how much the mean energy of outliers is above that of real features: a scalar, to be watched.
+
+    Args:
+        id_logits: (B, C) of real features, over the classes of the task.
+        ood_logits: (M, C) of outliers.
 
     Examples:
         >>> energy_gap(torch.tensor([[5.0], [7.0]]), torch.tensor([[1.0]])).item()

@@ -20,6 +20,12 @@ class Thresholds(NamedTuple):
     Args:
         tau_id: of real features.
         tau_ood: of outliers.
+
+    Raises:
+        ValueError: by :meth:`check`, where they are in the wrong order.
+
+    Examples:
+        >>> Thresholds(-15.0, -3.0).check()  # the released ones, in the right order
     """
 
     tau_id: float
