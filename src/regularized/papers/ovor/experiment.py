@@ -88,15 +88,18 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
-_POOL: dict[str, Any] = {"prompts": "pool"}
+# The best of TUNING; rates first, strengths at these rates.
+_ONE: dict[str, Any] = {"lr": 5e-3}
+_POOL: dict[str, Any] = {"prompts": "pool", "lr": 5e-3}
 _SECOND: dict[str, Any] = {"head_share": 0.2}
-_OUTLIERS: dict[str, Any] = {"weight": 0.1}
+_OUTLIERS: dict[str, Any] = {"weight": 0.1, "sigma": 0.1, "margin": 12.0}
+_OFFICIAL: dict[str, Any] = {"weight": 0.1, "sigma": 0.1, "margin": 12.0}
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "prompt_pool": {**_POOL},
-    "one_prompt": {},
-    "head_only": {**_SECOND},
-    "outliers": {**_SECOND, **_OUTLIERS},
-    "official_outliers": {**_SECOND, "around": "origin", "weight": 0.1},
+    "one_prompt": {**_ONE},
+    "head_only": {**_ONE, **_SECOND},
+    "outliers": {**_ONE, **_SECOND, **_OUTLIERS},
+    "official_outliers": {**_ONE, **_SECOND, **_OFFICIAL, "around": "origin"},
     "pool_outliers": {**_POOL, **_SECOND, **_OUTLIERS},
 }
 
