@@ -7,7 +7,7 @@ from email.policy import default as policy
 from html.parser import HTMLParser
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from starlette.testclient import TestClient
 
 from regularized.site.models import Paper, VerdictChange
@@ -95,6 +95,12 @@ def sign_in(client: TestClient, outbox: Outbox, address: str, goes_to: str = "/"
     assert asked.status_code == 200, asked.text
     used = send(client, outbox.link("/sign-in/link"), "/sign-in/link")
     assert used.status_code == 303, used.text
+
+
+def without_code(site: Site, slug: str) -> None:
+    """Show a paper as one that has a card and no code."""
+    with site.write.begin() as session:
+        session.execute(update(Paper).where(Paper.slug == slug).values(runs=False, standing=0.0))
 
 
 def something_new(site, clock: Clock, slug: str) -> None:

@@ -9,6 +9,7 @@ from urllib.parse import urljoin, urlsplit
 import pytest
 from sqlalchemy import event
 from starlette.testclient import TestClient
+from tests.site.helpers import without_code
 
 from regularized.evidence.claims import Verdict, count_verdicts
 from regularized.papers.card import FAMILIES
@@ -24,7 +25,7 @@ MEASURED = next(
     for entry in ENTRIES
     if entry.ledger.is_file() and entry.card.official and any(run.curves for run in entry.load_ledger().runs)
 )
-WAITING = next(entry for entry in ENTRIES if not entry.implemented)
+WAITING = ENTRIES[-1]
 DAY = datetime.date(2026, 3, 2)
 
 PAGES = [
@@ -209,6 +210,7 @@ def test_the_footer_says_how_many_run(client, site, clock):
 
 def test_paper_without_code_says_so(client, site, drawn):
     """Fails when a card without code, or an imported paper, looks as if it ran."""
+    without_code(site, WAITING.slug)
     assert "No runnable code yet." in client.get(f"/papers/{WAITING.slug}").text
     paper = Incoming("A paper from <elsewhere>", DAY, "arxiv", abstract="What it says.", authors=("Ada", "Bob"))
     with site.write.begin() as session:

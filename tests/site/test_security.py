@@ -25,7 +25,7 @@ from regularized.site.security import (
 )
 
 ENTRIES = load_catalogue()
-PAPER = next(entry for entry in ENTRIES if not entry.implemented)
+PAPER = ENTRIES[-1]
 PAGE = f"/papers/{PAPER.slug}"
 
 
