@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-pytest.importorskip("transformers", reason="regularized[huggingface] is not installed")
-
 from regularized.alignment.huggingface import generate_responses
 from regularized.alignment.sampling import sample_responses
 from regularized.alignment.sequence_log_probs import next_token_logits, sequence_log_probs
 from regularized.evidence.pretrained import byte_tokens, tiny_llama
+
+pytest.importorskip("transformers", reason='needs the extra: pip install "regularized[huggingface]"')
 
 PROMPTS = [byte_tokens("a long prompt: "), byte_tokens("x")]
 
