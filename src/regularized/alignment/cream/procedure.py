@@ -276,14 +276,15 @@ class CREAM:
 
     @torch.no_grad()
     def _score(self, model: nn.Module, responses: Responses) -> Tensor:
-        """(P, N) log-probabilities, in evaluation mode; prompt after prompt, which bounds the memory of the logits."""
+        """(P, N) log-probabilities, in evaluation mode, some at a time: without a graph more fit than in training."""
         training = model.training
         model.eval()
+        size = 8 * self.batch_size
         scores = [
             sequence_log_probs(next_token_logits(model, tokens), tokens, mask)
             for tokens, mask in zip(
-                responses.tokens.flatten(0, 1).split(self.batch_size * 2),
-                responses.mask.flatten(0, 1).split(self.batch_size * 2),
+                responses.tokens.flatten(0, 1).split(size),
+                responses.mask.flatten(0, 1).split(size),
                 strict=True,
             )
         ]

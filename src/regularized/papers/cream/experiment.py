@@ -8,8 +8,9 @@ answers to each, give M_3. Whether an answer is right can be checked, so a ranki
 By the model's own rewards, each arm with the best of four learning rates (``self_rewarding``, ``constant`` label
 smoothing, ``cream_mean``, ``cream_each``), against ``fine_tuned`` (M_1) and ``cream_mean_one_round`` (M_2); and at
 equal settings with a rate at which self-rewarding was seen to collapse (``equal_...``), since the paper has one rate
-for all. Then by a synthetic judge that knows what is right: with noise that is new in each round (``noisy_...``), and
-with little noise but a steady liking for copies (``biased_...``), which agreement cannot see.
+for all. Then by a synthetic judge that knows what is right, at a rate at which labels matter: with noise that is new in
+each round (``noisy_...``), and with little noise but a steady liking for answers that begin with the prompt's first
+digit (``biased_...``), which agreement cannot see.
 
 Claims: ``third_round``, ``keeps_improving``, ``better_than_fine_tuned``, ``over_constant``, ``over_each``; at equal
 settings ``collapse`` and ``ranking_consistency``; ``noisy_judge``, ``biased_judge``, ``sees_noise``. A claim is refuted
@@ -67,8 +68,10 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
 }
 
 _OWN: dict[str, Any] = {"lr": 3e-5}
-_NOISY: dict[str, Any] = {"judge": "synthetic", "noise": 1.0}
-_BIASED: dict[str, Any] = {"judge": "synthetic", "noise": 0.1, "bias": 2.0}
+# Noise, bias and their rate were chosen on seed 1000. With a lower rate margins stay so small that only the sign of
+# C - 1/2 matters to Adam, and the label of a usable judge changes nothing.
+_NOISY: dict[str, Any] = {"judge": "synthetic", "noise": 2.0, "lr": 3e-4}
+_BIASED: dict[str, Any] = {"judge": "synthetic", "noise": 0.1, "bias": 2.0, "lr": 3e-4}
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "fine_tuned": {**_OWN, "rounds": 0},
     "self_rewarding": {**_OWN},
@@ -272,7 +275,7 @@ def _fit(model: nn.Module, optimizer: torch.optim.Optimizer, tokens: Tensor) -> 
 
 
 def judge(s: Mapping[str, Any]) -> Judge | None:
-    """None, the model's own rewards; or one that knows what is right, with noise and a liking for copies."""
+    """None, the model's own rewards; or one that knows what is right, with noise, and a liking for a beginning."""
     if s["judge"] == "own":
         return None
     digits = s["digits"]
@@ -280,8 +283,7 @@ def judge(s: Mapping[str, Any]) -> Judge | None:
     def right(responses: Responses) -> Tensor:
         return correct(responses, digits).float()
 
-    def copied(responses: Responses) -> Tensor:
-        tokens = nn.functional.pad(responses.tokens, (0, digits), value=-1)
-        return (tokens[..., digits + 1 : 2 * digits + 1] == tokens[..., :digits]).all(dim=2).float()
+    def begins_alike(responses: Responses) -> Tensor:
+        return (responses.tokens[..., digits + 1] == responses.tokens[..., 0]).float()
 
-    return SyntheticJudge(right, feature=copied, bias=s["bias"], noise=s["noise"])
+    return SyntheticJudge(right, feature=begins_alike, bias=s["bias"], noise=s["noise"])
