@@ -102,6 +102,17 @@ def chat_prompts(tokenizer: Any, questions: Sequence[str], *, system: str | None
 
     Returns:
         A tensor (n,) of ids for each question.
+
+    Examples:
+        With a stand-in for a tokenizer:
+
+        >>> class Words:
+        ...     def apply_chat_template(self, messages, **options):
+        ...         return " ".join(f"{m['role']} {m['content']}" for m in messages) + " assistant"
+        ...     def __call__(self, text, **options):
+        ...         return {"input_ids": [["system", "user", "hello", "assistant"].index(w) for w in text.split()]}
+        >>> chat_prompts(Words(), ["hello"])
+        [tensor([1, 2, 3])]
     """
     before = [] if system is None else [{"role": "system", "content": system}]
     texts = [
