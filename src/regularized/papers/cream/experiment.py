@@ -91,13 +91,14 @@ PUBLISHED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "paper": {arm: {"lr": 1e-6} for arm, own in ARMS.items() if own.get("judge", "own") == "own"}
 }
 
-_RATES = [{"lr": lr} for lr in (1e-5, 3e-5, 1e-4, 3e-4)]
+# Moved down once: of a first grid, (1e-5, 3e-5, 1e-4, 3e-4), the lowest was best for three arms of four.
+_RATES = [{"lr": lr} for lr in (3e-6, 1e-5, 3e-5, 1e-4)]
 TUNING = Tuning(
     metric="validation_accuracy",
     direction="higher",
     grids={
         "self_rewarding": _RATES,
-        "constant": [{"consistency": c, "lr": lr} for c in (0.6, 0.8) for lr in (3e-5, 1e-4)],
+        "constant": [{"consistency": c, "lr": lr} for c in (0.6, 0.8) for lr in (1e-5, 3e-5)],
         "cream_each": _RATES,
         "cream_mean": _RATES,
     },
