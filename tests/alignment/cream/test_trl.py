@@ -35,7 +35,6 @@ def config(folder, **options):
         bf16=False,
         save_strategy="no",
         disable_tqdm=True,
-        gradient_checkpointing=False,
         **{"num_train_epochs": 1, "logging_steps": 1, **options},
     )
 
@@ -47,7 +46,7 @@ def test_a_step_is_that_of_our_own_loop(tmp_path):
     )
     policy = copy.deepcopy(cream.policy)
     sgd = torch.optim.SGD(policy.parameters(), lr=0.5)
-    trainer = ours.CREAMTrainer(
+    trainer = ours.cream_trainer(
         policy,
         pairs,
         cream.reference_log_probs,
@@ -93,7 +92,7 @@ def test_data_are_the_pairs_as_they_were_sampled():
 def test_refuses_what_would_change_the_loss(tmp_path, options, words):
     cream, pairs = collected()
     with pytest.raises(ValueError, match=words):
-        ours.CREAMTrainer(
+        ours.cream_trainer(
             cream.policy,
             pairs,
             cream.reference_log_probs,

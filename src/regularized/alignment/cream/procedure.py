@@ -192,7 +192,7 @@ class CREAM:
 
         Returns:
             The pairs, for :meth:`train` or for a trainer of your own, such as
-            :class:`~regularized.alignment.cream.trl.CREAMTrainer`.
+            :func:`~regularized.alignment.cream.trl.cream_trainer`.
 
         Raises:
             ValueError: the round was begun with other prompts; or no prompt gives a pair.
