@@ -14,6 +14,7 @@ It needs ``pip install "regularized[alignment]"``; TRL is loaded at the first ca
 import copy
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -44,8 +45,7 @@ def pair_dataset(pairs: PreferencePairs, reference_log_probs: Tensor) -> Any:
         pairs: K pairs.
         reference_log_probs: (K, 2), chosen first.
     """
-    from datasets import Dataset
-
+    datasets: Any = import_module("datasets")
     rows = []
     labels, references = pairs.consistency.tolist(), reference_log_probs.tolist()
     for tokens, mask, reference, label in zip(pairs.tokens.cpu(), pairs.mask.cpu(), references, labels, strict=True):
@@ -53,7 +53,7 @@ def pair_dataset(pairs: PreferencePairs, reference_log_probs: Tensor) -> Any:
         chosen, rejected = (row[scored].tolist() for row, scored in zip(tokens, mask, strict=True))
         values = [tokens[0, :start].tolist(), chosen, rejected, *reference, label]
         rows.append(dict(zip(_COLUMNS, values, strict=True)))
-    return Dataset.from_list(rows)
+    return datasets.Dataset.from_list(rows)
 
 
 def cream_trainer(
@@ -111,10 +111,10 @@ def cream_trainer(
 @cache
 def _classes() -> tuple[Any, Any]:
     """The trainer and its collator, made of TRL's."""
-    from trl import DPOTrainer
-    from trl.trainer.dpo_trainer import DataCollatorForPreference
+    trl: Any = import_module("trl")
+    collators: Any = import_module("trl.trainer.dpo_trainer")
 
-    class CREAMTrainer(DPOTrainer):  # type: ignore[misc]
+    class CREAMTrainer(trl.DPOTrainer):  # type: ignore[misc]
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
             return dataset  # tokenized as it was sampled
 
@@ -153,7 +153,7 @@ def _classes() -> tuple[Any, Any]:
                     kept[name] = [float(value) for value in values]
             super().log(logs, start_time)
 
-    class Collator(DataCollatorForPreference):  # type: ignore[misc]
+    class Collator(collators.DataCollatorForPreference):  # type: ignore[misc]
         def torch_call(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             batch: dict[str, Any] = super().torch_call(list(examples))
             return batch | {"consistency": torch.tensor([example["consistency"] for example in examples])}
