@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from regularized.evidence import pictures
+from regularized.evidence import pictures, sounds
 from regularized.evidence._plots import arm_colour, curve_names, curve_svg, effect_svg
 from regularized.evidence.claims import Outcome, Verdict, effect_text, interval_text
 from regularized.evidence.numbers import aligned, number
@@ -71,6 +71,7 @@ def page(result: ReproduceResult, *, title: str) -> str:
         section("Claims", "".join(_claim(result, outcome, i) for i, outcome in enumerate(result.outcomes))),
         section("Learning curves", _curves(result)),
         section("Pictures", _pictures(result)),
+        section("Sounds", _sounds(result)),
         section("Every value", _values(result)),
         section("Settings", _settings(result)),
         section("How the settings were chosen", _tuning(result, result.tuning) if result.tuning else ""),
@@ -98,6 +99,17 @@ def _pictures(result: ReproduceResult) -> str:
         label = escape(f"{picture.arm}: {picture.name.replace('_', ' ')}, seed {result.seeds[0]}")
         image = f'<img src="data:image/png;base64,{data}" alt="{label}">'
         shown.append(f"<figure>{image}<figcaption>{label}</figcaption></figure>")
+    return "".join(shown)
+
+
+def _sounds(result: ReproduceResult) -> str:
+    """Those of the first seed, in the page itself."""
+    shown = []
+    for sound in sounds.of(result):
+        data = base64.b64encode(sound.path.read_bytes()).decode("ascii")
+        label = escape(f"{sound.arm}: {sound.name.replace('_', ' ')}, seed {result.seeds[0]}")
+        audio = f'<audio controls src="data:audio/wav;base64,{data}"></audio>'
+        shown.append(f"<figure>{audio}<figcaption>{label}</figcaption></figure>")
     return "".join(shown)
 
 

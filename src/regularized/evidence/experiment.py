@@ -41,6 +41,7 @@ from regularized.evidence.store import canonical
 
 __all__ = [
     "About",
+    "Audible",
     "Illustrated",
     "Measurements",
     "Seeds",
@@ -92,6 +93,17 @@ class Illustrated(Measurements):
     """
 
     images: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Audible(Illustrated):
+    """Measurements with sounds, too, which ``reproduce`` saves beside its report; the ledger does not hold them.
+
+    Args:
+        sounds: (n,) samples at 16 kHz by name, in [-1, 1].
+    """
+
+    sounds: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 Public names:
     ``to_json(result) -> dict``            the keys that scripts rely on
     ``print_table(result, console)``       rich tables
-    ``write(result, directory) -> Path``   ``report.html`` with its curves and pictures as files beside it; sets
+    ``write(result, directory) -> Path``   ``report.html`` with its curves, pictures and sounds as files beside it; sets
     ``result.report``
     ``prepare(directory) -> Path``         makes sure, before the runs, that a report can be written after them
     ``default_directory(slug, scale)``     where the command writes unless told otherwise
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regularized.evidence import pictures
+from regularized.evidence import pictures, sounds
 from regularized.evidence._html import page
 from regularized.evidence._plots import save_curves
 from regularized.evidence.claims import Outcome, Verdict, effect_text, interval_text, reason_text
@@ -221,7 +221,7 @@ def prepare(directory: Path | str) -> Path:
 
 
 def write(result: ReproduceResult, directory: Path | str, *, title: str = "") -> Path:
-    """Write the report, its plot and its pictures; sets ``result.report``.
+    """Write the report, its plot, its pictures and its sounds; sets ``result.report``.
 
     The page needs no other file and makes no request: style and plots are in it.
 
@@ -240,6 +240,7 @@ def write(result: ReproduceResult, directory: Path | str, *, title: str = "") ->
     with explained(folder):
         save_curves(result, folder)
         pictures.save(result, folder)
+        sounds.save(result, folder)
         target = folder / "report.html"
         part = target.with_name("report.html.part")
         # What is no character, from an odd file name, as an escape: a name must not cost the report.

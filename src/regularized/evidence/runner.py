@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, TypeAlias
 
-from regularized.evidence import ledger, pictures
+from regularized.evidence import ledger, pictures, sounds
 from regularized.evidence.claims import Claim
 from regularized.evidence.experiment import Tuning, Unavailable, describe_arms, resolve, seeds_of
 from regularized.evidence.pool import Answer, AnyPool, Job, Pool
@@ -270,8 +270,9 @@ def _run_matrix(
             )
             store.add(run)
             if not job.overrides:  # a trial is no result
-                encoded = answer.get("images", {})
-                pictures.keep(encoded, slug=slug, scale=job.scale, code_key=key, arm=job.arm, seed=job.seed)
+                for kind, name in ((pictures, "images"), (sounds, "sounds")):
+                    encoded = answer.get(name, {})
+                    kind.keep(encoded, slug=slug, scale=job.scale, code_key=key, arm=job.arm, seed=job.seed)
             runs[_identity(experiment, job)] = run
         elif answer["status"] == "failed":
             failures.append(Failure(job.arm, job.seed, answer["error"], answer["traceback"], dict(job.overrides)))

@@ -86,8 +86,8 @@ def answer_to(experiment: "ModuleType", job: Mapping[str, Any]) -> dict[str, Any
     import numpy as np
     import torch
 
-    from regularized.evidence.experiment import Illustrated, resolve
-    from regularized.evidence.pictures import encode
+    from regularized.evidence import pictures, sounds
+    from regularized.evidence.experiment import Audible, Illustrated, resolve
 
     # An experiment draws from generators of its own. One that forgot is still the same in each process and order of
     # runs.
@@ -107,7 +107,8 @@ def answer_to(experiment: "ModuleType", job: Mapping[str, Any]) -> dict[str, Any
             },
             "curve_unit": measured.curve_unit,
             "data": measured.data,
-            "images": encode(measured.images) if isinstance(measured, Illustrated) else {},
+            "images": pictures.encode(measured.images) if isinstance(measured, Illustrated) else {},
+            "sounds": sounds.encode(measured.sounds) if isinstance(measured, Audible) else {},
             "seconds": time.perf_counter() - start,
             "peak_memory": _peak(),
         }

@@ -149,6 +149,7 @@ def bad_inputs():
         refused("half a task", lambda: Stage("in_pair", 1, {"r2av": 0.4}), ValueError, ("task r2av", "whole", "0.4")),
         refused("no stages", lambda: ProgressivePlan([]), ValueError, ("needs a stage",)),
         refused("world", lambda: WORLD.batch(1, "v2a", "in_pair", torch.Generator()), ValueError, ("ra2v", "'v2a'")),
+        refused("persons of a clip", lambda: TalkingGlyphs(persons=3), ValueError, ("persons", "[1, 2]", "3")),
         refused("lengths", lambda: TalkingGlyphs(lengths=(3, 2)), ValueError, ("lengths", "(3, 2)")),
         refused("persons", lambda: _call(pictures=PICTURES, persons=(1,)), ValueError, ("persons", "(1,) for 2")),
         refused("size of pictures", lambda: _call(pictures=PICTURES[..., :4]), ValueError, ("pictures", "fit them")),

@@ -2,7 +2,7 @@
 
 import torch
 
-from regularized.generation.dreamid_omni import Clip, Scene, TalkingGlyphs, decode, measure, palette
+from regularized.generation.dreamid_omni import Clip, TalkingGlyphs, decode, measure, palette
 
 
 def drawn(count=300, task="r2av", pairing="cross_pair", seed=0, **settings):
@@ -22,7 +22,11 @@ def test_what_should_be_is_read_without_a_mistake():
     assert found["synchrony"] > 0.9
     assert found["copy_rate"] > 0.999
     seen = decode(world.render(scene))
-    assert torch.equal(seen.word, scene.word.gather(1, scene.speaker))
+    assert torch.equal(seen.word, scene.said)
+    world, batch, scene = drawn(persons=1)
+    assert scene.alone.all()
+    found = measure(world.render(scene), scene)
+    assert (found["identity_accuracy"], found["binding_error"], found["speaker_confusion"]) == (100, 0, 0)
 
 
 def test_each_mistake_is_its_own_number():
@@ -33,10 +37,13 @@ def test_each_mistake_is_its_own_number():
     assert (wrong_faces["binding_error"], wrong_faces["speaker_confusion"]) == (1, 0)
     wrong_voices = measure(world.render(scene._replace(voice=scene.voice.flip(1))), scene)
     assert (wrong_voices["binding_error"], wrong_voices["identity_accuracy"]) == (1, 100)
-    wrong_sides = measure(world.render(scene._replace(side=1 - scene.side)), scene)
+    wrong_sides = measure(world.render(scene._replace(there=1 - scene.there)), scene)
     assert (wrong_sides["speaker_confusion"], wrong_sides["binding_error"]) == (1, 0)
     strangers = measure(world.render(scene._replace(hue=(scene.hue + 3) % 6, voice=(scene.voice + 3) % 6)), scene)
     assert strangers["voice_known"] < 50
+    world, _, single = drawn(persons=1)
+    other = measure(world.render(single._replace(there=1 - single.there)), single)
+    assert (other["speaker_confusion"], other["binding_error"], other["identity_accuracy"]) == (1, 1, 0)
     noise = measure(Clip(torch.randn(300, 3, 4, 4, 8), torch.randn(300, 8, 6)), scene)
     assert 0.35 < noise["binding_error"] < 0.65
     assert 0.4 < noise["speaker_confusion"] < 0.6
@@ -60,10 +67,8 @@ def test_pairs_of_a_clip_and_across():
     assert batch.mask_video.mean() == 1 / 4
     assert batch.mask_audio.mean() == 1 / 2
     silent = world.render(scene).video[:, :, :, 2, 1] < 0
-    left = scene.there[:, 0] == 0
     cut = batch.mask_video[:, 0, :, 0, 0].bool()
     assert (silent.all(dim=1) | ~cut).all(), "the mouth is closed where a face is cut"
-    assert left.any()
     _, across, scene = drawn(noise=0.0)
     assert across.mask_video is None
     gains = (across.given.voices[0].amax(dim=(1, 2)) + 0.5) / 2
@@ -75,8 +80,7 @@ def test_tasks():
     _, grey, scene = drawn(task="rv2av")
     source = grey.given.source_video
     assert (source == source[:, :1]).all()
-    moving = decode(Clip(grey.video, grey.audio)).side
-    assert torch.equal(moving, scene.cell.gather(1, scene.speaker))
+    assert torch.equal(decode(Clip(source.mul(2), grey.audio)).side, scene.side)
     _, driven, _ = drawn(task="ra2v")
     assert torch.equal(driven.given.driving_audio, driven.audio)
     assert driven.given.voices == ()
@@ -90,16 +94,17 @@ def test_captions():
     world, batch, scene = drawn()
     text = batch.given.text / 10**0.5
     assert text.shape == (300, 2, 10)
-    for person in range(2):
-        assert (text[:, person, :3].argmax(dim=1) == 1 + person).all()
-        assert torch.equal(text[:, person, 3:5].argmax(dim=1), scene.cell[:, person])
-        assert torch.equal(text[:, person, 5:7].argmax(dim=1), scene.half[:, person])
-        assert torch.equal(text[:, person, 7:].argmax(dim=1), scene.word[:, person])
+    for half in range(2):
+        assert torch.equal(text[:, half, :3].argmax(dim=1), 1 + scene.speaker[:, half])
+        assert torch.equal(text[:, half, 3:5].argmax(dim=1), scene.side[:, half])
+        assert (text[:, half, 5:7].argmax(dim=1) == half).all()
+        assert torch.equal(text[:, half, 7:].argmax(dim=1), scene.said[:, half])
+    assert not TalkingGlyphs(persons=1).caption(scene)[:, :, 3:5].any()
     plain = TalkingGlyphs(structured=False)
-    swapped = Scene(*(x.flip(1) if x.ndim == 2 else 1 - x for x in scene))
-    assert torch.equal(plain.caption(scene), plain.caption(swapped))
-    assert torch.equal(plain.caption(scene), plain.caption(scene._replace(side=1 - scene.side))), "sides are not told"
-    assert not torch.equal(world.caption(scene), world.caption(swapped))
+    for field in ("there", "speaker"):
+        swapped = scene._replace(**{field: 1 - getattr(scene, field)})
+        assert torch.equal(plain.caption(scene), plain.caption(swapped)), "who is not told"
+        assert not torch.equal(world.caption(scene), world.caption(swapped))
 
 
 def test_hues_are_far_apart():

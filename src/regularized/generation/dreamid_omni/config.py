@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from regularized.generation.dreamid_omni.positions import head_split
-from regularized.mechanisms.ranges import check_fields, count, positive
+from regularized.mechanisms.ranges import check_fields, count, finite, positive
 
 __all__ = ["JointAVConfig"]
 
@@ -30,6 +30,8 @@ class JointAVConfig:
         fusion_init: factor on the initial weights of the video stream's keys and values of the audio; Ovi: 0.1.
         embedding_std: of the initial weights that embed text and time; Ovi: 0.02. None: by their sizes, as all others,
             for a model that begins from nothing.
+        gate_init: what the gates of a block begin with, or None for small random numbers, as Ovi. With 1 a model that
+            begins from nothing passes on what its attention finds from the first step.
         eps: of all normalisations.
 
     Raises:
@@ -53,12 +55,14 @@ class JointAVConfig:
     text_len: int = 512
     fusion_init: float = 0.1
     embedding_std: float | None = 0.02
+    gate_init: float | None = None
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
         sizes = ("dim", "heads", "layers", "ffn", "video_channels", "audio_channels", "freq", "text", "text_len")
         check_fields(self, **{name: count(1) for name in sizes}, fusion_init=positive(), eps=positive())
         positive().or_none("by their sizes")("embedding_std", self.embedding_std)
+        finite().or_none("small random numbers")("gate_init", self.gate_init)
         if self.dim % self.heads:
             raise ValueError(f"heads must divide dim, got {self.heads} and {self.dim}")
         if self.freq % 2:
@@ -89,4 +93,5 @@ class JointAVConfig:
             text_len=6,
             fusion_init=1.0,
             embedding_std=None,
+            gate_init=1.0,
         )

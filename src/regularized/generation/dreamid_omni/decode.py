@@ -81,7 +81,8 @@ def measure(clip: Clip, scene: Scene, reference_gain: Tensor | None = None) -> d
         of the persons that are anywhere; ``voice_known``, percent of the halves with the voice of one of the two;
         ``binding_error``, share of the halves in which the face that speaks and the voice that is heard are of
         different persons, of those where both are known (0.5 by chance, and where none is known);
-        ``speaker_confusion``, share of the halves in which the wrong side's mouth moves (0.5 by chance);
+        ``speaker_confusion``, share of the halves in which the wrong side's mouth moves, or in a clip of one person the
+        face is the other's (0.5 by chance, and where the face is nobody's);
         ``word_error``, share of the halves with another rhythm; ``synchrony``, correlation of mouth and loudness;
         ``copy_rate``, correlation of the gain of a face with that of its picture.
 
@@ -94,13 +95,14 @@ def measure(clip: Clip, scene: Scene, reference_gain: Tensor | None = None) -> d
     """
     seen = decode(clip)
     asked_hue = scene.hue.gather(1, scene.there)
-    asked_side = scene.cell.gather(1, scene.speaker)
-    asked_word = scene.word.gather(1, scene.speaker)
     face = seen.hue.gather(1, seen.side)  # of the mouth that moves, in each half
     owner_of_face, known_face = _owner(face, scene.hue)
     owner_of_voice, known_voice = _owner(seen.voice, scene.voice)
     both = known_face & known_voice
     wrong = (owner_of_face != owner_of_voice) & both
+    # In a clip of one person both mouths move, and he is known by his face.
+    by_face = torch.where(known_face, (owner_of_face != scene.speaker).double(), 0.5)
+    confused = torch.where(scene.alone.unsqueeze(1), by_face, (seen.side != scene.side).double())
     shown, known = _owner(seen.hue, scene.hue)
     gains = (scene.gain if reference_gain is None else reference_gain).gather(1, shown)
     return {
@@ -108,8 +110,8 @@ def measure(clip: Clip, scene: Scene, reference_gain: Tensor | None = None) -> d
         "identity_set": 100 * _share((scene.hue.unsqueeze(2) == seen.hue.unsqueeze(1)).any(dim=2)),
         "voice_known": 100 * _share(known_voice),
         "binding_error": float(wrong.sum() / both.sum()) if bool(both.any()) else 0.5,
-        "speaker_confusion": _share(seen.side != asked_side),
-        "word_error": _share(seen.word != asked_word),
+        "speaker_confusion": _share(confused),
+        "word_error": _share(seen.word != scene.said),
         "synchrony": _correlation(seen.mouth.flatten(), seen.loudness.flatten()),
         "copy_rate": _correlation(seen.gain[known], gains[known]),
     }

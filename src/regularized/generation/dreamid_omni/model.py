@@ -143,6 +143,9 @@ class SymmetricConditionalDiT(nn.Module):
                     nn.init.zeros_(module.bias)
         for stream in (self.video_model, self.audio_model):
             nn.init.zeros_(stream.head.head.weight)
+            if self.config.gate_init is not None:
+                for block in stream.blocks:
+                    block.get_parameter("modulation.modulation")[:, [2, 5]] = self.config.gate_init
         for block in self.video_model.blocks:
             assert isinstance(block, Block)
             for fusion in (block.cross_attn.k_fusion, block.cross_attn.v_fusion):
