@@ -84,7 +84,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "consecutive_positions": {"placing": "consecutive", "probe_lr": 1e-2},
     "separate_slots": {"apart": True},
     "shared_slots": {},
-    "consecutive_positions_fixed": {"placing": "consecutive", "lengths": (8, 8)},
+    "consecutive_positions_fixed": {"placing": "consecutive", "lengths": (8, 8), "probe_lr": 3e-2},
     "shared_slots_fixed": {"lengths": (8, 8)},
     "consecutive_positions_world": {**_WORLD, "placing": "consecutive"},
     "plain_caption": {**_WORLD, "structured": False},
