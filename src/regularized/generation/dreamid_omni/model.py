@@ -36,6 +36,19 @@ class Conditions(NamedTuple):
         speakers: for each voice the person; default 1, 2, ...
         source_video: (B, C_v, L_v, H, W), added to the target's latents; None is zero.
         driving_audio: (B, L_a, C_a), added to the target's latents; None is zero.
+
+    Raises:
+        ValueError: in :meth:`join` and :meth:`layout`, shapes that do not fit the target, or not one person for each
+            reference.
+
+    Examples:
+        >>> given = Conditions(torch.zeros(1, 2, 4), torch.zeros(1, 3, 2, 4, 8), (torch.zeros(1, 5, 6),), speakers=(2,))
+        >>> video, audio = torch.zeros(1, 3, 4, 4, 8), torch.zeros(1, 8, 6)
+        >>> at = given.layout(video, audio, (1, 4, 4))
+        >>> at.pictures, at.voices
+        ((1, 2), ((2, 5),))
+        >>> given.join(video, audio)[1].shape
+        torch.Size([1, 13, 6])
     """
 
     text: Tensor
@@ -117,7 +130,7 @@ class SymmetricConditionalDiT(nn.Module):
         >>> text, pictures, voice = torch.randn(2, 6, 48), torch.randn(2, 3, 1, 4, 8), torch.randn(2, 5, 6)
         >>> video, audio = torch.randn(2, 3, 4, 4, 8), torch.randn(2, 8, 6)
         >>> v = model(video, audio, torch.full((2,), 500.0), Conditions(text, pictures, (voice,)))
-        >>> v.video.shape, v.audio.shape, float(v.video.abs().max())
+        >>> v.video.shape, v.audio.shape, v.video.abs().max().item()
         (torch.Size([2, 3, 5, 4, 8]), torch.Size([2, 13, 6]), 0.0)
     """
 
