@@ -14,7 +14,7 @@ from regularized.alignment.self_judge import (
     PrivilegedDistillation,
     PrivilegedView,
     SelectiveGate,
-    Sequences,
+    View,
     Vocabulary,
     best_of_n,
     checked_grades,
@@ -24,7 +24,7 @@ from regularized.alignment.self_judge import (
     pearson,
     prompt,
     select_instructions,
-    sequences,
+    view_of,
 )
 from regularized.training import Batch, Progress, Step
 
@@ -37,7 +37,7 @@ def encode(text):
 
 def view(keys, grades=None):
     n = len(keys)
-    return Sequences(keys, torch.ones(n, 4, dtype=torch.long), torch.ones(n, 4, dtype=torch.bool), grades)
+    return View(keys, torch.ones(n, 4, dtype=torch.long), torch.ones(n, 4, dtype=torch.bool), grades)
 
 
 def loss(labels_ref, labels_noref, **options):
@@ -78,7 +78,7 @@ CASES = [
     ),
     refused(
         "a key twice among answers",
-        lambda: sequences([Answer("a", "q", "y")] * 2, encode, with_reference=False),
+        lambda: view_of([Answer("a", "q", "y")] * 2, encode, with_reference=False),
         ValueError,
         ["1 different keys"],
     ),
@@ -103,7 +103,7 @@ CASES = [
     ),
     refused(
         "a prompt that would lose its grade",
-        lambda: sequences([Answer("long one", "q" * 50, "y")], encode, with_reference=False, max_length=60),
+        lambda: view_of([Answer("long one", "q" * 50, "y")], encode, with_reference=False, max_length=60),
         ValueError,
         ["'long one'", "60", "max_length"],
     ),
@@ -114,7 +114,7 @@ CASES = [
     refused("constant labels", lambda: checked_grades(torch.tensor([4, 4])), UserWarning, ["all 2", "correlation"]),
     refused(
         "a grade outside 0 to 9 in an answer",
-        lambda: sequences([Answer("a", "q", "y", grade=10)], encode, with_reference=False),
+        lambda: view_of([Answer("a", "q", "y", grade=10)], encode, with_reference=False),
         ValueError,
         ["0 to 9", "10"],
     ),
@@ -161,7 +161,7 @@ CASES = [
     ),
     refused("tokens that do not fit", lambda: expected_score(torch.zeros(30), range(9)), ValueError, ["10 values"]),
     refused("no reference", lambda: prompt(Answer("k", "q", "y"), with_reference=True), ValueError, ["'k'"]),
-    refused("no answers", lambda: sequences([], encode, with_reference=False), ValueError, ["no answer"]),
+    refused("no answers", lambda: view_of([], encode, with_reference=False), ValueError, ["no answer"]),
     refused("no grades to learn from", _no_grades, ValueError, ["no grades", "combined_grades"]),
     refused("a negative coefficient", lambda: PrivilegedDistillation(alpha_kd=-1.0), ValueError, ["alpha_kd", ">= 0"]),
     refused("a negative coefficient of a term", lambda: PrivilegedView(abs, alpha=-1.0), ValueError, ["alpha", "0.3"]),

@@ -15,7 +15,7 @@ from regularized.alignment.self_judge import (
     expected_score,
     last_logits,
     prompt,
-    sequences,
+    view_of,
 )
 from regularized.evidence.pretrained import tiny_llama
 from regularized.training.progress import Progress
@@ -51,7 +51,7 @@ def answers(count=8):
 
 
 def views(count=8):
-    return tuple(sequences(answers(count), encode, with_reference=with_it) for with_it in (True, False))
+    return tuple(view_of(answers(count), encode, with_reference=with_it) for with_it in (True, False))
 
 
 def judge(dropout=0.0, optimizer=SGD, **options):
@@ -79,7 +79,7 @@ def test_a_step_is_the_loss_of_whole_sequences():
 def test_views_are_paired_by_key():
     """Fails when the student's view is taken in the order in which it comes."""
     seen, blind = views()
-    shuffled = sequences(answers()[::-1], encode, with_reference=False)
+    shuffled = view_of(answers()[::-1], encode, with_reference=False)
     one, other = (judge().fit(seen, second, epochs=2, batch_size=4) for second in (blind, shuffled))
     assert one == other
 
@@ -108,7 +108,7 @@ def test_score():
 def test_it_learns_what_can_be_learnt():
     """Fails when the gradient has the wrong sign, or the grade's token stands in its own prompt."""
     graded = [Answer(str(n), "?", "good" if n % 2 else "bad", "good", 9 * (n % 2)) for n in range(16)]
-    seen, blind = (sequences(graded, encode, with_reference=with_it) for with_it in (True, False))
+    seen, blind = (view_of(graded, encode, with_reference=with_it) for with_it in (True, False))
     built = judge(optimizer=partial(torch.optim.Adam, lr=0.03))
     losses = built.fit(seen, blind, epochs=60, batch_size=8)
     scores = built.score(blind)
@@ -180,7 +180,7 @@ def test_training_a_model_of_transformers():
     model.model.embed_tokens.requires_grad_(False)
     frozen = model.model.embed_tokens.weight.clone()
     short = [Answer(str(n), "?", str(n), "4", n) for n in range(4)]
-    seen, blind = (sequences(short, encode, with_reference=with_it) for with_it in (True, False))
+    seen, blind = (view_of(short, encode, with_reference=with_it) for with_it in (True, False))
     built = Judge(model, VOCABULARY, optimizer=partial(torch.optim.AdamW, lr=1e-3))
     losses = built.fit(seen, blind, epochs=3, batch_size=4)
     assert losses[-1] < losses[0]

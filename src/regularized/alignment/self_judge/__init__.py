@@ -7,7 +7,7 @@ from regularized.alignment.self_judge.loss import PrivilegedDistillation, view_d
 from regularized.alignment.self_judge.procedure import Judge, LastLogits, Vocabulary, last_logits, score_answers
 from regularized.alignment.self_judge.select import SelectiveGate, best_of_n, select_instructions
 from regularized.alignment.self_judge.term import PrivilegedView
-from regularized.alignment.self_judge.views import RESPONSE, Answer, Sequences, prompt, sequences
+from regularized.alignment.self_judge.views import RESPONSE, Answer, View, prompt, view_of
 
 __all__ = [
     "GRADES",
@@ -18,7 +18,7 @@ __all__ = [
     "PrivilegedDistillation",
     "PrivilegedView",
     "SelectiveGate",
-    "Sequences",
+    "View",
     "Vocabulary",
     "best_of_n",
     "checked_grades",
@@ -31,8 +31,8 @@ __all__ = [
     "prompt",
     "score_answers",
     "select_instructions",
-    "sequences",
     "spearman",
     "view_divergence",
+    "view_of",
     "views_loss",
 ]

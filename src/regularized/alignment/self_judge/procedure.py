@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from regularized.alignment.self_judge.grades import digit_token_ids, expected_score
 from regularized.alignment.self_judge.loss import ALPHA, ALPHA_KD, views_loss
-from regularized.alignment.self_judge.views import RESPONSE, Sequences
+from regularized.alignment.self_judge.views import RESPONSE, View
 from regularized.mechanisms.ranges import allowed, count
 from regularized.training.data import TensorData
 from regularized.training.procedure import Epochs, Optimizers, Part, restore, state_of
@@ -107,7 +107,7 @@ class Judge:
 
     Examples:
         >>> from functools import partial
-        >>> from regularized.alignment.self_judge import Answer, sequences
+        >>> from regularized.alignment.self_judge import Answer, view_of
         >>> class Bag(nn.Module):  # the mean of what was read so far
         ...     def __init__(self):
         ...         super().__init__()
@@ -118,7 +118,7 @@ class Judge:
         ...         return self.say(seen / mask.cumsum(1).clamp(min=1)[..., None])
         >>> encode = lambda text: list(text.encode())
         >>> graded = [Answer(str(n), f"{n} + 1?", str(n + n % 2), str(n + 1), 9 * (n % 2)) for n in range(8)]
-        >>> seen, blind = (sequences(graded, encode, with_reference=with_it) for with_it in (True, False))
+        >>> seen, blind = (view_of(graded, encode, with_reference=with_it) for with_it in (True, False))
         >>> judge = Judge(
         ...     Bag(),
         ...     Vocabulary.of(encode, end=2),
@@ -185,7 +185,7 @@ class Judge:
 
     @allowed(batch_size=count(1))
     def fit(
-        self, with_reference: Sequences, without_reference: Sequences, *, epochs: int = 2, batch_size: int = 128
+        self, with_reference: View, without_reference: View, *, epochs: int = 2, batch_size: int = 128
     ) -> list[float]:
         """Train until so many epochs are done in all.
 
@@ -213,7 +213,7 @@ class Judge:
         part = Part(source.to(device), self.training_step)
         return [float(means[0]) for means in self.epochs.run([part], until=epochs)]
 
-    def score(self, view: Sequences, *, batch_size: int = 32) -> Tensor:
+    def score(self, view: View, *, batch_size: int = 32) -> Tensor:
         """The expected grade of each answer, see :func:`score_answers`."""
         return score_answers(self.model, view, self.vocabulary, logits=self._logits, batch_size=batch_size)
 
@@ -230,7 +230,7 @@ class Judge:
 @allowed(batch_size=count(1))
 def score_answers(
     model: nn.Module,
-    view: Sequences,
+    view: View,
     vocabulary: Vocabulary,
     *,
     logits: LastLogits = last_logits,
@@ -263,7 +263,7 @@ def score_answers(
     return torch.cat(found)
 
 
-def _one_length(views: Sequence[Sequences]) -> tuple[Tensor, Tensor]:
+def _one_length(views: Sequence[View]) -> tuple[Tensor, Tensor]:
     """Tokens and masks of both views, (n, 2, L), the shorter padded at the left."""
     longest = max(view.tokens.shape[1] for view in views)
     pads = [longest - view.tokens.shape[1] for view in views]

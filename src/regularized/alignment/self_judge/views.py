@@ -8,7 +8,7 @@ from torch import Tensor
 
 from regularized.alignment.self_judge.labels import checked_grades
 
-__all__ = ["RESPONSE", "Answer", "Sequences", "prompt", "sequences"]
+__all__ = ["RESPONSE", "Answer", "View", "prompt", "view_of"]
 
 RESPONSE = "### Response:\n"
 """What a prompt ends with; the grade follows. The line break keeps the digit a token of its own."""
@@ -70,7 +70,7 @@ def prompt(answer: Answer, *, with_reference: bool) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Sequences:
+class View:
     """One view of several answers, padded at the left, so that all prompts end in the last column.
 
     Args:
@@ -85,7 +85,7 @@ class Sequences:
     mask: Tensor
     grades: Tensor | None = None
 
-    def aligned_with(self, other: "Sequences") -> "Sequences":
+    def aligned_with(self, other: "View") -> "View":
         """These samples in the order of another view's.
 
         Args:
@@ -96,7 +96,7 @@ class Sequences:
 
         Examples:
             >>> t, m = torch.zeros(2, 1, dtype=torch.long), torch.ones(2, 1, dtype=torch.bool)
-            >>> Sequences(("a", "b"), t, m).aligned_with(Sequences(("b", "a"), t, m)).keys
+            >>> View(("a", "b"), t, m).aligned_with(View(("b", "a"), t, m)).keys
             ('b', 'a')
         """
         place = {key: row for row, key in enumerate(self.keys)}
@@ -114,10 +114,10 @@ class Sequences:
                 f"sample {other.keys[row]!r} has the grade {int(grades[row])} in one view and {int(other.grades[row])} "
                 "in the other; both views learn the same"
             )
-        return Sequences(other.keys, self.tokens[rows], self.mask[rows], grades)
+        return View(other.keys, self.tokens[rows], self.mask[rows], grades)
 
 
-def sequences(
+def view_of(
     answers: Sequence[Answer],
     encode: Callable[[str], Sequence[int]],
     *,
@@ -125,7 +125,7 @@ def sequences(
     pad_id: int = 0,
     max_length: int = 1024,
     words: Callable[..., str] = prompt,
-) -> Sequences:
+) -> View:
     """One view of answers as tokens.
 
     Args:
@@ -146,7 +146,7 @@ def sequences(
 
     Examples:
         >>> two = [Answer("a", "1 + 1?", "2", "2", 9), Answer("b", "1 + 2?", "12", "3", 0)]
-        >>> view = sequences(two, lambda text: list(text.encode()), with_reference=False)
+        >>> view = view_of(two, lambda text: list(text.encode()), with_reference=False)
         >>> view.grades, view.mask[0].sum() < view.mask[1].sum()
         (tensor([9, 0]), tensor(True))
     """
@@ -170,4 +170,4 @@ def sequences(
     for number, row in enumerate(rows):
         tokens[number, -len(row) :] = row
         mask[number, -len(row) :] = True
-    return Sequences(keys, tokens, mask, checked_grades(torch.tensor(given)) if given else None)
+    return View(keys, tokens, mask, checked_grades(torch.tensor(given)) if given else None)
