@@ -114,9 +114,17 @@ CASES = [
     refused("constant labels", lambda: checked_grades(torch.tensor([4, 4])), UserWarning, ["all 2", "correlation"]),
     refused(
         "a grade outside 0 to 9 in an answer",
-        lambda: view_of([Answer("a", "q", "y", grade=10)], encode, with_reference=False),
+        lambda: Answer("a", "q", "y", grade=10),
         ValueError,
-        ["0 to 9", "10"],
+        ["[0, 9]", "10"],
+    ),
+    refused("a fractional grade", lambda: Answer("a", "q", "y", grade=4.5), ValueError, ["whole", "4.5"]),
+    refused("a view whose parts do not fit", lambda: view(("a", "b"), TWO[:1]), ValueError, ["2 answers", "(1,)"]),
+    refused(
+        "grades for some only",
+        lambda: view_of([Answer("a", "q", "y", grade=1), Answer("b", "q", "y")], encode, with_reference=False),
+        ValueError,
+        ["1 of 2"],
     ),
     refused(
         "constant scores", lambda: pearson(torch.zeros(3), torch.arange(3.0)), UserWarning, ["correlation", "equal"]

@@ -249,6 +249,16 @@ def score_answers(
 
     Returns:
         (n,) in [0, 9], on the CPU.
+
+    Examples:
+        >>> from regularized.alignment.self_judge import Answer, view_of
+        >>> encode = lambda text: list(text.encode())
+        >>> view = view_of([Answer("1", "2 + 2?", "5")], encode, with_reference=False)
+        >>> untrained = nn.Embedding(256, 256)
+        >>> _ = nn.init.zeros_(untrained.weight)
+        >>> by_last_token = lambda model, tokens, mask, k: model(tokens)[:, -k:]
+        >>> score_answers(untrained, view, Vocabulary.of(encode, end=2), logits=by_last_token)
+        tensor([4.5000])
     """
     device = next(model.parameters()).device
     training = model.training

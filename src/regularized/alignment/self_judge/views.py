@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from regularized.alignment.self_judge.labels import checked_grades
+from regularized.mechanisms.ranges import between, check_fields
 
 __all__ = ["RESPONSE", "Answer", "View", "prompt", "view_of"]
 
 RESPONSE = "### Response:\n"
 """What a prompt ends with; the grade follows. The line break keeps the digit a token of its own."""
 
+_GRADE = between(0, 9, meaning="the paper's grades", whole=True).or_none("a grade that is to be found")
 _RULE = "Grade the answer with a whole number from 0 (useless) to 9 (perfect). Reply with the number alone."
 
 
@@ -26,6 +28,13 @@ class Answer:
         answer: the assistant's answer y.
         reference: a good answer y*; None where there is none, as in use.
         grade: 0 to 9, to learn from; None where it is to be found.
+
+    Raises:
+        ValueError: the grade is fractional or not in 0 ... 9.
+
+    Examples:
+        >>> Answer("1", "2 + 2?", "5", reference="4", grade=1).grade
+        1
     """
 
     key: str
@@ -33,6 +42,9 @@ class Answer:
     answer: str
     reference: str | None = None
     grade: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, grade=_GRADE)
 
 
 def prompt(answer: Answer, *, with_reference: bool) -> str:
@@ -71,19 +83,36 @@ def prompt(answer: Answer, *, with_reference: bool) -> str:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One view of several answers, padded at the left, so that all prompts end in the last column.
+    """One view of several answers, padded at the left, so that all prompts end in the last column; see :func:`view_of`.
 
     Args:
         keys: names of the samples.
         tokens: (n, L) int64.
         mask: (n, L) bool, False at the padding.
         grades: (n,) int64 in 0 ... 9; None where there are none.
+
+    Raises:
+        ValueError: shapes do not fit.
+
+    Examples:
+        >>> view = view_of([Answer("1", "2 + 2?", "5")], lambda text: list(text.encode()), with_reference=False)
+        >>> view.keys, bool(view.mask.all()), view.grades
+        (('1',), True, None)
     """
 
     keys: tuple[str, ...]
     tokens: Tensor
     mask: Tensor
     grades: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        n, shape = len(self.keys), tuple(self.tokens.shape)
+        graded = None if self.grades is None else tuple(self.grades.shape)
+        if len(shape) != 2 or shape[0] != n or self.mask.shape != shape or graded not in (None, (n,)):
+            raise ValueError(
+                f"a view of {n} answers has tokens and mask ({n}, L) and grades ({n},) or None; got {shape}, "
+                f"{tuple(self.mask.shape)} and {graded}"
+            )
 
     def aligned_with(self, other: "View") -> "View":
         """These samples in the order of another view's.
@@ -141,8 +170,7 @@ def view_of(
         The view.
 
     Raises:
-        ValueError: there is no answer, a key occurs twice, a prompt is too long, only some have a grade, or a grade is
-            not in 0 ... 9.
+        ValueError: there is no answer, a key occurs twice, a prompt is too long, or only some have a grade.
 
     Examples:
         >>> two = [Answer("a", "1 + 1?", "2", "2", 9), Answer("b", "1 + 2?", "12", "3", 0)]
