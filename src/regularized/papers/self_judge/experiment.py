@@ -92,7 +92,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "no_distillation_same_rate": {"alpha_kd": 0.0},
     "distillation": {},
     "wrong_reference": {"wrong_reference": True},
-    "self_evaluation_labels": {"labels": "self_evaluation"},
+    "self_evaluation_labels": {"labels": "self_evaluation", "lr": 1e-3},
     "similarity_labels": {"labels": "similarity", "lr": 1e-3},
     "joint_with_reference": {"alpha_kd": 0.0, "reference_at_test": True, "lr": 1e-3},
 }
