@@ -132,6 +132,7 @@ CASES = [
     refused("one score", lambda: pearson(torch.zeros(1), torch.zeros(1)), ValueError, ["two or more"]),
     refused("a threshold above all scores", lambda: SelectiveGate(9.5), UserWarning, ["9.5", "coverage 0"]),
     refused("a threshold below all scores", lambda: SelectiveGate(-1.0), UserWarning, ["-1", "coverage 1"]),
+    refused("a threshold that is no number", lambda: SelectiveGate(math.nan), ValueError, ["finite", "calibrate"]),
     refused("a coverage of 0", lambda: SelectiveGate.calibrate(TWO.float(), coverage=0.0), ValueError, ["(0, 1]"]),
     refused("no aim of a gate", lambda: SelectiveGate.calibrate(TWO.float()), ValueError, ["coverage", "one of them"]),
     refused(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regularized.mechanisms.ranges import allowed, between, count
+from regularized.mechanisms.ranges import allowed, between, check_fields, count, finite
 
 __all__ = ["SelectiveGate", "best_of_n", "select_instructions"]
 
@@ -20,6 +20,9 @@ class SelectiveGate:
         threshold: least score that is answered.
         coverage: share of the calibration set that it answers; None where it was not calibrated.
         quality: mean quality of what it answers there; None where that is not known.
+
+    Raises:
+        ValueError: the threshold is not finite.
 
     Warns:
         UserWarning: the threshold is outside 0 ... 9, so that all or nothing is answered.
@@ -36,6 +39,7 @@ class SelectiveGate:
     quality: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, threshold=finite("a score", remedy="calibrate finds one"))
         if not 0.0 <= self.threshold <= 9.0:
             everything = self.threshold < 0.0
             warnings.warn(
