@@ -59,7 +59,7 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
     "smoke": {  # even and odd digits: so short a training makes some of both
         **{"data": "digits", "net": "mlp", "width": 32, "latents": 8, "classes": 2},
         **{"train": 500, "judge": 400, "test": 400, "judge_epochs": 10},
-        **{"pretrain_steps": 150, "batch": 32, "lr": 2e-3, "r1": 0.2, "r1_every": 4, "ema": 0.95},
+        **{"pretrain_steps": 300, "batch": 32, "lr": 2e-3, "r1": 1.0, "r1_every": 4, "ema": 0.95},
         **{"feedback": 400, "samples": 400, "adaptations": 2, "adapt_steps": 10, "unlearn_steps": 10, "anchor": 20.0},
     },
     # Ours, by what runs in half a minute for all arms of a seed; rates and steps from a pilot on seed 1000.
