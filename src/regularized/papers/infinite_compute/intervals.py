@@ -85,11 +85,11 @@ def fit_with_interval(x: Sequence[float], y: Sequence[float], *, level: float = 
         return float(left.min())
 
     n = len(sizes)
-    least = float(((np.array([law(size) for size in sizes]) - losses) ** 2).sum())
+    least = float(((law.A / sizes**law.B + law.C - losses) ** 2).sum())
     limit = least * (1 + student.ppf(0.5 + level / 2, n - 3) ** 2 / (n - 3)) + 1e-24 * float(losses @ losses)
 
     def beyond(asymptote: float) -> float:
-        return rest(asymptote) - limit
+        return float(rest(asymptote) - limit)
 
     low = 0.0 if law.C == 0 or beyond(0.0) <= 0 else float(brentq(beyond, 0.0, law.C, xtol=1e-9))
     top = float(losses.max())
