@@ -75,7 +75,7 @@ def fit_with_interval(x: Sequence[float], y: Sequence[float], *, level: float = 
     def rest(asymptote: float) -> float:
         """Sum of squares that is left with this asymptote: the least over exponents, by closing in on it."""
         low, high = 1e-3, 64.0
-        for _ in range(4):
+        for _ in range(6):
             exponents = np.geomspace(low, high, 200)
             powers = np.exp(-exponents[:, None] * logs)
             heights = np.maximum(powers @ (losses - asymptote) / (powers**2).sum(axis=1), 0.0)
@@ -85,7 +85,7 @@ def fit_with_interval(x: Sequence[float], y: Sequence[float], *, level: float = 
         return float(left.min())
 
     n = len(sizes)
-    least = float(((law.A / sizes**law.B + law.C - losses) ** 2).sum())
+    least = max(float(((law.A / sizes**law.B + law.C - losses) ** 2).sum()), rest(law.C))
     limit = least * (1 + student.ppf(0.5 + level / 2, n - 3) ** 2 / (n - 3)) + 1e-24 * float(losses @ losses)
 
     def beyond(asymptote: float) -> float:
