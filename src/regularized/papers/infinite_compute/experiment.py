@@ -11,10 +11,11 @@ whose teacher is a single model: all but the ensemble.
 
 Measured is ``loss``, in nats a byte on held-out text, of what a recipe gives in the end: a single model (mean of four
 starts), or an ensemble. ``asymptote`` is where its law ends; where losses do not fall with size it is the lowest of
-them. Laws in the number of members take the mean over all subsets of a size.
+them, and where they show no end yet, it lies as far below the last as they fell in all. Laws in the number of members
+take the mean over all subsets of a size.
 
 The arms that are tuned get four trials on two seeds, by the loss of a single model on validation text. About 40 seconds
-a seed for all arms, on one core of 2024. *Workstation* scale: eight times the widths and 64 times the text.
+a seed for all arms, on one core of 2024. *Paper* scale: see ``published.py``.
 """
 
 import math
@@ -27,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regularized.evidence.corpora import Text, draw_text
+from regularized.evidence.corpora import draw_text
 from regularized.evidence.experiment import About, Measurements, Tuning
 from regularized.evidence.language_models import small_lm
 from regularized.overfitting.infinite_compute.ensemble import subset_losses
@@ -37,12 +38,13 @@ from regularized.overfitting.infinite_compute.procedure import EnsembleTraining
 from regularized.overfitting.infinite_compute.sampling import sample_text
 from regularized.overfitting.infinite_compute.search import member_settings
 from regularized.overfitting.infinite_compute.stacked import StackedModels
+from regularized.papers.infinite_compute.published import PAPER, PUBLISHED_SETTINGS, SHAPES, TokenText, published_text
 from regularized.training.data import TensorData
 
 SCALES: dict[str, dict[str, Any]] = {
     "smoke": {"corpus": "library", "unit": 4, "shorten": 8, "members": 2, "validation": 4096, "test": 4096, "pool": 16},
     "laptop": {},
-    "workstation": {"corpus": "library", "unit": 64, "train": 262_144, "batch": 64, "pool": 32_768},
+    "paper": PAPER,
 }
 
 DEFAULTS: dict[str, Any] = {
@@ -53,6 +55,7 @@ DEFAULTS: dict[str, Any] = {
     "unit": 8,
     "multiples": [2],  # widths, in units
     "members": 4,
+    "vocabulary": 128,  # ASCII; any other byte is the last of them
     "context": 32,
     "batch": 16,
     "epochs": [16],  # for each width, of a single model
@@ -91,6 +94,8 @@ ARMS: dict[str, dict[str, Any]] = {
 
 _STANDARD = [{"epochs": [e], "lr": [lr]} for e, lr in ((4, 1e-2), (8, 1e-2), (16, 1e-2), (4, 3e-2))]
 _REGULARIZED = [{"decay": [decay], "lr": [lr]} for decay, lr in ((1.5, 1e-2), (3.0, 1e-2), (6.0, 1e-2), (2.0, 3e-2))]
+PUBLISHED: dict[str, dict[str, dict[str, Any]]] = {"paper": PUBLISHED_SETTINGS}
+
 TUNING = Tuning(
     metric="validation_loss",
     direction="lower",
@@ -102,16 +107,18 @@ TUNING = Tuning(
     },
 )
 
-_SYMBOLS = 128  # ASCII; any other byte is the last of them
-
 
 def about(s: Mapping[str, Any]) -> About:
     """Each seed has passages of its own."""
     width = s["unit"] * max(s["multiples"])
-    names = {"documentation": "Python's documentation", "library": "the sources of Python's standard library"}
-    weights = _weights(width) * (s["members"] if s["deploy"] == "ensemble" else 1)
+    names = {
+        "documentation": "characters of Python's documentation",
+        "library": "characters of the sources of Python's standard library",
+        "dclm": "tokens of DCLM",
+    }
+    weights = _weights(width, s["vocabulary"]) * (s["members"] if s["deploy"] == "ensemble" else 1)
     model = f"Llama-like decoder, {weights / 1000:.0f}k weights"
-    return About(f"{s['train']:,} characters of {names[s['corpus']]}", s["train"], model, weights)
+    return About(f"{s['train']:,} {names[s['corpus']]}", s["train"], model, weights)
 
 
 def run(s: Mapping[str, Any], seed: int) -> Measurements:
@@ -120,12 +127,14 @@ def run(s: Mapping[str, Any], seed: int) -> Measurements:
     Raises:
         Unavailable: the text is not there.
     """
-    text = _text(s["corpus"], seed, s["train"], s["validation"], s["test"])
+    text = _of(s, seed)
     settings = [
         {"width": s["unit"] * multiple, "epochs": epochs, "lr": lr, "weight_decay": decay}
         for multiple, epochs, lr, decay in zip(s["multiples"], s["epochs"], s["lr"], s["decay"], strict=True)
     ]
-    of = {name: s[name] for name in ("corpus", "train", "validation", "test", "members", "context", "batch")}
+    of = {
+        name: s[name] for name in ("corpus", "train", "validation", "test", "vocabulary", "members", "context", "batch")
+    }
     key = tuple(sorted(of.items()))
     groups = [_trained(key, seed, *_numbers(own, lighter=s["lighter"], shorten=s["shorten"])) for own in settings]
     if s["teacher"] != "none":
@@ -138,12 +147,12 @@ def run(s: Mapping[str, Any], seed: int) -> Measurements:
     }
     by_size = [group.test[0] for group in groups]
     if s["law"] == "size":
-        asymptote = _asymptote([_weights(int(own["width"])) for own in settings], by_size)
+        asymptote = _asymptote([_weights(int(own["width"]), s["vocabulary"]) for own in settings], by_size)
     elif s["law"] == "members":
         asymptote = _asymptote(range(1, len(last.test) + 1), last.test)
     else:
         ends = [_asymptote(range(1, len(group.test) + 1), group.test) for group in groups]
-        asymptote = _asymptote([_weights(int(own["width"])) for own in settings], ends)
+        asymptote = _asymptote([_weights(int(own["width"]), s["vocabulary"]) for own in settings], ends)
     return Measurements(
         metrics={
             "loss": last.test[deployed],
@@ -169,13 +178,15 @@ class _Group:
 
 
 @lru_cache(maxsize=2)
-def _text(corpus: str, seed: int, train: int, validation: int, test: int) -> Text:
-    return draw_text(corpus, seed, train=train, validation=validation, test=test, vocabulary=256)
+def _text(corpus: str, seed: int, train: int, validation: int, test: int, vocabulary: int) -> TokenText:
+    if corpus == "dclm":
+        return published_text()
+    text = draw_text(corpus, seed, train=train, validation=validation, test=test, vocabulary=256)
+    return TokenText(*(part.clamp_max(vocabulary - 1) for part in (text.train, text.validation, text.test)))
 
 
 def _windows(tokens: Tensor, context: int) -> tuple[Tensor, Tensor]:
     """Inputs and next tokens, one window behind the other."""
-    tokens = tokens.clamp_max(_SYMBOLS - 1)
     count = (len(tokens) - 1) // context
     return tokens[: count * context].view(count, context), tokens[1 : count * context + 1].view(count, context)
 
@@ -200,8 +211,8 @@ def _students(s: Mapping[str, Any], key: tuple[Any, ...], seed: int, settings: M
     teacher = _trained(key, seed, *_numbers(settings, lighter=not single, shorten=s["shorten"])).models.eval()
     text = _of(s, seed)
     real = _windows(text.train, s["context"])
-    draws = torch.Generator().manual_seed(seed)
-    start = real[0].flatten()[torch.randint(real[0].numel(), (s["pool"], 1), generator=draws)]
+    draws = torch.Generator(text.train.device).manual_seed(seed)
+    start = real[0].flatten()[torch.randint(real[0].numel(), (s["pool"], 1), generator=draws, device=draws.device)]
 
     def logits(tokens: Tensor) -> Tensor:
         every: Tensor = teacher.shared(tokens)
@@ -218,7 +229,7 @@ def _students(s: Mapping[str, Any], key: tuple[Any, ...], seed: int, settings: M
 def _group(
     s: Mapping[str, Any],
     seeds: Sequence[int],
-    text: Text,
+    text: TokenText,
     width: int,
     epochs: int,
     lr: float,
@@ -226,8 +237,12 @@ def _group(
     data: TensorData | Sequence[MixtureLoader],
 ) -> _Group:
     """Train models from these seeds together, and look at them."""
+    layers, heads, hidden = _shape(width)
     training = EnsembleTraining(
-        [small_lm(own, _SYMBOLS, width=width, layers=1, heads=2) for own in seeds],
+        [
+            small_lm(own, s["vocabulary"], width=width, layers=layers, heads=heads, hidden=hidden).to(text.train.device)
+            for own in seeds
+        ],
         optimizer=partial(torch.optim.AdamW, lr=lr, betas=(0.9, 0.95)),
         weight_decay=decay,
         seeds=seeds,
@@ -252,16 +267,26 @@ def _seeds(seed: int, count: int) -> list[int]:
     return [100 * seed + number for number in range(count)]
 
 
-def _of(s: Mapping[str, Any], seed: int) -> Text:
-    return _text(s["corpus"], seed, s["train"], s["validation"], s["test"])
+def _of(s: Mapping[str, Any], seed: int) -> TokenText:
+    return _text(s["corpus"], seed, s["train"], s["validation"], s["test"], s["vocabulary"])
 
 
-def _weights(width: int) -> int:
-    """Of a decoder of one layer with embedding and head apart."""
-    return 2 * _SYMBOLS * width + width * (4 * width + 3 * 16 * math.ceil(width / 6) + 3)
+def _weights(width: int, vocabulary: int) -> int:
+    """Of a decoder with embedding and head apart."""
+    layers, _, hidden = _shape(width)
+    return width * (2 * vocabulary + 1 + layers * (4 * width + 3 * hidden + 2))
+
+
+def _shape(width: int) -> tuple[int, int, int]:
+    """Layers, heads and inner width: the paper's where the width is the paper's, else one small layer."""
+    return SHAPES.get(width, (1, 2, 16 * math.ceil(width / 6)))
 
 
 def _asymptote(sizes: Sequence[int], losses: Sequence[float]) -> float:
-    """Where the law ends; the lowest loss where they do not fall, or are fewer than a law needs."""
-    falls = all(b < a for a, b in pairwise(losses))
-    return PowerLaw.fit(list(sizes), losses).asymptote if falls and len(losses) >= 3 else min(losses)
+    """Where the law ends, but no further below the last point than all points fell.
+
+    Where losses do not fall, or are fewer than a law needs, it is the lowest of them.
+    """
+    if len(losses) < 3 or any(b >= a for a, b in pairwise(losses)):
+        return min(losses)
+    return max(PowerLaw.fit(list(sizes), losses).asymptote, 2 * losses[-1] - losses[0])
