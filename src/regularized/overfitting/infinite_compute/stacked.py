@@ -124,8 +124,9 @@ def clip_members_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     grads = [p.grad for p in parameters if p.grad is not None]
     if not grads:
         raise ValueError("no parameter has a gradient; call this between backward() and the optimizer's step")
-    squares = [grad.flatten(1).square().sum(dim=1) for grad in grads]
-    norms = torch.stack(squares).sum(dim=0).sqrt()
+    norms = torch.linalg.vector_norm(
+        torch.stack([torch.linalg.vector_norm(grad.flatten(1), dim=1) for grad in grads]), dim=0
+    )
     factors = (max_norm / (norms + 1e-6)).clamp_max(1.0)  # as torch.nn.utils.clip_grad_norm_
     for grad in grads:
         grad.mul_(factors.to(grad.dtype).view(-1, *[1] * (grad.ndim - 1)))

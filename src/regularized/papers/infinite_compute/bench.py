@@ -31,7 +31,7 @@ def _perceptrons(width: int, count: int) -> list[nn.Module]:
     return [seeded(seed, mlp, [width, width, width, _CLASSES]) for seed in range(count)]
 
 
-_adamw = partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.95))
+_adamw = partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.95), fused=True)
 
 
 def _together(members: Members, count: int, batch: tuple[Tensor, Tensor]) -> StepFunction:
@@ -104,7 +104,7 @@ def workloads() -> list[Workload]:
             4,
             partial(_text, 4, 8, 64),
         ),
-        ("8 perceptrons of width 256, batch 128 each", partial(_perceptrons, 256), 8, partial(_vectors, 8, 128, 256)),
+        ("8 perceptrons of width 256, batch 256 each", partial(_perceptrons, 256), 8, partial(_vectors, 8, 256, 256)),
     ]
     one = "beside one model on all samples: the products of one large one"
     turn = "beside one after the other"
