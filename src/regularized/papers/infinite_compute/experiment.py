@@ -72,7 +72,7 @@ DEFAULTS: dict[str, Any] = {
     "students": 2,  # their mean is the student's loss
 }
 
-SMALL: dict[str, Any] = {"epochs": [8], "lr": [3e-2], "decay": [3.0]}
+SMALL: dict[str, Any] = {"epochs": [8], "lr": [3e-2], "decay": [1.0]}
 LARGE: dict[str, Any] = {"epochs": [8], "lr": [3e-2], "decay": [3.0]}
 # Half the small width as the small one, and three quarters of the large as the large one.
 FOUR: dict[str, Any] = {"multiples": [1, 2, 3, 4]} | {
@@ -80,8 +80,8 @@ FOUR: dict[str, Any] = {"multiples": [1, 2, 3, 4]} | {
 }
 
 ARMS: dict[str, dict[str, Any]] = {
-    "small_standard": {"multiples": [2], "epochs": [8], "lr": [3e-2]},
-    "large_standard": {"multiples": [4], "epochs": [8], "lr": [3e-2]},
+    "small_standard": {"multiples": [2], "epochs": [16], "lr": [1e-2]},
+    "large_standard": {"multiples": [4], "epochs": [8], "lr": [1e-2]},
     "small_regularized": {"multiples": [2], **SMALL},
     "large_regularized": {"multiples": [4], **LARGE},
     "growing": {**FOUR, "law": "size"},
