@@ -38,6 +38,9 @@ class PowerLaw(NamedTuple):
         B: the exponent.
         C: the asymptote.
 
+    Raises:
+        ValueError: from :meth:`fit`, of points that have no law; from :meth:`solve`, of a loss that it never reaches.
+
     Examples:
         >>> law = PowerLaw(0.05, 1.02, 3.43)  # the paper's, of one regularized model; x in billions of parameters
         >>> round(law(0.3), 3), law.asymptote
