@@ -14,8 +14,9 @@ starts), or an ensemble. ``asymptote`` is where its law ends; where losses do no
 them, and where they show no end yet, it lies as far below the last as they fell in all. Laws in the number of members
 take the mean over all subsets of a size.
 
-The arms that are tuned get five trials on two seeds (four, and one more beyond an edge at which a best lay), by the loss of a single model on validation text. About 30 seconds
-a seed for all arms, on one core of 2024. *Paper* scale: see ``published.py``.
+The arms that are tuned get five trials on two seeds (four, and one more beyond an edge at which a best lay), by the
+loss of a single model on validation text. About 30 seconds a seed for all arms, on one core of 2024. *Paper* scale: see
+``published.py``.
 """
 
 import math
