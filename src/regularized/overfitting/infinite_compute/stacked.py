@@ -130,7 +130,7 @@ def clip_members_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     factors = (max_norm / (norms + 1e-6)).clamp_max(1.0)  # as torch.nn.utils.clip_grad_norm_
     for grad in grads:
         grad.mul_(factors.to(grad.dtype).view(-1, *[1] * (grad.ndim - 1)))
-    return norms
+    return norms  # type: ignore[no-any-return]
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
