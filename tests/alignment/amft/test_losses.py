@@ -11,10 +11,10 @@ from regularized.alignment.amft import (
     normalised,
     policy_loss,
     token_entropy,
-    token_log_probs,
     until_end,
     value_loss,
 )
+from regularized.alignment.amft.loss import log_probs_and_entropy
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_entropy_and_log_probs(given):
     logits, tokens, _ = given
     distribution = torch.distributions.Categorical(logits=logits)
     torch.testing.assert_close(token_entropy(logits), distribution.entropy())
-    torch.testing.assert_close(token_log_probs(logits, tokens), distribution.log_prob(tokens))
+    torch.testing.assert_close(log_probs_and_entropy(logits, tokens)[0], distribution.log_prob(tokens))
     ruled_out = logits.clone()
     ruled_out[..., 0] = -torch.inf
     ruled_out.requires_grad_()
@@ -64,7 +64,7 @@ def test_clipping(ratio, advantage, slope):
 def test_policy_loss_ignores_padding(given):
     """Fails when a token behind the end counts, in the loss or in the number that it is divided by."""
     logits, tokens, mask = given
-    log_probs = token_log_probs(logits, tokens)
+    log_probs = log_probs_and_entropy(logits, tokens)[0]
     old, advantages = log_probs - 0.3, torch.randn_like(log_probs)
     wanted = torch.stack(
         [

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from regularized.alignment.amft import AMFT, PPO, Critic, MetaWeightController, Rollouts, ScheduledWeight, sample
-from regularized.alignment.amft.loss import token_log_probs, until_end
+from regularized.alignment.amft.loss import log_probs_and_entropy, until_end
 from regularized.alignment.amft.rollouts import advantages_of, completion_logits, evaluating, mean_entropy
 from regularized.evidence.language_models import small_lm
 from regularized.training.data import TensorData
@@ -63,7 +63,8 @@ def test_sampling_follows_the_policy():
     logits = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     model = nn.Embedding.from_pretrained(logits)
     prompts = torch.zeros(20_000, 1, dtype=torch.int64)
-    drawn = sample(model, prompts, length=3, end=2, generator=torch.Generator().manual_seed(0)).completions
+    torch.manual_seed(0)
+    drawn = sample(model, prompts, length=3, end=2).completions
     first = torch.bincount(drawn[:, 0], minlength=3) / len(drawn)
     torch.testing.assert_close(first, logits[0].softmax(0), atol=0.02, rtol=0)
     behind = drawn[drawn[:, 0] == 1, 1]
@@ -80,7 +81,7 @@ def test_logits_are_those_that_tokens_are_drawn_from():
     drawn = sample(model, prompts, length=4, end=END).completions
     steps = [model(torch.cat([prompts, drawn[:, :t]], dim=1))[:, -1].log_softmax(-1) for t in range(4)]
     wanted = torch.stack(steps, dim=1).gather(-1, drawn[..., None])[..., 0]
-    torch.testing.assert_close(token_log_probs(completion_logits(model, prompts, drawn), drawn), wanted)
+    torch.testing.assert_close(log_probs_and_entropy(completion_logits(model, prompts, drawn), drawn)[0], wanted)
 
 
 def test_advantages_without_a_critic():
@@ -145,8 +146,8 @@ def test_ratios_of_another_policy():
     drawn = []
 
     def sampler(model, prompts):
-        found = sample(model, prompts, length=2, end=END)
-        now = token_log_probs(completion_logits(model, prompts, found.completions), found.completions)
+        found = sample(model, prompts, length=2, end=END, per_prompt=4)
+        now, _ = log_probs_and_entropy(completion_logits(model, *found[:2]), found.completions)
         drawn.append(found.completions)
         return Rollouts(*found[:2], now - 0.1 * rewards[:, None])
 

@@ -9,7 +9,6 @@ from regularized.alignment.amft.loss import (
     normalised,
     policy_loss,
     token_entropy,
-    token_log_probs,
     until_end,
     value_loss,
 )
@@ -38,7 +37,6 @@ __all__ = [
     "policy_loss",
     "sample",
     "token_entropy",
-    "token_log_probs",
     "until_end",
     "value_loss",
 ]

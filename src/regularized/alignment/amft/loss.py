@@ -47,7 +47,6 @@ __all__ = [
     "normalised",
     "policy_loss",
     "token_entropy",
-    "token_log_probs",
     "until_end",
     "value_loss",
 ]
@@ -55,23 +54,6 @@ __all__ = [
 
 def _log_softmax(logits: Tensor) -> Tensor:
     return F.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-
-
-def token_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probability of each token.
-
-    Args:
-        logits: (B, T, V).
-        tokens: (B, T) int64.
-
-    Returns:
-        (B, T).
-
-    Examples:
-        >>> token_log_probs(torch.zeros(1, 2, 4), torch.tensor([[0, 3]])).exp()
-        tensor([[0.2500, 0.2500]])
-    """
-    return _log_softmax(logits).gather(-1, tokens[..., None]).squeeze(-1)
 
 
 def token_entropy(logits: Tensor) -> Tensor:
@@ -95,7 +77,7 @@ def _entropy(log_probs: Tensor) -> Tensor:
 
 
 def log_probs_and_entropy(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`token_log_probs` and :func:`token_entropy` of one softmax, which is the dear part where V is large.
+    """Log-probability of each token, and :func:`token_entropy`, of one softmax: the dear part where V is large.
 
     Args:
         logits: (B, T, V).
@@ -161,7 +143,7 @@ def imitation_loss(logits: Tensor, tokens: Tensor, mask: Tensor | None = None) -
         >>> round(imitation_loss(torch.zeros(1, 3, 4), torch.tensor([[0, 1, 2]])).exp().item(), 3)
         4.0
     """
-    return -masked_mean(token_log_probs(logits, tokens), mask)
+    return -masked_mean(_log_softmax(logits).gather(-1, tokens[..., None]).squeeze(-1), mask)
 
 
 def normalised(advantages: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -176,7 +176,9 @@ class AMFT:
         self.warmup, self.rollouts, self.clip_norm, self.seed = warmup, rollouts, clip_norm, seed
         self.ppo: PPO = PPO() if ppo is None else ppo
         self.critic: Critic | None = critic
-        self.sampler: Sampler = partial(sample, length=length, end=end) if sampler is None else sampler
+        self.sampler: Sampler = (
+            partial(sample, length=length, end=end, per_prompt=rollouts) if sampler is None else sampler
+        )
         self.parameters: list[nn.Parameter] = [p for p in policy.parameters() if p.requires_grad]
         optimizers, names = [optimizer(self.parameters)], ["the policy"]
         if critic is not None:
@@ -272,7 +274,7 @@ class AMFT:
     def _reinforcement(self, prompts: Tensor, progress: Progress) -> tuple[Tensor, Tensor, Tensor]:
         """L_RL, the entropy, and the mean reward; the value function learns on the way."""
         with torch.no_grad(), evaluating(self.policy):
-            drawn = self.sampler(self.policy, prompts.repeat_interleave(self.rollouts, dim=0))
+            drawn = self.sampler(self.policy, prompts)
             rewards = self._checked_rewards(self.reward(drawn.prompts, drawn.completions), len(drawn.completions))
         mask = until_end(drawn.completions, self.end)
         with Taps(self.policy, [self.critic.features] if self.critic else []) as taps:

@@ -16,7 +16,8 @@ from regularized.alignment.amft.loss import (
     token_entropy,
     until_end,
 )
-from regularized.mechanisms.ranges import allowed, count
+from regularized.alignment.sampling import sample_responses
+from regularized.alignment.sequence_log_probs import next_token_logits
 from regularized.training.step import Batch
 
 __all__ = [
@@ -28,7 +29,6 @@ __all__ = [
     "advantages_of",
     "completion_logits",
     "evaluating",
-    "logits_of",
     "mean_entropy",
     "sample",
 ]
@@ -55,24 +55,8 @@ class Sampler(Protocol):
     """Draws answers: :func:`sample`, or the generation of another library."""
 
     def __call__(self, policy: nn.Module, prompts: Tensor, /) -> Rollouts:
-        """Answer each of the prompts (B, L), once, without gradient."""
+        """Answer each of the prompts (P, L) as often as the training has ``rollouts``, without gradient."""
         ...
-
-
-def logits_of(output: object) -> Tensor:
-    """The logits in what a language model returned: a tensor, or an object with ``logits`` (Hugging Face).
-
-    Examples:
-        >>> logits_of(torch.zeros(1, 2, 3)).shape
-        torch.Size([1, 2, 3])
-    """
-    found = getattr(output, "logits", output)
-    if not isinstance(found, Tensor) or found.dim() != 3:
-        raise TypeError(
-            "the policy must return logits (B, T, V), or an object that has them as `logits`, got "
-            + (f"a tensor {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__)
-        )
-    return found
 
 
 def completion_logits(policy: nn.Module, prompts: Tensor, completions: Tensor) -> Tensor:
@@ -84,50 +68,42 @@ def completion_logits(policy: nn.Module, prompts: Tensor, completions: Tensor) -
         completions: (B, T).
     """
     tokens = torch.cat([prompts, completions[:, :-1]], dim=1)
-    return logits_of(policy(tokens))[:, prompts.shape[1] - 1 :]
+    return next_token_logits(policy, tokens)[:, prompts.shape[1] - 1 :]
 
 
-@torch.no_grad()
-@allowed(length=count(1, "the longest answer, in tokens"))
 def sample(
-    policy: nn.Module,
-    prompts: Tensor,
-    *,
-    length: int,
-    end: int,
-    greedy: bool = False,
-    generator: torch.Generator | None = None,
+    policy: nn.Module, prompts: Tensor, *, length: int, end: int, per_prompt: int = 1, greedy: bool = False
 ) -> Rollouts:
-    """Answers of a policy to prompts of one length, token by token; each token is a forward pass of the whole.
-
-    For networks and answers that are small. A large model has a cache for this: give its own generation as a
-    :class:`Sampler`.
+    """Answers of a policy to prompts of one length, by :func:`~regularized.alignment.sampling.sample_responses`.
 
     Args:
-        policy: from tokens (B, t) to logits (B, t, V).
-        prompts: (B, L) int64.
-        length: T, tokens drawn for each.
+        policy: from tokens (B, t) to logits (B, t, V), or to an object that has them.
+        prompts: (P, L) int64.
+        length: T, the longest answer.
         end: the token that ends an answer; it fills what comes behind it.
-        greedy: take the most probable token; default False draws from the policy itself, at temperature 1.
-        generator: draws; on the policy's device. Default the global one.
+        per_prompt: answers to each; default 1.
+        greedy: take the most probable token; default False draws from the policy itself, at temperature 1, from torch's
+            global generator.
 
     Examples:
         >>> policy = nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 5))
-        >>> sample(policy, torch.zeros(3, 2, dtype=torch.int64), length=4, end=4).completions.shape
-        torch.Size([3, 4])
+        >>> sample(policy, torch.zeros(3, 2, dtype=torch.int64), length=4, end=4, per_prompt=2).completions.shape
+        torch.Size([6, 4])
     """
-    tokens, ended = prompts, torch.zeros(len(prompts), 1, dtype=torch.bool, device=prompts.device)
-    for _ in range(length):
-        logits = logits_of(policy(tokens))[:, -1].float()
-        drawn = (
-            logits.argmax(dim=-1, keepdim=True)
-            if greedy
-            else torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)
-        )
-        drawn = torch.where(ended, end, drawn)
-        ended = ended | (drawn == end)
-        tokens = torch.cat([tokens, drawn], dim=1)
-    return Rollouts(prompts, tokens[:, prompts.shape[1] :])
+    drawn = sample_responses(
+        policy,
+        list(prompts),
+        max_new_tokens=length,
+        count=per_prompt,
+        temperature=0.0 if greedy else 1.0,
+        top_p=1.0,
+        end=end,
+        pad=end,
+    )
+    answers = drawn.tokens.flatten(0, 1)[:, prompts.shape[1] :]
+    return Rollouts(
+        prompts.repeat_interleave(per_prompt, dim=0), F.pad(answers, (0, length - answers.shape[1]), value=end)
+    )
 
 
 @torch.no_grad()
