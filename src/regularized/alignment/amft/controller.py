@@ -92,6 +92,11 @@ class MetaWeightController:
         """The weight of the last step, or the initial one; 0-d, float64. ``.item()`` waits for the device."""
         return self._mu
 
+    @property
+    def uses_entropy(self) -> bool:
+        """Whether the rule of entropy is on, and a target has to be set."""
+        return bool(self.entropy_lr)
+
     def set_target_entropy(self, entropy: Tensor | float) -> None:
         """Set H*, once, after the warm-up; see :func:`~regularized.alignment.amft.mean_entropy`.
 
@@ -186,12 +191,12 @@ class MetaWeightController:
             What moved mu, and the mixed loss.
 
         Raises:
-            ValueError: a loss reaches none of the parameters; ``val_loss`` or ``lr`` is missing on a meta step.
+            ValueError: a loss reaches none of the parameters; on a meta step ``val_loss`` or ``lr`` is missing, or the
+                held-out loss is one of those that are trained.
             RuntimeError: no target entropy was set.
 
         Warns:
-            UserWarning: ``lr`` is 0, where the meta-gradient is a multiple of it; or the held-out loss is one of the
-                losses that are trained.
+            UserWarning: ``lr`` is 0, where the meta-gradient is a multiple of it.
         """
         params = list(params)
         if params and self._mu.device != params[0].device:

@@ -32,6 +32,11 @@ class Moved(NamedTuple):
 class Mixer(Protocol):
     """What mixes two losses and leaves the gradient of the mixture in ``.grad``."""
 
+    @property
+    def uses_entropy(self) -> bool:
+        """Whether the entropy of the policy decides on the weight, and a target has to be set."""
+        ...
+
     def needs(self, progress: Progress) -> tuple[bool, bool]:
         """Whether the step at a position needs the first loss, and the second one."""
         ...

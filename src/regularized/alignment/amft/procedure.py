@@ -375,7 +375,8 @@ class AMFT:
         held_out = None if validation is None else self._held_out(validation)
 
         def step(batch: Batch, *, progress: Progress) -> Tensor:
-            if not self.measured and self.steps >= self.warmup:
+            self._pair(batch)
+            if self.controller.uses_entropy and not self.measured and self.steps >= self.warmup:
                 self.controller.set_target_entropy(mean_entropy(self.policy, source.batches(0), end=self.end))
                 self.measured = True
             return self.training_step(batch, progress=progress, val_loss=held_out and held_out(batch))
@@ -391,21 +392,25 @@ class AMFT:
                 after_epoch(self)
         return records
 
-    @torch.no_grad()
-    def score(self, prompts: Tensor, *, greedy: bool = True, batch_size: int = 512) -> float:
-        """Mean reward of one answer to each prompt, drawn by :func:`~regularized.alignment.amft.sample`.
+    def answers(self, prompts: Tensor, *, greedy: bool = True) -> Tensor:
+        """(N, T) an answer to each prompt.
 
         Args:
             prompts: (N, L).
-            greedy: the most probable answer (default), or one that is drawn.
-            batch_size: prompts at a time.
+            greedy: the most probable one (default), or one that is drawn.
         """
-        rewards: list[Tensor] = []
-        with evaluating(self.policy):
-            for some in prompts.to(self.device).split(batch_size):
-                drawn = sample(self.policy, some, length=self.length, end=self.end, greedy=greedy)
-                rewards.append(self._checked_rewards(self.reward(some, drawn.completions), len(some)))
-        return float(torch.cat(rewards).double().mean())
+        asked = prompts.to(self.device)
+        return sample(self.policy, asked, length=self.length, end=self.end, greedy=greedy).completions
+
+    def score(self, prompts: Tensor, *, greedy: bool = True) -> float:
+        """Mean reward of :meth:`answers`.
+
+        Args:
+            prompts: (N, L).
+            greedy: as there.
+        """
+        answers = self.answers(prompts, greedy=greedy)
+        return float(self._checked_rewards(self.reward(prompts.to(answers.device), answers), len(answers)).mean())
 
     # -- state ------------------------------------------------------------------------------
 

@@ -36,6 +36,11 @@ class ScheduledWeight:
     def __init__(self, share: Coefficient) -> None:
         self.schedule: Schedule = as_schedule(share, name="share")
 
+    @property
+    def uses_entropy(self) -> bool:
+        """No."""
+        return False
+
     def set_target_entropy(self, entropy: Tensor | float) -> None:
         """A schedule has no use for it."""
 
