@@ -46,7 +46,7 @@ def _weights(training: AMFT) -> Mapping[str, Tensor]:
 
 def subjects() -> list[ProcedureSubject]:
     """Plain is the same training with a fixed weight."""
-    fixed = {"meta_lr": 0.0, "entropy_lr": 0.0}
+    fixed: dict[str, Any] = {"meta_lr": 0.0, "entropy_lr": 0.0}
     return [
         ProcedureSubject("compared answers", _build, partial(_build, **fixed), _train, _weights),
         ProcedureSubject(

@@ -4,7 +4,7 @@ A transformer of two layers that knows the notation, and nothing more, is fine-t
 and on a reward of 1 for a right answer. *sums*: three digits are added. *points*: three cards make 24, in any order of
 the cards. All arms start from the same network and make the same number of steps, on the same demonstrations; the
 weight alone differs. ``test_accuracy`` is that of greedy answers to prompts that were never seen (points: other orders
-of the same hands), ``shifted_accuracy`` that for sums with a nine, of which there was none in training.
+of the same hands), ``shifted_accuracy`` that for sums with a digit twice, of which there was none in training.
 
 Claims: ``over_sft``, ``over_rl``, ``over_two_stages``, ``adaptive_against_fixed``, ``over_scheduled``, ``shifted``,
 ``sooner`` (mean accuracy over the training), ``points_over_two_stages``, ``points_over_fixed`` (the paper's
@@ -67,7 +67,7 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
     "laptop": {
         "train": 1024,
         "held_out": 64,
-        "test": 185,
+        "test": 176,
         "base_epochs": 9,
         "epochs": 6,
         "batch": 32,
@@ -154,7 +154,7 @@ def about(s: Mapping[str, Any]) -> About:
     if s["task"] == "points":
         return About("160 deals of 47 hands that make 24", 160, size, weights, 64 / 160)
     return About(
-        f"{s['train']:,} sums of three digits", s["train"], size, weights, s["test"] / (729 - s["held_out"] - s["test"])
+        f"{s['train']:,} sums of three digits", s["train"], size, weights, s["test"] / (720 - s["held_out"] - s["test"])
     )
 
 
@@ -250,8 +250,8 @@ def load(task: str, seed: int, train: int, held_out: int, test: int, wrong: floa
         every = torch.cartesian_prod(*[torch.arange(10)] * 3)
         every = every[torch.randperm(len(every), generator=draw)]
         prompts = _written(every)
-        nine = (every == 9).any(dim=1)
-        inside, shifted = prompts[~nine], prompts[nine]  # 729 and 271
+        twice = (every.sort(dim=1).values.diff(dim=1) == 0).any(dim=1)
+        inside, shifted = prompts[~twice], prompts[twice]  # 720 and 280
         held, asked, seen = inside.split([held_out, test, len(inside) - held_out - test])
     rows = torch.randint(len(seen), (2, train), generator=draw)
     return Data(
