@@ -58,6 +58,9 @@ class PPO:
         gamma: discount; default 1 (code).
         gae_lambda: of the advantages; default 0.95 (code).
 
+    Raises:
+        ValueError: a setting is outside its range.
+
     Examples:
         >>> PPO(entropy_bonus=0.0).clip
         0.2

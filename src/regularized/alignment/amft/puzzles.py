@@ -67,6 +67,9 @@ class Sums:
         terms: numbers that are added; default 2.
         digits: of each; default 2.
 
+    Raises:
+        ValueError: there is no term, or a number has not 1 to 9 digits.
+
     Examples:
         >>> sums = Sums()
         >>> prompts = sums.prompts(3, torch.Generator().manual_seed(0))

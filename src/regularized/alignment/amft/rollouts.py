@@ -165,6 +165,9 @@ class Critic(nn.Module):
             normalisation of :class:`~regularized.evidence.language_models.LanguageModel`; ``"model.norm"`` in a Llama
             of Hugging Face.
 
+    Raises:
+        ValueError: when the training looks for it: the policy has no such submodule.
+
     Examples:
         >>> Critic(8)(torch.zeros(2, 3, 8)).shape
         torch.Size([2, 3])

@@ -25,6 +25,9 @@ class ScheduledWeight:
     Args:
         share: mu, a number in [0, 1] or a function of :class:`~regularized.training.progress.Progress`.
 
+    Raises:
+        ValueError: the number, or later what the function gives, is outside of [0, 1].
+
     Examples:
         >>> w = torch.nn.Parameter(torch.tensor(1.0))
         >>> moved = ScheduledWeight(0.25).backward(sft=4.0 * w, rl=8.0 * w, params=[w])
