@@ -12,8 +12,9 @@ the kept term, which is all that holds the rest.
 Rates are tuned by what a user without images can see: how far, in pixels, the samples of kept prompts are from those of
 the teacher (``validation_distance``). A first round on the tuning seeds counted the forgotten prompt as well; it chose
 so low a rate for forgetting (1e-4, the end of the grid) that the kept classes were not distilled. At every rate the
-class was forgotten. How good an imitation of the other class the forgotten prompt gives is ``override_distance``. ``half_way_forgotten_share`` is that after half
-of the steps. ``sampling_speedup`` is in processor time, beside the teacher's 50 evaluations.
+class was forgotten. How good an imitation of the other class the forgotten prompt gives is ``override_distance``.
+``half_way_forgotten_share`` is the forgotten class's share after half of the steps. ``sampling_speedup`` is in
+processor time, beside the teacher's 50 evaluations.
 
 *Paper* scale: CIFAR-10 with the authors' U-Net and settings, in one process instead of four; a teacher is trained
 first. It needs a GPU for weeks.
@@ -83,11 +84,11 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
 }
 
 # Rates: the best of TUNING.
-_RATE: Mapping[str, Any] = {"lr": 8e-4}
+_RATE: Mapping[str, Any] = {"lr": 1.6e-3}
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "teacher": {"sampler": "teacher"},
     "undistilled": {"sampler": "undistilled"},
-    "distillation": {"forgetting": False, "lr": 8e-4},
+    "distillation": {"forgetting": False, "lr": 1.6e-3},
     "score_forgetting": {**_RATE},
     "whole_batch": {**_RATE, "forget_share": 1.0},
     "forget_only": {**_RATE, "kept_weight": 0.0},
@@ -205,7 +206,7 @@ def _measured(s: Mapping[str, Any], world: "World", sample: Callable[[Tensor], T
 
 
 def _distances(s: Mapping[str, Any], world: "World", sample: Callable[[Tensor], Tensor]) -> dict[str, float]:
-    """In pixels, from the teacher's samples of the class that a prompt shall give: kept prompts, and the forgotten one."""
+    """In pixels, from the teacher's samples of what a prompt shall give: of kept prompts, and of the forgotten one."""
     distances = []
     for label in range(len(s["classes"])):
         theirs = world.teacher_samples[s["override"] if label == s["forget"] else label]
