@@ -248,7 +248,7 @@ class World(NamedTuple):
 
 
 _SHARED = ("data", "classes", "train", "judge", "test", "network", "width", "prediction", "teacher_steps")
-_SHARED += ("teacher_lr", "teacher_batch", "judge_epochs", "evaluations", "per_prompt")
+_SHARED += ("teacher_lr", "teacher_batch", "judge_epochs", "evaluations", "per_prompt")  # type: ignore[assignment]
 
 
 def _world(s: Mapping[str, Any], seed: int, device: torch.device) -> World:
@@ -268,7 +268,7 @@ def _prepared(settings: tuple[tuple[str, Any], ...], seed: int, device: torch.de
     labels = [torch.full((s["per_prompt"],), label, device=device) for label in range(len(s["classes"]))]
     samples = [teacher.sample(label, steps=s["evaluations"], generator=draws) for label in labels]
     inside = judge.features if isinstance(judge, nn.Sequential) else _Inside(judge)
-    features = torch.no_grad()(lambda images: torch.cat([inside(part) for part in images.split(500)]))
+    features = torch.no_grad()(lambda images: torch.cat([inside(part) for part in images.split(500)]))  # type: ignore[operator]
     return World(teacher, samples, judge, features, test_x.to(device), test_y.to(device), fingerprint, device)
 
 
