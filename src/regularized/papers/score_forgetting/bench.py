@@ -67,8 +67,8 @@ def workloads() -> list[Workload]:
             "the authors' code with four stages of this width: 1.91",
         ),
         Workload(
-            f"{small}: one evaluation",
-            partial(_sampling, _SMALL, (3, 8, 8), 16),
+            "MLP 128, 8x8, 64 samples: one evaluation",
+            partial(_sampling, _PERCEPTRON, (1, 8, 8), 64),
             "50 evaluations count as 1",
             floor=0.02,
         ),
