@@ -33,7 +33,7 @@ def test_shared_first_phases_change_nothing(arm):
     sampler = OutlierSampler(sigma=1.0, k=5, select=10, noises=20, per_class=10)
     vor = VirtualOutlierRegularizer(weight=1.0, thresholds=experiment.EnergyQuantile(margin=4.0), sampler=sampler)
     adam = partial(torch.optim.Adam, lr=0.02)
-    phase = HeadPhase(vor, epochs=1, optimizer=adam, schedule=epoch_cosine(5, start=4), batch_size=40)
+    phase = HeadPhase(vor, epochs=1, optimizer=adam, schedule=epoch_cosine(5, start=4), batch_size=8)
     sequence = TaskSequence(
         model, tasks, terms={**terms, "outliers": phase}, optimizer=adam, epochs=4, schedule=epoch_cosine(5)
     )
