@@ -99,8 +99,8 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
 }
 
 # The best of TUNING; rates first, strengths at these rates.
-_ONE: dict[str, Any] = {"lr": 0.02}
-_POOL: dict[str, Any] = {"prompts": "pool", "lr": 0.02}
+_ONE: dict[str, Any] = {"lr": 0.05}
+_POOL: dict[str, Any] = {"prompts": "pool", "lr": 0.05}
 _SECOND: dict[str, Any] = {"head_share": 0.2}
 _OUTLIERS: dict[str, Any] = {"weight": 0.1, "sigma": 0.1, "margin": 12.0}
 _OFFICIAL: dict[str, Any] = {"weight": 0.1, "sigma": 0.1, "margin": 12.0}
