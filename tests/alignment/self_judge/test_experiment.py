@@ -83,9 +83,10 @@ def test_a_language_model_becomes_the_judge():
 
 
 def test_scales_of_language_models_say_what_they_lack():
-    """Fails when an arm that trains nothing is run there, or the paper's scale begins without its data."""
-    with pytest.raises(Unavailable, match="laptop"):
-        run_arm(experiment, "chance", 0, "smollm2")
+    """Fails when an arm runs there as if it were another, or the paper's scale begins without its data."""
+    for arm in ("chance", "similarity_labels", "wrong_reference"):
+        with pytest.raises(Unavailable, match="laptop"):
+            run_arm(experiment, arm, 0, "smollm2")
     if find_spec("peft") is not None:
         with pytest.raises(Unavailable, match="Llama-2-13B"):
             run_arm(experiment, "distillation", 0, "paper")

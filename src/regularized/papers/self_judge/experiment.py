@@ -70,7 +70,7 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
     "minilm": {**_LAPTOP, "encoder": "minilm"},
     "smollm2": {
         **_SMALL,
-        **{"train": 20, "validation": 1, "test": 12, "encoder": "smollm2", "noise": 0.0, "epochs": 2, "batch": 8},
+        **{"train": 20, "validation": 2, "test": 12, "encoder": "smollm2", "noise": 0.0, "epochs": 2, "batch": 8},
         **{"hidden": 0, "dropout": 0.05},
     },
     # Official code: LoRA of rank 16, dropout 0.05, AdamW 3e-4, 100 steps of warm-up, batch 128, two epochs.

@@ -53,8 +53,11 @@ def run(s: Mapping[str, Any], seed: int) -> Measurements:
     Raises:
         Unavailable: a model, a package, data or a GPU is missing; or the arm trains nothing.
     """
-    if s["judge"] != "trained":
-        raise Unavailable("at this scale there are the arms that train a judge; those that do not are of the laptop's")
+    if s["judge"] != "trained" or s["labels"] != "both" or s["wrong_reference"]:
+        raise Unavailable(
+            "with language models there are the arms blind, no_distillation, distillation and joint_with_reference; "
+            "the others are of the laptop's scale"
+        )
     need_package("peft", 'pip install "regularized[peft]"')
     torch.manual_seed(seed)
     assistant = _llama2(s) if s["encoder"] == "llama2" else _smollm2(s, seed)
