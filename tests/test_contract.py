@@ -165,10 +165,20 @@ def test_no_verdict_but_open_from_fewer_than_ten_seeds(entry):
         assert undecided or len(outcome.seeds) >= MINIMUM_SEEDS, outcome.claim.id
 
 
+# Papers that run and have no ledger yet, with the reason; none may stay here once it has one.
+UNMEASURED = {"amft": "its settings were never tuned: the session's processor time went to seven other ledgers"}
+
+
 @pytest.mark.parametrize("entry", IMPLEMENTED, ids=lambda entry: entry.card.slug)
 def test_evidence_of_other_code_is_told(entry):
-    """Fails when a ledger of code that has changed passes for one of the present code."""
+    """Fails when a ledger of code that has changed passes for one of the present code, or one is missing unsaid."""
     evidence = to_json(entry)["evidence"]
+    if entry.slug in UNMEASURED:
+        assert evidence is None, f"{entry.slug} has a ledger: take it out of UNMEASURED"
+        assert {outcome.verdict for outcome in entry.outcomes} == {Verdict.NOT_RUN}, (
+            "an untuned experiment has verdicts"
+        )
+        return
     assert evidence is not None, f"{entry.slug} has no ledger; write it with `regularized ledger {entry.slug}`"
     assert evidence["stale"] == (entry not in CURRENT)
 
