@@ -15,7 +15,9 @@ in the last fifth; ``outliers``, the paper; ``official_outliers``, drawn around 
 Trials, four for an arm, judged by validation images of all classes at the end: learning rates for ``one_prompt`` and
 ``prompt_pool``, at which the others stay (0.02 was the best of a first grid, at its end, so 0.05 took the place of the
 smallest, 0.002); strength, noise and distance of thresholds for ``outliers`` and ``official_outliers``.
-``pool_outliers`` has what was chosen for ``outliers``.
+``pool_outliers`` has what was chosen for ``outliers``. In that first tuning outliers did nothing: the second phase had
+six steps. Before any evidence the head got batches of 8, and among the strengths (10, 0.1, 6) took the place of
+(0.1, 1.0, 6).
 
 Since a second phase moves nothing that a first one reads, all arms of a seed share their first phases, which a process
 keeps, and all seeds the transformer: without that it would take five times as long. *Paper* scale: CIFAR-100 in ten
