@@ -67,18 +67,18 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
-_OWN: dict[str, Any] = {"lr": 3e-5}
 # Noise, bias and their rate were chosen on seed 1000. With a lower rate margins stay so small that only the sign of
 # C - 1/2 matters to Adam, and the label of a usable judge changes nothing.
 _NOISY: dict[str, Any] = {"judge": "synthetic", "noise": 2.0, "lr": 3e-4}
 _BIASED: dict[str, Any] = {"judge": "synthetic", "noise": 0.1, "bias": 2.0, "lr": 3e-4}
 ARMS: Mapping[str, Mapping[str, Any]] = {
-    "fine_tuned": {**_OWN, "rounds": 0},
-    "self_rewarding": {**_OWN},
-    "constant": {**_OWN, "consistency": 0.8},
-    "cream_each": {**_OWN, "consistency": "each"},
-    "cream_mean_one_round": {**_OWN, "consistency": "mean", "rounds": 1},
-    "cream_mean": {**_OWN, "consistency": "mean"},
+    "fine_tuned": {"rounds": 0},
+    # Rates, and the constant label, are the best of TUNING.
+    "self_rewarding": {"lr": 1e-5},
+    "constant": {"consistency": 0.6, "lr": 3e-5},
+    "cream_each": {"consistency": "each", "lr": 1e-5},
+    "cream_mean_one_round": {"consistency": "mean", "rounds": 1, "lr": 1e-5},
+    "cream_mean": {"consistency": "mean", "lr": 1e-5},
     "equal_self_rewarding": {},
     "equal_cream_mean": {"consistency": "mean"},
     "noisy_self_rewarding": {**_NOISY},
