@@ -74,11 +74,11 @@ _BIASED: dict[str, Any] = {"judge": "synthetic", "noise": 0.1, "bias": 2.0, "lr"
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "fine_tuned": {"rounds": 0},
     # Rates, and the constant label, are the best of TUNING.
-    "self_rewarding": {"lr": 1e-5},
-    "constant": {"consistency": 0.6, "lr": 3e-5},
-    "cream_each": {"consistency": "each", "lr": 1e-5},
-    "cream_mean_one_round": {"consistency": "mean", "rounds": 1, "lr": 1e-5},
-    "cream_mean": {"consistency": "mean", "lr": 1e-5},
+    "self_rewarding": {"lr": 3e-06},
+    "constant": {"consistency": 0.6, "lr": 1e-05},
+    "cream_each": {"consistency": "each", "lr": 1e-05},
+    "cream_mean_one_round": {"consistency": "mean", "rounds": 1, "lr": 1e-05},
+    "cream_mean": {"consistency": "mean", "lr": 1e-05},
     "equal_self_rewarding": {},
     "equal_cream_mean": {"consistency": "mean"},
     "noisy_self_rewarding": {**_NOISY},
