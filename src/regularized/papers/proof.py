@@ -4,23 +4,50 @@ Counts of claims would not do: a card with many small claims would come before o
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from regularized.evidence.claims import Outcome, Verdict, count_verdicts
 from regularized.papers.abstract import Sentence
+from regularized.papers.card import Card
 
-if TYPE_CHECKING:
-    from regularized.papers.catalogue import Entry
-
-__all__ = ["best_proven_first", "headlines", "margin", "standing"]
+__all__ = ["Measured", "best_proven_first", "headlines", "margin", "standing"]
 
 
-def best_proven_first(entry: "Entry") -> tuple[float, float, int, str]:
+class Measured(Protocol):
+    """What the order asks of a paper: an :class:`~regularized.papers.catalogue.Entry` has it."""
+
+    @property
+    def slug(self) -> str:
+        """Short name."""
+        ...
+
+    @property
+    def card(self) -> Card:
+        """Facts and claims."""
+        ...
+
+    @property
+    def implemented(self) -> bool:
+        """Whether it runs."""
+        ...
+
+    @property
+    def abstract(self) -> Sequence[Sentence]:
+        """What the abstract claims."""
+        ...
+
+    @property
+    def outcomes(self) -> Sequence[Outcome]:
+        """Claims with their verdicts."""
+        ...
+
+
+def best_proven_first(entry: Measured) -> tuple[float, float, int, str]:
     """Key of a paper in the order: :func:`standing`, then :func:`margin`; the newest first among equals."""
     return -standing(entry), -margin(entry.outcomes), -entry.card.date.toordinal(), entry.slug
 
 
-def standing(entry: "Entry") -> float:
+def standing(entry: Measured) -> float:
     """How well proven a paper is: 2 to 3 where it has been measured, 1 where it runs unmeasured, 0 otherwise.
 
     Of what has been measured the :func:`headlines` that hold on more than a toy count, then, a hundred times less,

@@ -57,6 +57,13 @@ class GANSettings:
         ema_decay: share of the averaged generator that stays at a step; default 0.5^(32 / 10000).
         generator_penalty: what the generator's loss has beside, such as StyleGAN2's path length: from generator and
             progress to a scalar, or to None at steps without it. Default none.
+
+    Raises:
+        ValueError: ``r1``, ``r1_every`` or ``ema_decay`` is out of range.
+
+    Examples:
+        >>> GANSettings(r1=1.0).r1_every
+        16
     """
 
     generator_optimizer: Optimizer = _GENERATOR_ADAM

@@ -23,6 +23,14 @@ class PromptReport:
         shares: (C, C), prompts in rows, classes of the judge in columns; rows sum to one.
         forget: the class that was to be forgotten; None for none.
         override: the class in its place; None where it is random.
+
+    Raises:
+        IndexError: ``forget`` or ``override`` is no class of ``shares``, once it is asked for.
+
+    Examples:
+        >>> report = PromptReport(torch.tensor([[0.1, 0.9], [0.0, 1.0]]), forget=0, override=1)
+        >>> round(report.forgotten_class_share, 2), round(report.override_share, 2)
+        (0.1, 0.9)
     """
 
     shares: Tensor
