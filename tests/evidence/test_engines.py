@@ -199,7 +199,7 @@ def test_ray_with_a_killed_worker_and_a_lost_node(fake, monkeypatch):
     cluster = Cluster(initialize_head=True, head_node_args=options)
     try:
         second = cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
-        ray.init(address=cluster.address, log_to_driver=False)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         with pytest.raises(Unavailable, match="64 GPU, and no machine of the cluster has more than"):
             engines.RayEngine(gpus=64)
         engine = engines.RayEngine()

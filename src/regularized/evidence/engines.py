@@ -163,7 +163,8 @@ class EnginePool:
 class RayEngine:
     """Ray's tasks, on the cluster of ``RAY_ADDRESS``, or on one that is started on this machine.
 
-    The package goes along as it is here; the versions of Python, torch and the rest must be there.
+    The package goes along as it is here, unless the caller has connected already;
+    the versions of Python, torch and the rest must be there.
 
     Args:
         cpus: cores for a run; default 1, which is what a run has locally.
@@ -183,7 +184,9 @@ class RayEngine:
             raise Unavailable('--engine ray needs Ray: pip install "regularized[ray]"') from error
         self._ray = ray
         if not ray.is_initialized():
-            ray.init(log_to_driver=False, include_dashboard=False)
+            package = str(Path(__file__).parents[1])
+            excluded = ["**/__pycache__", "**/golden.npz", "**/ledger.json"]
+            ray.init(log_to_driver=False, runtime_env={"py_modules": [package], "excludes": excluded})
         # Ray would wait for ever, and not say for what.
         for what, wanted in (("CPU", cpus), ("GPU", gpus)):
             most = max((node["Resources"].get(what, 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
@@ -191,10 +194,8 @@ class RayEngine:
                 raise Unavailable(
                     f"a run is to have {wanted:g} {what}, and no machine of the cluster has more than {most:g}"
                 )
-        package = Path(__file__).parents[1]
-        shipped = {"py_modules": [str(package)], "excludes": ["**/__pycache__", "**/golden.npz", "**/ledger.json"]}
         # What is lost is handed out again by the pool, which counts.
-        self._task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0, runtime_env=shipped)(make_run)
+        self._task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(make_run)
         self._references: dict[Future[Answer], Any] = {}
         self.handed_out = 0
 
