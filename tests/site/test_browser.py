@@ -273,7 +273,7 @@ def test_an_error_inside_a_page_deletes_nothing(visit, served, clock, monkeypatc
     """Fails when a limit, an ended session or a defect takes away a form, what was typed in it, or the results."""
     visited = visit("errors")
     page = signed_in(visited, f"/papers/{PAPER.slug}")
-    said = page.locator(".write [data-problem]")
+    said = page.locator("#discussion > form [data-problem]")
     with served.write.begin() as session:
         person = session.scalars(select(Person.id)).one()
         for _ in range(10):

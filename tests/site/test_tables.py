@@ -10,6 +10,7 @@ from sqlalchemy import MetaData, func, select, text
 
 from regularized.evidence.claims import Verdict, count_verdicts
 from regularized.papers.catalogue import load_catalogue
+from regularized.papers.proof import best_proven_first
 from regularized.site import queries, trending
 from regularized.site.database import migrate, open_database
 from regularized.site.models import Alias, Base, ClaimRow, Paper, Person, SearchText, VerdictChange, Vote
@@ -60,7 +61,9 @@ def test_an_upgrade_keeps_what_people_did(tmp_path, revision):
     with engine.begin() as connection:
         counts = [connection.exec_driver_sql(f"SELECT count(*) FROM {name}").scalar() for name in kept]
         assert counts == [1] * len(kept)
-        assert connection.exec_driver_sql("SELECT name, name_key FROM person").one() == ("", None)
+        # 0004 takes away names that only moderators may have; whoever has one since then was let to.
+        name = ("Admin", "x") if revision == "0004" else ("", None)
+        assert connection.exec_driver_sql("SELECT name, name_key FROM person").one() == name
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
         assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
         connection.exec_driver_sql("DELETE FROM person")
@@ -107,11 +110,7 @@ def test_default_order_is_that_of_the_catalogue(site):
         last.votes, last.heat = 1000, 1e6
     with site.read() as session:
         listed = [paper.slug for paper in queries.list_papers(session, per_page=100).papers]
-    counts = {entry.slug: count_verdicts(entry.outcomes) for entry in ENTRIES}
-    shares = {slug: count[Verdict.HOLDS] / max(1, sum(count.values())) for slug, count in counts.items()}
-    held = [shares[slug] for slug in listed]
-    assert held == sorted(held, reverse=True)
-    assert held[0] > 0
+    assert listed == [entry.slug for entry in sorted(ENTRIES, key=best_proven_first)]
     measured = {entry.slug for entry in MEASURED}
     assert set(listed[: len(measured)]) == measured
     assert last.slug not in listed[: len(measured)]

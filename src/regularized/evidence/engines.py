@@ -197,7 +197,7 @@ class RayEngine:
         # What is lost is handed out again by the pool, which counts.
         self._task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(make_run)
         self._references: dict[Future[Answer], Any] = {}
-        self.handed_out = 0
+        self.handed_out: int = 0
 
     def submit(self, module_name: str, job: Mapping[str, Any], about: Mapping[str, Any]) -> "Future[Answer]":
         """Hand out a task."""

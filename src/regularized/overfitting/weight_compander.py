@@ -259,7 +259,7 @@ def compander_param_groups(model: nn.Module, *, weight_decay: float = 0.0, shape
         One group, or two where a and b are learned.
 
     Examples:
-        >>> model = nn.Linear(3, 2)
+        >>> model = nn.Linear(8, 2)
         >>> _ = compand_weights(model, learnable=True)
         >>> [len(group["params"]) for group in compander_param_groups(model)]
         [2, 2]
@@ -285,7 +285,7 @@ def merge_companders(model: nn.Module) -> list[str]:
         Names of the layers that were merged.
 
     Examples:
-        >>> model = nn.Linear(3, 2)
+        >>> model = nn.Linear(8, 2)
         >>> _ = compand_weights(model)
         >>> _ = merge_companders(model)
         >>> sorted(model.state_dict())
@@ -309,7 +309,7 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
         A state dictionary that loads into the model without companders.
 
     Examples:
-        >>> model = nn.Linear(3, 2)
+        >>> model = nn.Linear(8, 2)
         >>> _ = compand_weights(model)
         >>> sorted(plain_state_dict(model))
         ['bias', 'weight']

@@ -109,7 +109,7 @@ class Paper(Base):
         order_by="ClaimRow.position", cascade="all, delete-orphan", back_populates="paper"
     )
 
-    __table_args__ = (
+    __table_args__: Any = (
         # Read backwards for the lists: best first, newest first.
         Index("ix_paper_best", "standing", "margin", "date", "id"),
         Index("ix_paper_listed_on", "listed_on", "standing", "margin", "date", "id"),
@@ -168,7 +168,7 @@ class ClaimRow(Base):
 
     paper: Mapped[Paper] = relationship(back_populates="claims")
 
-    __table_args__ = (UniqueConstraint("paper_id", "name"),)
+    __table_args__: Any = (UniqueConstraint("paper_id", "name"),)
 
 
 class VerdictChange(Base):

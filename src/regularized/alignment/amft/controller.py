@@ -79,9 +79,14 @@ class MetaWeightController:
         low, high = bounds
         if not 0.0 <= low <= high <= 1.0:
             raise ValueError(f"bounds must be in order and in [0, 1], got {bounds}; the paper has (0.05, 0.95)")
-        self.init, self.meta_lr, self.entropy_lr = float(init), meta_lr, entropy_lr
-        self.low, self.high = float(low), float(high)
-        self.every, self.normalize, self.look_ahead = every, normalize, look_ahead
+        self.init: float = float(init)
+        self.meta_lr: float = meta_lr
+        self.entropy_lr: float = entropy_lr
+        self.low: float = float(low)
+        self.high: float = float(high)
+        self.every: int = every
+        self.normalize: Literal["none", "cosine"] = normalize
+        self.look_ahead: bool = look_ahead
         self.steps: int = 0
         self.target_entropy: float | None = None
         self._mu = torch.tensor(self.init, dtype=torch.float64)

@@ -49,7 +49,9 @@ class PointsGame:
     def __init__(self, cards: int = 4, *, targets: Sequence[int] = (24,), highest: int = 9) -> None:
         if not targets or not all(10 <= target <= 99 for target in targets):
             raise ValueError(f"targets must be numbers of two digits, at least one, got {list(targets)}")
-        self.cards, self.targets, self.highest = cards, tuple(targets), highest
+        self.cards: int = cards
+        self.targets: tuple[int, ...] = tuple(targets)
+        self.highest: int = highest
         self._forms = forms(cards)
         self.answer_length: int = max(map(len, self._forms)) + 1
         hands, answers = self._solve()

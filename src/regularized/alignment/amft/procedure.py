@@ -174,9 +174,14 @@ class AMFT:
                 "without a critic answers are compared with others to the same prompt; give rollouts >= 2, or a Critic"
             )
         self.policy: nn.Module = policy
-        self.reward, self.end, self.length = reward, end, length
+        self.reward: Reward = reward
+        self.end: int = end
+        self.length: int = length
         self.controller: Mixer = MetaWeightController() if controller is None else controller
-        self.warmup, self.rollouts, self.clip_norm, self.seed = warmup, rollouts, clip_norm, seed
+        self.warmup: int = warmup
+        self.rollouts: int = rollouts
+        self.clip_norm: float | None = clip_norm
+        self.seed: int = seed
         self.ppo: PPO = PPO() if ppo is None else ppo
         self.critic: Critic | None = critic
         self.sampler: Sampler = (

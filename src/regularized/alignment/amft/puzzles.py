@@ -82,7 +82,8 @@ class Sums:
 
     @allowed(terms=count(1), digits=between(1, 9, whole=True))
     def __init__(self, terms: int = 2, *, digits: int = 2) -> None:
-        self.terms, self.digits = terms, digits
+        self.terms: int = terms
+        self.digits: int = digits
         self.answer_length: int = len(str(terms * (10**digits - 1))) + 1
 
     def prompts(self, number: int, generator: torch.Generator) -> Tensor:

@@ -92,6 +92,7 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "in_pair_only": {**_WORLD, "plan": "in_pair_only"},
     "three_stages": {**_WORLD},
 }
+PUBLISHED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {"paper": {arm: {"task": "paper"} for arm in ARMS}}
 
 _PROBES = [arm for arm, settings in ARMS.items() if "task" not in settings]
 TUNING = Tuning(

@@ -116,7 +116,9 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 
 _PAPER: Mapping[str, Any] = {"data": "cifar10", "classes": 10, "train": 45_000, "validation": 5_000, "test": 10_000}
 PUBLISHED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "paper": {arm: {**_PAPER, "lr": 0.2 if arm.endswith("scratch") else 0.01} for arm in ARMS}
+    # Smoke scale runs where nobody has unpacked the emoji.
+    "smoke": {arm: {**SCALES["smoke"], "classes": 10} for arm in ("emoji_scratch", "emoji_selfie")},
+    "paper": {arm: {**_PAPER, "lr": 0.2 if arm.endswith("scratch") else 0.01} for arm in ARMS},
 }
 
 TUNING = Tuning(

@@ -1,15 +1,18 @@
-"""What holds for every test: the examples that are tried, a read-only disk, and what may be skipped.
+"""What holds for every test and example: random numbers, tried examples, a read-only disk, what may be skipped.
 
 In CI that is only what needs a GPU or does not apply, elsewhere also what needs a missing program.
 """
 
 import os
+import random
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 
 # The same examples on every machine and in every run, however slow it is.
@@ -17,6 +20,14 @@ settings.load_profile("ci")
 
 # How the reason of a skip begins that no installation would mend.
 _ALLOWED = ("needs a GPU", "not applicable: ")
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """What a test draws without a seed does not depend on which ones ran before it in the same process."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 -- what scikit-learn and others draw from
+    torch.manual_seed(0)
 
 
 @pytest.hookimpl(wrapper=True)
