@@ -85,7 +85,7 @@ class MetaWeightController:
         self.low: float = float(low)
         self.high: float = float(high)
         self.every: int = every
-        self.normalize: Literal["none", "cosine"] = normalize
+        self.normalize: Normalize = normalize
         self.look_ahead: bool = look_ahead
         self.steps: int = 0
         self.target_entropy: float | None = None
