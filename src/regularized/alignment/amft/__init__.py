@@ -15,7 +15,8 @@ from regularized.alignment.amft.loss import (
 from regularized.alignment.amft.meta_gradient import meta_gradient
 from regularized.alignment.amft.mixing import Mixer, Moved
 from regularized.alignment.amft.points import PointsGame
-from regularized.alignment.amft.procedure import AMFT, PPO
+from regularized.alignment.amft.ppo import PPO
+from regularized.alignment.amft.procedure import AMFT
 from regularized.alignment.amft.puzzles import Sums
 from regularized.alignment.amft.rollouts import Critic, Rollouts, mean_entropy, sample
 from regularized.alignment.amft.schedule import ScheduledWeight

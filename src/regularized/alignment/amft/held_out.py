@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regularized.alignment.amft.rollouts import Pair
 from regularized.training.data import as_source
 
 __all__ = ["HeldOut"]
-
-Pair = tuple[Tensor, Tensor]
 
 
 class HeldOut:

@@ -1,7 +1,6 @@
 """Imitation and reward in one stage: a warm-up on demonstrations, then steps on both, whose mixture is learned."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -10,77 +9,35 @@ from torch import Tensor, nn
 
 from regularized.alignment.amft.controller import MetaWeightController
 from regularized.alignment.amft.held_out import HeldOut
-from regularized.alignment.amft.loss import (
-    imitation_loss,
-    log_probs_and_entropy,
-    masked_mean,
-    policy_loss,
-    token_entropy,
-    until_end,
-    value_loss,
-)
+from regularized.alignment.amft.loss import imitation_loss, masked_mean, token_entropy, until_end
 from regularized.alignment.amft.mixing import Mixer, Moved
+from regularized.alignment.amft.ppo import PPO, ppo_losses
 from regularized.alignment.amft.rollouts import (
     Critic,
+    Pair,
     Reward,
     Sampler,
-    advantages_of,
     completion_logits,
     evaluating,
     mean_entropy,
+    pair_of,
+    rewards_of,
     sample,
 )
-from regularized.mechanisms.ranges import allowed, at_least, check_fields, count, positive, share
-from regularized.mechanisms.taps import Taps
+from regularized.mechanisms.ranges import allowed, count, positive
 from regularized.training.data import Source, as_source
 from regularized.training.procedure import Epochs, Optimizers, Part, restore, state_of
 from regularized.training.progress import Coefficient, Progress, Schedule, as_schedule
 from regularized.training.randomness import mix as mix_seeds
 from regularized.training.step import Batch
 
-__all__ = ["AMFT", "PPO"]
+__all__ = ["AMFT"]
 
 Validation: TypeAlias = Any
 """Held-out demonstrations, or a function of the policy that gives a loss: minus the utility."""
 
 _STATE = ("policy", "critic", "controller", "optimizers", "epochs", "looks", "measured")
 _MEASURED = ("imitation", "reward_loss", "reward", "entropy", "mu", "by_meta", "by_entropy")
-
-
-@dataclass(frozen=True, slots=True)
-class PPO:
-    """Settings of the loss on rewards.
-
-    Args:
-        clip: eps of the clipping of ratios and values; default 0.2 (paper).
-        entropy_bonus: coefficient of the entropy in L_RL; default 0.01 (code).
-        value_weight: coefficient of the loss of the value function; default 0.1 (code).
-        gamma: discount; default 1 (code).
-        gae_lambda: of the advantages; default 0.95 (code).
-
-    Raises:
-        ValueError: a setting is outside its range.
-
-    Examples:
-        >>> PPO(entropy_bonus=0.0).clip
-        0.2
-    """
-
-    clip: float = 0.2
-    entropy_bonus: float = 0.01
-    value_weight: float = 0.1
-    gamma: float = 1.0
-    gae_lambda: float = 0.95
-
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            clip=positive(),
-            entropy_bonus=at_least(0.0),
-            value_weight=at_least(0.0),
-            gamma=share(),
-            gae_lambda=share(),
-        )
 
 
 class AMFT:
@@ -283,52 +240,27 @@ class AMFT:
         """L_RL, the entropy, and the mean reward; the value function learns on the way."""
         with torch.no_grad(), evaluating(self.policy):
             drawn = self.sampler(self.policy, prompts)
-            rewards = self._checked_rewards(self.reward(drawn.prompts, drawn.completions), len(drawn.completions))
-        mask = until_end(drawn.completions, self.end)
-        with Taps(self.policy, [self.critic.features] if self.critic else []) as taps:
-            logits = completion_logits(self.policy, drawn.prompts, drawn.completions)
-            hidden = taps.states[self.critic.features] if self.critic else None
-        values = self.critic(hidden[:, prompts.shape[1] - 1 :]) if self.critic and hidden is not None else None
-        ppo = self.ppo
-        advantages, returns = advantages_of(
+            rewards = rewards_of(self.reward, drawn.prompts, drawn.completions)
+        losses = ppo_losses(
+            self.policy,
+            drawn,
             rewards,
-            mask,
-            None if values is None else values.detach(),
+            end=self.end,
             per_prompt=self.rollouts,
-            gamma=ppo.gamma,
-            gae_lambda=ppo.gae_lambda,
+            critic=self.critic,
+            settings=self.ppo,
         )
-        log_probs, entropies = log_probs_and_entropy(logits, drawn.completions)
-        old = log_probs.detach() if drawn.log_probs is None else drawn.log_probs
-        entropy = masked_mean(entropies, mask)
-        rl = policy_loss(log_probs, old, advantages, mask, clip=ppo.clip) - ppo.entropy_bonus * entropy
-        if values is not None and returns is not None:
-            loss = value_loss(values, values.detach(), returns, mask, clip=ppo.clip)
-            self.optimizers.minimise(ppo.value_weight * loss, 1, progress=progress)
-        return rl, entropy.detach(), rewards.mean()
+        if losses.values is not None:
+            self.optimizers.minimise(losses.values, 1, progress=progress)
+        return losses.policy, losses.entropy, rewards.mean()
 
     def _descend(self, loss: Tensor, progress: Progress) -> None:
         if self.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         self.optimizers.step(0, progress=progress, loss=loss)
 
-    def _pair(self, raw: Any) -> tuple[Tensor, Tensor]:
-        batch = Batch.of(raw).map(lambda t: t.to(self.device, non_blocking=True))
-        prompts, answers = batch.inputs, batch.targets
-        if not (_is_matrix(prompts) and answers is not None and _is_matrix(answers) and len(prompts) == len(answers)):
-            shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in (prompts, answers)]
-            raise ValueError(
-                f"a batch must be prompts (B, L) and answers (B, T), token ids of equally many rows, got {shapes}"
-            )
-        return prompts, answers
-
-    def _checked_rewards(self, rewards: Tensor, count: int) -> Tensor:
-        if not isinstance(rewards, Tensor) or rewards.shape != (count,):
-            shape = tuple(rewards.shape) if isinstance(rewards, Tensor) else type(rewards).__name__
-            raise ValueError(
-                f"reward must give one number for each of {count} answers, a tensor ({count},), got {shape}"
-            )
-        return rewards.to(self.device, torch.float32)
+    def _pair(self, batch: Any) -> Pair:
+        return pair_of(batch, self.device)
 
     def _held_out(self, validation: Validation) -> Callable[[Batch], Callable[[], Tensor]]:
         """For a training batch, the function that computes the held-out loss."""
@@ -418,7 +350,7 @@ class AMFT:
             greedy: as there.
         """
         answers = self.answers(prompts, greedy=greedy)
-        return float(self._checked_rewards(self.reward(prompts.to(answers.device), answers), len(answers)).mean())
+        return float(rewards_of(self.reward, prompts.to(answers.device), answers).mean())
 
     # -- state ------------------------------------------------------------------------------
 
@@ -444,7 +376,3 @@ def _rate(optimizer: torch.optim.Optimizer) -> float:
     """The rate that an optimizer was built with, before its schedule."""
     group = optimizer.param_groups[0]
     return float(group.get("initial_lr", group["lr"]))
-
-
-def _is_matrix(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() == 2

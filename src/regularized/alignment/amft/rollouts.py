@@ -1,4 +1,4 @@
-"""What a policy answers, and what its answers are worth: sampling, rewards, and the value function."""
+"""What a policy is asked and answers, and what its answers are worth: sampling, rewards, and the value function."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -23,6 +23,7 @@ from regularized.training.step import Batch
 __all__ = [
     "Advantages",
     "Critic",
+    "Pair",
     "Reward",
     "Rollouts",
     "Sampler",
@@ -30,11 +31,16 @@ __all__ = [
     "completion_logits",
     "evaluating",
     "mean_entropy",
+    "pair_of",
+    "rewards_of",
     "sample",
 ]
 
 Reward: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """From prompts (B, L) and completions (B, T) to rewards (B,), computed without gradient."""
+
+Pair: TypeAlias = tuple[Tensor, Tensor]
+"""Prompts (B, L) and answers (B, T)."""
 
 
 class Rollouts(NamedTuple):
@@ -57,6 +63,57 @@ class Sampler(Protocol):
     def __call__(self, policy: nn.Module, prompts: Tensor, /) -> Rollouts:
         """Answer each of the prompts (P, L) as often as the training has ``rollouts``, without gradient."""
         ...
+
+
+def pair_of(batch: Any, device: torch.device) -> Pair:
+    """Prompts and answers of a batch, on a device.
+
+    Args:
+        batch: in any form of :meth:`regularized.training.step.Batch.of`.
+        device: where to.
+
+    Raises:
+        ValueError: they are not two matrices of equally many rows.
+
+    Examples:
+        >>> prompts, answers = pair_of((torch.zeros(3, 2), torch.zeros(3, 4)), torch.device("cpu"))
+        >>> prompts.shape, answers.shape
+        (torch.Size([3, 2]), torch.Size([3, 4]))
+    """
+    given = Batch.of(batch).map(lambda t: t.to(device, non_blocking=True))
+    prompts, answers = given.inputs, given.targets
+    if not (_is_matrix(prompts) and answers is not None and _is_matrix(answers) and len(prompts) == len(answers)):
+        shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in (prompts, answers)]
+        raise ValueError(
+            f"a batch must be prompts (B, L) and answers (B, T), token ids of equally many rows, got {shapes}"
+        )
+    return prompts, answers
+
+
+def _is_matrix(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 2
+
+
+def rewards_of(reward: Reward, prompts: Tensor, completions: Tensor) -> Tensor:
+    """(B,) float32, what a reward gives for answers, on their device.
+
+    Args:
+        reward: the function.
+        prompts: (B, L).
+        completions: (B, T).
+
+    Raises:
+        ValueError: it does not give one number for each answer.
+
+    Examples:
+        >>> rewards_of(lambda asked, given: given[:, 0] == 1, torch.zeros(2, 1), torch.tensor([[1], [0]]))
+        tensor([1., 0.])
+    """
+    rewards, number = reward(prompts, completions), len(completions)
+    if not isinstance(rewards, Tensor) or rewards.shape != (number,):
+        shape = tuple(rewards.shape) if isinstance(rewards, Tensor) else type(rewards).__name__
+        raise ValueError(f"reward must give one number for each of {number} answers, a tensor ({number},), got {shape}")
+    return rewards.to(completions.device, torch.float32)
 
 
 def completion_logits(policy: nn.Module, prompts: Tensor, completions: Tensor) -> Tensor:
