@@ -7,7 +7,7 @@ import functools
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -18,8 +18,10 @@ __all__ = [
     "gather_rows",
     "gather_samples",
     "leave_process_group",
+    "local_part",
     "rank",
     "sum_over_processes",
+    "whole",
     "world_size",
 ]
 
@@ -173,6 +175,29 @@ def sum_over_processes(tensors: Sequence[Tensor], *, average: bool = False) -> l
         flat /= world_size()
     parts = flat.split([t.numel() for t in tensors])
     return [part.view_as(t).to(t.dtype) for part, t in zip(parts, tensors, strict=True)]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that is sharded over the processes (FSDP2), which must all ask; any other one itself.
+
+    Examples:
+        >>> whole(torch.ones(2))
+        tensor([1., 1.])
+    """
+    # A DTensor is known by its method: its module takes long to import.
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else cast(Tensor, gather())
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor that is sharded, in the same memory; any other one itself.
+
+    Examples:
+        >>> local_part(torch.ones(2))
+        tensor([1., 1.])
+    """
+    part = getattr(tensor, "to_local", None)
+    return tensor if part is None else cast(Tensor, part())
 
 
 class _GatherSamples(torch.autograd.Function):

@@ -20,6 +20,7 @@ from regularized.training.identity import changed_settings, differences, optimiz
 from regularized.training.options import Checkpoints
 from regularized.training.randomness import generators, rng_state, set_rng_state
 from regularized.training.run import Run
+from regularized.training.scaling import LossScaler
 from regularized.training.stopping import EarlyStopping
 
 __all__ = ["CheckpointFolder"]
@@ -37,6 +38,7 @@ class CheckpointFolder:
         optimizer: the optimizer, before its first step.
         settings: plain values that may change from one call to the next, by name; a change is told.
         stopping: early stopping, if any.
+        scaler: of the loss in half precision, if any.
         rank: number of this process.
         world: number of processes.
 
@@ -68,6 +70,7 @@ class CheckpointFolder:
         stopping: EarlyStopping | None,
         rank: int,
         world: int,
+        scaler: LossScaler | None = None,
     ) -> None:
         self.folder: Path | None = None if options is None else Path(options.folder)
         self._keep = 0 if options is None else options.keep
@@ -78,6 +81,7 @@ class CheckpointFolder:
         self._given = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         self._settings = dict(settings)
         self._stopping = stopping
+        self._scaler = scaler
         self._rank, self._world = rank, world
         self._data: dict[str, Any] = {}
         self._saved = -1
@@ -154,6 +158,7 @@ class CheckpointFolder:
                 "run": run.state_dict(),
                 "optimizer": self._optimizer.state_dict(),
                 "stopping": None if self._stopping is None else self._stopping.state_dict(),
+                "scaler": None if self._scaler is None else self._scaler.state_dict(),
                 "identity": {"optimizer": self._asked, "data": self._data, "settings": self._settings},
             }
             checkpoint.write_part(partial, "training", training)
@@ -193,6 +198,8 @@ class CheckpointFolder:
             self._stopping.reset()
             if training["stopping"] is not None:
                 self._stopping.load_state_dict(training["stopping"])
+        if self._scaler is not None and (scaled := training.get("scaler")) is not None:
+            self._scaler.load_state_dict(scaled)
         self._load_randomness(run, own, path)
         self._saved = run.step
         logger.info("resumed from %s: step %d of %d", path, run.step, run.total_steps)

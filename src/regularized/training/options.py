@@ -105,7 +105,9 @@ class Compute:
     Args:
         device: ``"auto"``, what Accelerate finds; or ``"cpu"``.
         precision: ``"no"``, or ``"bf16"`` for forward passes in bfloat16 autocast whose outputs are float32 again
-            (terms compute in float32; tapped hidden states stay bfloat16). Default ``"no"``.
+            (terms compute in float32; tapped hidden states stay bfloat16). ``"fp16"`` is the same in float16, with a
+            loss that is scaled: a step whose gradients overflow is left out in all processes. Its terms see no
+            ``before_step`` and ``after_step``, but a ``reset``. Default ``"no"``.
         find_unused_parameters: DDP's option for models of which a forward pass may leave out parameters; default False.
         timeout: seconds that a process waits for the others before it stops and names the one that is missing; default
             None, torch's own half hour.
@@ -119,7 +121,7 @@ class Compute:
     """
 
     device: Literal["auto", "cpu"] = "auto"
-    precision: Literal["no", "bf16"] = "no"
+    precision: Literal["no", "bf16", "fp16"] = "no"
     find_unused_parameters: bool = False
     timeout: float | None = None
 
@@ -127,6 +129,6 @@ class Compute:
         check_fields(
             self,
             device=Choice("auto", "cpu"),
-            precision=Choice("no", "bf16"),
+            precision=Choice("no", "bf16", "fp16"),
             timeout=positive("a number of seconds").or_none("torch's own"),
         )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -27,6 +28,7 @@ from regularized.training.peers import Peers
 from regularized.training.progress import Coefficient, Progress, Schedule, as_schedule
 from regularized.training.randomness import preserved, seed_all
 from regularized.training.run import Run
+from regularized.training.scaling import LossScaler, check_fp16
 from regularized.training.step import Batch, Step, call_model
 from regularized.training.trackers import JSONLTracker
 
@@ -36,6 +38,7 @@ OptimizerFactory: TypeAlias = Callable[[list[dict[str, Any]]], torch.optim.Optim
 Metrics: TypeAlias = dict[str, float]
 
 LOGGING, COMPUTE = Logging(), Compute()
+LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Trainer:
@@ -127,6 +130,9 @@ class Trainer:
         self._wrapped = self.accelerator.prepare_model(self.model)
         synchronise(self.objective, self.device)
         self.optimizer: torch.optim.Optimizer = self._build(optimizer)
+        self._scaler = LossScaler(self.device.type) if compute.precision == "fp16" else None
+        if self._scaler is not None:
+            check_fp16(self.model, self.optimizer)
         self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         own = {id(p) for p in self.model.parameters()}
@@ -146,12 +152,15 @@ class Trainer:
             optimizer=self.optimizer,
             settings={"schedule": schedule_name(self.schedule), "clip_norm": clip_norm, "precision": compute.precision},
             stopping=self._stopping,
+            scaler=self._scaler,
             rank=self.rank,
             world=self.world,
         )
         self.history: History = History()
         self._monitor = Monitor(every=logging.every, bar=logging.progress_bar, main=self.rank == 0)
-        self._finite = FiniteCheck(self.objective, self.model, deferred=self.device.type != "cpu")
+        # A scaled loss makes the host wait for the device in any case.
+        deferred = self.device.type != "cpu" and self._scaler is None
+        self._finite = FiniteCheck(self.objective, self.model, deferred=deferred)
         self._call = call_model if self._wrapped is model and self.precision == "no" else self._call_wrapped
         self._transforms, self._before, self._after, self._epoch_start = (
             self.objective.moments(name) for name in ("transform", "before_step", "after_step", "epoch_start")
@@ -268,6 +277,8 @@ class Trainer:
         counts = objective.counts(window, device=self.device)
         step, losses = self._backward(window, counts, progress)
         self._finite.losses(losses, progress.step)
+        if self._scaler is not None and not self._scaler.unscale(self.optimizer):
+            return self._leave_out(window, progress)
         norm = None if self.clip_norm is None else nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
         factor = self.schedule(progress)
         self._finite.rate(self._rates[0], factor, progress.step)
@@ -289,6 +300,17 @@ class Trainer:
             moment(step)
         self.optimizer.zero_grad()
         return self._rates[0] * factor
+
+    def _leave_out(self, window: list[Batch], progress: Progress) -> float:
+        """End an optimizer step whose scaled gradients overflowed: nothing has changed but the scale."""
+        assert self._scaler is not None
+        if self._scaler.is_spent:
+            blame = partial(self._term_of_gradient, window, progress)
+            self._finite.gradients(self._parameters, progress.step, blame=blame)
+        for moment in self.objective.moments("reset"):
+            moment()
+        self.optimizer.zero_grad()
+        return self._rates[0] * self.schedule(progress)
 
     def _backward(
         self, window: list[Batch], counts: Mapping[str, float | Tensor], progress: Progress
@@ -322,7 +344,7 @@ class Trainer:
                     self._try_together(step, batch.whole)
                 loss = self.objective.loss(step, counts, first=i == 0, scale=float(self.world))
                 # Accelerator.backward would divide by its accumulation steps, which are ours: a needless graph node.
-                loss.backward()
+                (loss if self._scaler is None else self._scaler.scale(loss)).backward()
             losses.append(loss.detach())
         if self.world > 1 and self._term_parameters:
             average_gradients(self._term_parameters)
@@ -396,7 +418,7 @@ class Trainer:
     def _autocast(self, model: nn.Module, inputs: Any) -> Any:
         if self.precision == "no":
             return call_model(model, inputs)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with torch.autocast(self.device.type, LOW[self.precision]):
             return convert_to_fp32(call_model(model, inputs))
 
     def _sync(self, last: bool) -> AbstractContextManager[None]:
