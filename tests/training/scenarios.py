@@ -76,9 +76,10 @@ class Kill(Term):
 
     def __init__(self, at: int) -> None:
         super().__init__()
-        self.at = at
+        self.at, self.made = at, 0
 
     def after_step(self, step: Step) -> None:
+        self.made += 1
         if step.progress.step + 1 == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -361,10 +362,14 @@ def main(*words: object) -> None:
         (arguments.out / f"{os.environ['RANK']}.txt").write_text(end)
         time.sleep(60)  # whoever failed alone is still there, so that no broken connection tells of it
     if arguments.name == "resumable":
-        model, trainer, data = resumable("tensors", arguments.folder, memory=False)
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        dies = restarts == "0" and os.environ["RANK"] == str(arguments.rank)
+        kill_at = arguments.kill_at if dies else 0
+        model, trainer, data = resumable("tensors", arguments.folder, memory=False, kill_at=kill_at)
         data.drop_last = True  # batch normalisation wants more than one sample in each process
         trainer.fit(data, epochs=3, resume=True, max_steps=arguments.max_steps)
-        save_file(final_state(model, trainer), arguments.out / f"{os.environ['RANK']}.safetensors")
+        about = {"restarts": restarts, "steps": str(trainer.objective.terms["kill"].made)}
+        save_file(final_state(model, trainer), arguments.out / f"{os.environ['RANK']}.safetensors", metadata=about)
         del model, trainer, data
         leave_process_group()
         return

@@ -139,31 +139,64 @@ def test_who_waits_in_vain_stops_and_says_for_whom(trouble, rank, says, tmp_path
     assert says in end.read_text()
 
 
-@pytest.mark.slow
-def test_two_processes_resume_exactly(scenarios, tmp_path):
-    """Fails if the random state of the second process is lost, or it picks another checkpoint."""
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    whole.mkdir()
-    parts.mkdir()
-    run_launched(scenarios.main, "resumable", whole, "--folder", tmp_path / "a")
-    for stop in (5, 99):
-        run_launched(scenarios.main, "resumable", parts, "--folder", tmp_path / "b", "--max-steps", stop)
+@pytest.fixture(scope="module")
+def undisturbed(scenarios, tmp_path_factory):
+    """Where the two processes of a training that nothing interrupted wrote their ends."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run_launched(scenarios.main, "resumable", folder, "--folder", folder / "checkpoints")
+    return folder
+
+
+def assert_the_same_end(folder, undisturbed):
     for number in range(2):
-        expected, got = (load_file(folder / f"{number}.safetensors") for folder in (whole, parts))
+        expected, got = (load_file(each / f"{number}.safetensors") for each in (undisturbed, folder))
+        assert got.keys() == expected.keys()
         for name, tensor in expected.items():
             assert torch.equal(got[name], tensor), f"{name} of process {number}"
-    first, second = (load_file(whole / f"{n}.safetensors") for n in range(2))
+
+
+@pytest.mark.slow
+def test_two_processes_resume_exactly(undisturbed, scenarios, tmp_path):
+    """Fails if the random state of the second process is lost, or it picks another checkpoint."""
+    for stop in (5, 99):
+        run_launched(scenarios.main, "resumable", tmp_path, "--folder", tmp_path / "b", "--max-steps", stop)
+    assert_the_same_end(tmp_path, undisturbed)
+    first, second = (load_file(undisturbed / f"{n}.safetensors") for n in range(2))
     assert not torch.equal(first["drawn"], second["drawn"])  # dropout differs between processes
     assert torch.equal(first["model.0.weight"], second["model.0.weight"])
 
 
 @pytest.mark.slow
-def test_torchrun(tmp_path):
-    """Fails if the usual launcher's environment is not enough."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", SCRIPT]
-    done = subprocess.run([*command, "distributed", tmp_path], capture_output=True, text=True, timeout=120)
+def test_torchrun_goes_on_after_a_process_was_killed(undisturbed, tmp_path):
+    """Fails if the usual launcher's environment is not enough; if the process that is left holds the folder of
+    checkpoints, or does not end; if the second attempt begins anew, or ends elsewhere than a run without accident."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    scenario = [SCRIPT, "resumable", tmp_path, "--folder", tmp_path / "checkpoints", "--kill-at", "6", "--rank", "1"]
+    command = [*torchrun, "--max-restarts", "1", *scenario]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert torch.equal(*(load_file(tmp_path / f"{n}.safetensors")["model.0.weight"] for n in range(2)))
+    assert_the_same_end(tmp_path, undisturbed)
+    for number in range(2):
+        whole, rest = (_about(folder / f"{number}.safetensors") for folder in (undisturbed, tmp_path))
+        assert rest["restarts"] == "1"
+        # Process 1 dies after its step 6, before the checkpoint of it, for which both are needed.
+        assert int(rest["steps"]) == int(whole["steps"]) - 5
+
+
+def test_restarts_on_several_machines_ask_for_a_store_of_each_attempt(monkeypatch):
+    """Fails if a launch is begun whose second attempt would wait for processes of the first."""
+    launched = {"MAX_RESTARTS": "1", "USE_AGENT_STORE": "True", "RESTART_COUNT": "0"}
+    for name, value in launched.items():
+        monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        Trainer(nn.Linear(2, 2), terms={"task": CrossEntropy()}, optimizer=torch.optim.SGD)
+
+
+def _about(path):
+    with safe_open(path, "pt") as file:
+        return file.metadata()
 
 
 def unseen(rank, folder):

@@ -1,5 +1,6 @@
 """Devices and processes: Accelerate does the work, this module says with which settings, and fills two gaps."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from regularized.training.options import Compute, Logging
 from regularized.training.trackers import resolve_trackers
@@ -21,7 +24,7 @@ def make_accelerator(compute: Compute, logging: Logging) -> Accelerator:
     """An ``Accelerator`` for the device, the process group and the trackers.
 
     Raises:
-        ValueError: a process group that Accelerate does not see.
+        ValueError: a process group that Accelerate does not see; a launch whose restarts would wait for the dead.
 
     Examples:
         >>> make_accelerator(Compute(device="cpu"), Logging()).device
@@ -30,6 +33,7 @@ def make_accelerator(compute: Compute, logging: Logging) -> Accelerator:
     folder = None if logging.folder is None else Path(logging.folder)
     # Without its `cpu` flag Accelerate takes several processes on a machine without accelerator for one.
     cpu = compute.device == "cpu" or not torch.accelerator.is_available()
+    _join_group_of_attempt(cpu=cpu)
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision="no",  # autocast stands around the forward passes of a Step, also those of further networks
@@ -50,6 +54,29 @@ def make_accelerator(compute: Compute, logging: Logging) -> Accelerator:
             "torchrun or accelerate launch, or set RANK, WORLD_SIZE and LOCAL_RANK before the first Trainer"
         )
     return accelerator
+
+
+def _join_group_of_attempt(*, cpu: bool) -> None:
+    """Find the other processes of this attempt, where torchrun may start all of them again.
+
+    Its agent keeps one store for all attempts. Without a part of it for each, a second attempt finds the addresses of
+    processes that are dead, and waits for them (torch 2.13, https://github.com/pytorch/pytorch/issues/135712).
+    """
+    given = os.environ
+    restarts = given.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and given.get("WORLD_SIZE") != "1"
+    if not restarts or given.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or dist.is_initialized():
+        return
+    if given["WORLD_SIZE"] != given["LOCAL_WORLD_SIZE"]:  # the agents of several machines count attempts differently
+        raise ValueError(
+            "torchrun with --max-restarts on several machines would let a second attempt wait for processes of the "
+            "first; start it with the variable TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every machine, or with "
+            "--max-restarts 0"
+        )
+    store, rank, world = next(rendezvous("env://"))
+    attempt = PrefixStore(f"attempt {given['TORCHELASTIC_RESTART_COUNT']}", store)
+    accelerator = torch.accelerator.current_accelerator()
+    backend = "gloo" if cpu or accelerator is None else dist.get_default_backend_for_device(accelerator)
+    dist.init_process_group(backend, store=attempt, rank=rank, world_size=world)
 
 
 @torch.no_grad()

@@ -110,7 +110,7 @@ class Compute:
             ``before_step`` and ``after_step``, but a ``reset``. Default ``"no"``.
         find_unused_parameters: DDP's option for models of which a forward pass may leave out parameters; default False.
         timeout: seconds that a process waits for the others before it stops and names the one that is missing; default
-            None, torch's own half hour.
+            None, that of the process group: torch's own are half an hour, and ten minutes on NCCL.
 
     Raises:
         ValueError: an unknown device or precision, or a time that is not positive.
