@@ -241,6 +241,9 @@ class Stream(IterableDataset):
         (lambda: as_source(3, seed=0), TypeError, "int"),
         (lambda: as_source(iter([X]), seed=0), ValueError, "batches_per_epoch"),
         (lambda: as_source([], seed=0), ValueError, "no batch"),
+        (lambda: as_source(DATASET, seed=0), TypeError, r"yields samples, and no batches; give DataLoader\("),
+        (lambda: as_source(IndexedDataset(DATASET), seed=0), TypeError, "yields samples, and no batches"),
+        (lambda: as_source({"train": DATASET}, seed=0), TypeError, r"one of its parts, \['train'\]"),
     ],
 )
 def test_bad_arguments(call, error, says):

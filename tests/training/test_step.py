@@ -132,3 +132,44 @@ def test_output_without_logits():
     tapped = Step(nn.Linear(3, 2), Batch.of(torch.zeros(4, 3)), NOW, {})
     with pytest.raises(KeyError, match="not reached"):
         tapped.hidden("body")
+
+
+def test_dictionaries_as_hugging_face_yields_them():
+    """Fails when its column ``label`` is fed to the model, or columns that no tensor is in are counted forever."""
+    batch = Batch.of({"x": torch.zeros(4, 3), "label": torch.tensor([0, 1, 0, 1]), "index": torch.arange(4)})
+    assert list(batch.inputs) == ["x"]
+    assert batch.targets.tolist() == [0, 1, 0, 1]
+    assert Batch.of({"words": ["a", "b"], "inputs": torch.zeros(2, 3), "label_ids": torch.zeros(2)}).size == 2
+    with pytest.raises(TypeError, match=r"fed with texts, in \['text'\]; tokenize them"):
+        Batch.of({"text": ["one", "two"], "label": torch.tensor([0, 1])})
+    with pytest.raises(TypeError, match="hold no tensor"):
+        Batch({"length": 3}).size  # noqa: B018
+
+
+class Named(nn.Module):
+    def forward(self, pixels):
+        return pixels.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ({"x": torch.zeros(2, 3)}, r"forward\(pixels\) of Named does not take \['x'\]; rename the columns"),
+        ({"pixels": [torch.zeros(2)] * 3}, r"\['pixels'\] are lists of tensors.*with_format"),
+    ],
+)
+def test_a_model_that_cannot_be_fed_by_name(inputs, says):
+    """Fails when a data set of dictionaries ends in an error inside torch that names neither columns nor remedy."""
+    with pytest.raises(TypeError, match=says):
+        Step(Named(), Batch.of(inputs), NOW).output  # noqa: B018
+
+
+def test_a_model_has_the_word_on_its_own_errors():
+    """Fails when every TypeError inside a model that is fed by name is taken for wrong names."""
+
+    class Broken(nn.Module):
+        def forward(self, pixels):
+            return pixels + "one"
+
+    with pytest.raises(TypeError, match="unsupported operand"):
+        Step(Broken(), Batch.of({"pixels": torch.zeros(2, 3)}), NOW).output  # noqa: B018

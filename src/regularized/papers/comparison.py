@@ -53,11 +53,12 @@ def compare(
         make_model: makes a new network of (B, classes) logits or (B, 1) predictions, from scratch; None for a
             perceptron or a small network of convolutions, by the kind of data. One that can be imported runs in
             parallel processes; one that is typed into a notebook runs in this process alone.
-        data: (inputs, targets) as tensors or arrays, a data frame, a map-style ``Dataset``, a path to a CSV, TSV,
-            Parquet or NPZ file or to a folder of images by class; or a :class:`Problem`.
+        data: (inputs, targets) as tensors or arrays, a data frame, a map-style ``Dataset`` of pairs or of
+            dictionaries (as Hugging Face's), a path to a CSV, TSV, Parquet or NPZ file or to a folder of images by
+            class; or a :class:`Problem`.
         problem: family of the problem, in its words or with underscores: ``"noisy labels"``, ``"overfitting"``
             (default), ...; decides who takes part.
-        target: name of the target in a frame or file.
+        target: name of the target in a frame, file or dictionaries.
         candidates: names of techniques and baselines instead of those for the family.
         metric: that decides; default accuracy, or the root mean squared error for regression.
         trials: settings tried for each arm in each split; default 8.

@@ -257,7 +257,7 @@ def as_source(data: Any, *, seed: int, length: int | None = None) -> Source:
         length: number of batches an epoch of an iterable that does not know it.
 
     Raises:
-        TypeError: not iterable.
+        TypeError: not iterable, or a data set: it yields samples, and no batches.
         ValueError: the number of batches is unknown, or not positive.
 
     Examples:
@@ -271,6 +271,13 @@ def as_source(data: Any, *, seed: int, length: int | None = None) -> Source:
         source = _LoaderSource(data, seed)
     elif isinstance(data, Source):
         source = data
+    elif isinstance(data, Mapping):
+        raise TypeError(f"data is a mapping; give one of its parts, {sorted(map(str, data))}, in a DataLoader")
+    elif _yields_samples(data):
+        raise TypeError(
+            f"{type(data).__name__} yields samples, and no batches; give DataLoader(dataset, batch_size=..., "
+            "shuffle=True), or TensorData(x, y, batch_size=...)"
+        )
     elif isinstance(data, Iterable):
         try:
             length = len(data) if length is None else length  # type: ignore[arg-type]
@@ -284,6 +291,11 @@ def as_source(data: Any, *, seed: int, length: int | None = None) -> Source:
     if len(source) < 1:
         raise ValueError("the data has no batch; is the data set empty, or smaller than one batch with drop_last?")
     return source
+
+
+def _yields_samples(data: Any) -> bool:
+    """Whether this is a map-style data set: torch's has no ``__iter__``, Hugging Face's iterates over samples."""
+    return hasattr(data, "__getitems__") or (isinstance(data, Dataset) and not hasattr(data, "__iter__"))
 
 
 def _splits(loader: DataLoader[Any]) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regularized.training.step import Batch, Step
+from regularized.training.step import Batch, Step, takes
 from regularized.training.terms import CrossEntropy
 
 __all__ = ["FirstStep", "check_terms"]
@@ -41,7 +41,7 @@ def check_terms(terms: Mapping[str, nn.Module]) -> None:
         ...     check_terms({"task": nn.CrossEntropyLoss()})
     """
     for name, term in terms.items():
-        if getattr(term, "contributes", True) and not _takes_a_step(term):
+        if getattr(term, "contributes", True) and not takes(term.forward, None):
             raise TypeError(
                 f"term {name!r} must have forward(step); {type(term).__name__} is a loss and takes "
                 f"{', '.join(_needed(term))}. Instead, {_remedy(term)}"
@@ -142,16 +142,6 @@ class _Watched(Batch):
     @targets.setter
     def targets(self, value: Tensor | None) -> None:
         self._targets = value
-
-
-def _takes_a_step(term: nn.Module) -> bool:
-    try:
-        inspect.signature(term.forward).bind(None)
-    except TypeError:
-        return False
-    except ValueError:  # a compiled function shows no signature
-        return True
-    return True
 
 
 def _needed(term: nn.Module) -> list[str]:

@@ -4,7 +4,8 @@ A :class:`Step` is what terms see. Its forward pass is computed when somebody fi
 the log-probabilities and any further forward that a term asks for.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from regularized.training.progress import Progress
 
 __all__ = ["Batch", "Step"]
 
-TARGET_NAMES = ("targets", "labels")
+TARGET_NAMES = ("targets", "labels", "label", "label_ids")  # the last two: columns that transformers renames
 INDEX_NAME = "index"
 
 
@@ -44,10 +45,10 @@ class Batch:
 
         A mapping with ``inputs`` gives the roles by name (``inputs``, ``targets`` or ``labels``, ``index``; the rest
         are extras). A mapping without it is fed to the model as keyword arguments, less ``index`` and ``targets`` or
-        ``labels`` (the form of Hugging Face).
+        ``labels`` (the form of Hugging Face; ``label`` and ``label_ids`` do, too).
 
         Raises:
-            TypeError: the form is none of these.
+            TypeError: the form is none of these, or a model would be fed with texts.
 
         Examples:
             >>> Batch.of((torch.zeros(2, 3), torch.tensor([0, 1]))).size
@@ -63,6 +64,11 @@ class Batch:
             targets = next((rest.pop(name) for name in TARGET_NAMES if name in rest), None)
             if "inputs" in rest:
                 return cls(rest.pop("inputs"), targets, index, rest)
+            if texts := [name for name, value in rest.items() if _is_text(value)]:
+                raise TypeError(
+                    f"the model would be fed with texts, in {texts}; tokenize them, or remove the columns before "
+                    "(dataset.remove_columns), or give the DataLoader a `collate_fn` that does"
+                )
             return cls(rest, targets, index)
         if isinstance(raw, Sequence) and 1 <= len(raw) <= 3:
             return cls(*raw)
@@ -74,11 +80,17 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """Number of samples B."""
-        first = self.inputs
-        while not isinstance(first, Tensor):
-            values = first.values() if isinstance(first, Mapping) else first
-            first = next(value for value in values if value is not None)
+        """Number of samples B.
+
+        Raises:
+            TypeError: there is no tensor among the inputs.
+        """
+        first = next(_tensors(self.inputs), None)
+        if first is None:
+            raise TypeError(
+                f"the inputs of the batch hold no tensor, they are {type(self.inputs).__name__}; give the DataLoader "
+                '(or a data set of Hugging Face: .with_format("torch")) what makes tensors'
+            )
         return first.shape[0]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
@@ -98,10 +110,62 @@ class Batch:
         return Batch(apply(self.inputs), apply(self.targets), apply(self.index), apply(self.extras), self.whole)
 
 
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested mappings and sequences, in their order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _tensors(inner)
+    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        for inner in value:
+            yield from _tensors(inner)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list | tuple) and len(value) > 0 and isinstance(value[0], str))
+
+
+def takes(function: Callable[..., Any], /, *positional: Any, **named: Any) -> bool:
+    """Whether these arguments fit the signature; True where there is none to look at (a compiled function)."""
+    try:
+        inspect.signature(function).bind(*positional, **named)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
+
+
+def _remedy(model: Callable[..., Any], inputs: Mapping[str, Any]) -> str | None:
+    """What to do about a model that could not be fed by name; None where its own error has to say."""
+    if isinstance(model, nn.Module) and not takes(model.forward, **inputs):
+        return (
+            f"a batch that is a mapping feeds the model by name, and forward{inspect.signature(model.forward)} of "
+            f"{type(model).__name__} does not take {sorted(inputs)}; rename the columns to its arguments, or give the "
+            "DataLoader a `collate_fn` that returns (x, y), or a mapping with `inputs`"
+        )
+    if lists := [name for name, value in inputs.items() if isinstance(value, list)]:
+        return (
+            f"{lists} are lists of tensors, which a DataLoader makes of a data set of Hugging Face that has no format; "
+            'give it dataset.with_format("torch")'
+        )
+    return None
+
+
 def call_model(model: Callable[..., Any], inputs: Any) -> Any:
-    """Feed a model: a mapping as keyword arguments, a tuple as positional ones, anything else as the one argument."""
+    """Feed a model: a mapping as keyword arguments, a tuple as positional ones, anything else as the one argument.
+
+    Raises:
+        TypeError: the model has no arguments of the mapping's names.
+    """
     if isinstance(inputs, Mapping):
-        return model(**inputs)
+        try:
+            return model(**inputs)
+        except (TypeError, AttributeError) as error:
+            if (remedy := _remedy(model, inputs)) is None:
+                raise
+            raise TypeError(remedy) from error
     if isinstance(inputs, tuple):
         return model(*inputs)
     return model(inputs)

@@ -12,6 +12,19 @@ from regularized.evidence.comparison.problem import all_samples, load, save
 pd = pytest.importorskip("pandas", reason="needs pandas")
 
 
+class Samples:
+    """A map-style data set of dictionaries that is none of torch's, as Hugging Face's."""
+
+    def __init__(self, columns):
+        self.columns = columns
+
+    def __len__(self):
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, index):
+        return {name: values[index] for name, values in self.columns.items()}
+
+
 def table(samples=200, classes=2):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(samples, 3, generator=generator)
@@ -102,6 +115,10 @@ def test_every_way_in(tmp_path):
         problem_of((x, y)),
         problem_of((torch.tensor(x), torch.tensor(y))),
         problem_of(TensorDataset(torch.tensor(x), torch.tensor(y))),
+        problem_of([{"a": a, "b": b, "label": f"c{k}"} for (a, b), k in zip(x, y, strict=True)], target="label"),
+        problem_of(Samples({"x": x, "y": y}), target="y"),
+        problem_of(Samples({"x": torch.tensor(x), "y": torch.tensor(y)}), target="y"),
+        problem_of(Samples({"x": x.tolist(), "y": y.tolist()}), target="y"),
     ]
     for problem in ways:
         assert torch.allclose(problem.inputs, torch.tensor(x))
@@ -129,6 +146,52 @@ def test_folder_of_images(tmp_path):
     assert problem.inputs.shape == (160, 3, 8, 8)
     assert problem.classes == ("cats", "dogs")
     assert problem.inputs[problem.targets == 0].min() == 1.0
+
+
+def test_dictionaries_with_images():
+    """Fails when images of Pillow stay height x width x colour, keep their bytes, or lose what has no label."""
+    images = [Image.fromarray(np.full((8, 6, 3), 255 * (i % 2), "uint8")) for i in range(200)]
+    labels = [i % 2 for i in range(199)] + [None]
+    with pytest.warns(UserWarning, match="1 rows without a target"):
+        problem = problem_of(Samples({"image": images, "label": labels}), target="label")
+    assert problem.inputs.shape == (199, 3, 8, 6)
+    assert torch.equal(problem.inputs.amax((1, 2, 3)), problem.targets.float())
+    pairs = problem_of([{"x": image, "y": i % 2} for i, image in enumerate(images)], target="y")
+    assert torch.equal(pairs.inputs[:199], problem.inputs)
+
+
+def test_a_data_set_of_hugging_face():
+    """Fails when a table of it is not what the same frame is, or its gaps and words are lost."""
+    datasets = pytest.importorskip("datasets", reason="needs datasets")
+    frame = pd.DataFrame({"a": [0.5, None, 2.0, 1.0] * 50, "b": ["red", "blue"] * 100, "y": [0, 1, 1, 0] * 50})
+    theirs = datasets.Dataset.from_pandas(frame)
+    expected = problem_of(frame, target="y")
+    for given in (theirs, theirs.with_format("torch")):
+        problem = problem_of(given, target="y")
+        assert problem.columns == expected.columns == ("a", "b=blue", "b=red")
+        assert torch.equal(problem.inputs.nan_to_num(7.0), expected.inputs.nan_to_num(7.0))
+        assert problem.targets.tolist() == expected.targets.tolist()
+    with pytest.raises(TypeError, match=r"a mapping of \['train'\]; give one of its parts"):
+        problem_of(datasets.DatasetDict(train=theirs), target="y")
+    with pytest.raises(TypeError, match=r"collect its samples: list\(dataset\)"):
+        problem_of(theirs.to_iterable_dataset(), target="y")
+
+
+@pytest.mark.parametrize(
+    ("columns", "target", "message"),
+    [
+        ({"x": torch.zeros(4, 2), "label": [0, 1, 0, 1]}, None, r"say which column is the target; .* 'label'\]"),
+        ({"x": torch.zeros(4, 2), "label": [0, 1, 0, 1]}, "y", r"no column 'y'; there are \['x', 'label'\]"),
+        ({"x": torch.zeros(4, 2), "z": [1.0] * 4, "y": [0, 1, 0, 1]}, "y", r"of which \['x'\] .*select_columns"),
+        ({"x": [[1.0], [1.0, 2.0]], "y": [0, 1]}, "y", r"one shape in all samples; found .* pad or cut them"),
+        ({"x": [["a"], ["b"]], "y": [0, 1]}, "y", "column 'x' must hold numbers"),
+        ({"x": [], "y": []}, "y", "no samples"),
+    ],
+)
+def test_dictionaries_that_do_not_fit(columns, target, message):
+    """Fails when samples that mean nothing are compared on, or the error does not say what to leave out."""
+    with pytest.raises(ValueError, match=message):
+        problem_of(Samples(columns), target=target)
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,19 @@ Public names: :func:`problem_of`, :func:`read`.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, IterableDataset
 
+from regularized.evidence.comparison.images import folder
 from regularized.evidence.comparison.problem import Problem
 from regularized.evidence.comparison.recipe import Task
+from regularized.evidence.comparison.samples import from_samples, has_samples
 from regularized.evidence.experiment import Unavailable
 
 if TYPE_CHECKING:
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["problem_of", "read"]
 
-_IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 _MANY = 50  # different values of a text column that still is a category
 _FEW = 20  # different whole numbers of a target that still are classes
 
@@ -31,9 +32,10 @@ def problem_of(data: Any, *, target: str | None = None, task: Task | None = None
     """A problem from whatever holds the data.
 
     Args:
-        data: (inputs, targets) as tensors, arrays or lists; a data frame; a map-style ``Dataset`` of such pairs; or a
+        data: (inputs, targets) as tensors, arrays or lists; a data frame; a map-style ``Dataset`` of such pairs, or of
+            dictionaries as Hugging Face's, see :func:`~regularized.evidence.comparison.samples.from_samples`; or a
             path, see :func:`read`.
-        target: name of the target, of a frame or a file that has names.
+        target: name of the target, of what has names: a frame, a file, dictionaries.
         task: default by the targets: texts, truth values and few whole numbers are classes.
         clean_test: data of the same kind with trusted targets, to judge on.
 
@@ -74,7 +76,7 @@ def read(path: Path | str, target: str | None = None) -> tuple[Any, Any]:
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}")
     if path.is_dir():
-        return _folder(path)
+        return folder(path)
     kind = path.suffix.lower()
     if kind == ".npz":
         return _npz(path, target)
@@ -101,15 +103,22 @@ def _arrays(data: Any, target: str | None) -> tuple[Any, Any, str]:
     if _is_frame(data):
         inputs, targets = _from_frame(data, target)
         return inputs, targets, "data frame"
-    if isinstance(data, Dataset):
-        return *_from_dataset(data), type(data).__name__
     if isinstance(data, DataLoader):
         raise TypeError("give the DataLoader's dataset instead: samples are split and shuffled again for each run")
-    if isinstance(data, Mapping) and target is not None and target in data and len(data) == 2:
-        return next(value for name, value in data.items() if name != target), data[target], "data"
+    if isinstance(data, IterableDataset) or (isinstance(data, Iterable) and not isinstance(data, Sized)):
+        raise TypeError(f"{type(data).__name__} is read once and in its order; collect its samples: list(dataset)")
+    if has_samples(data):
+        return *from_samples(data, target), type(data).__name__
+    if isinstance(data, Mapping):
+        if target is not None and target in data and len(data) == 2:
+            return next(value for name, value in data.items() if name != target), data[target], "data"
+        parts = [str(name) for name in data]
+        raise TypeError(f"data is a mapping of {parts}; give one of its parts (data[...]), or (inputs, targets)")
     if isinstance(data, Sequence) and not isinstance(data, str) and len(data) == 2:
         return data[0], data[1], "data"
-    raise TypeError(f"data must be (inputs, targets), a data frame, a Dataset or a path; got {type(data).__name__}")
+    raise TypeError(
+        f"data must be (inputs, targets), a data frame, a map-style Dataset, or a path; got {type(data).__name__}"
+    )
 
 
 def _is_frame(data: Any) -> bool:
@@ -127,14 +136,6 @@ def _from_frame(frame: "pd.DataFrame", target: str | None) -> tuple["pd.DataFram
     return frame.loc[known].drop(columns=[target]), frame.loc[known, target]
 
 
-def _from_dataset(dataset: Dataset[Any]) -> tuple[Tensor, Tensor]:
-    size = len(dataset)  # type: ignore[arg-type]  # map-style ones have a length
-    pairs = [dataset[i] for i in range(size)]
-    if not pairs or not isinstance(pairs[0], Sequence) or len(pairs[0]) < 2:
-        raise TypeError("the Dataset must give (input, target) for each index")
-    return torch.stack([_as_floats(pair[0]) for pair in pairs]), torch.as_tensor([pair[1] for pair in pairs])
-
-
 def _npz(path: Path, target: str | None) -> tuple[Any, Any]:
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
@@ -145,30 +146,6 @@ def _npz(path: Path, target: str | None) -> tuple[Any, Any]:
     if len(others) != 1:
         raise ValueError(f"{path.name} must hold inputs and targets, two arrays; it holds {names}")
     return arrays[others[0]], arrays[target]
-
-
-def _folder(path: Path) -> tuple[Any, Any]:
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError as error:
-        raise Unavailable("images need Pillow: pip install pillow") from error
-    classes = sorted(entry for entry in path.iterdir() if entry.is_dir())
-    files = [(file, of.name) for of in classes for file in sorted(of.iterdir()) if file.suffix.lower() in _IMAGES]
-    if len({name for _, name in files}) < 2:
-        raise ValueError(f"{path} must hold a folder of images for each of two classes or more; it has {len(classes)}")
-    images = []
-    for file, _ in files:
-        try:
-            with Image.open(file) as image:
-                images.append(np.asarray(image.convert("L" if image.mode in ("1", "L", "I", "I;16") else "RGB")))
-        except (OSError, UnidentifiedImageError) as error:
-            raise ValueError(f"{file} cannot be read as an image ({error}); remove it or convert it") from error
-    shapes = {image.shape for image in images}
-    if len(shapes) > 1:
-        raise ValueError(f"all images must have one size and either grey or colour; found {sorted(shapes)[:5]}")
-    stacked = torch.as_tensor(np.stack(images))
-    pixels = stacked[:, None] if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2)
-    return pixels.float() / 255.0, np.array([name for _, name in files])
 
 
 def _encoded(frame: Any, other: Any) -> tuple[tuple[Tensor, Tensor | None], tuple[str, ...]]:
