@@ -25,7 +25,6 @@ be one less than expected, int((1 - 0.9) 10) = 0; we keep at least one sample.
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -35,7 +34,7 @@ from torch.nn import functional as F
 from regularized.mechanisms.ranges import allowed, between, count
 from regularized.mechanisms.two_networks import check_distinct, evaluating, mean_logits
 from regularized.training.data import as_source
-from regularized.training.procedure import Epochs, Optimizers, Part, restore, state_of
+from regularized.training.procedure import Epochs, Optimizers, Part, fit_epochs, restore, state_of
 from regularized.training.progress import Coefficient, Progress, Schedule, as_schedule
 from regularized.training.step import Batch, call_model
 
@@ -331,15 +330,12 @@ class CoTeaching:
             NonFiniteLoss: a loss or gradient is not finite, a ``FloatingPointError``.
         """
         part = Part(as_source(data, seed=self.seed), self._averaged_step)
-        moment = None if after_step is None else partial(after_step, self)
-        means: list[tuple[float, float]] = []
-        for [mean] in self.epochs.run([part], until=epochs, after_step=moment):
-            self.optimizers.settle()
-            first, second = mean.tolist()
-            means.append((first, second))
-            if after_epoch is not None:
-                after_epoch(self)
-        return means
+
+        def record(means: list[Tensor]) -> tuple[float, float]:
+            first, second = means[0].tolist()
+            return first, second
+
+        return fit_epochs(self, [part], until=epochs, record=record, after_epoch=after_epoch, after_step=after_step)
 
     def _averaged_step(self, batch: Batch, *, progress: Progress) -> Tensor:
         result = self.training_step(batch, progress=progress)

@@ -6,14 +6,13 @@ called behind each step of the optimizer: there slow copies follow.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from regularized.training.data import as_source
-from regularized.training.procedure import Epochs, Optimizers, Part, restore, state_of
+from regularized.training.procedure import Epochs, Optimizers, Part, fit_epochs, restore, state_of
 from regularized.training.progress import Coefficient, Progress
 from regularized.training.randomness import mix
 from regularized.training.step import Batch
@@ -129,14 +128,14 @@ class Pretraining:
             NonFiniteLoss: a loss or gradient is not finite, a ``FloatingPointError``.
         """
         part = Part(as_source(data, seed=mix(self.seed, 0)), self.training_step, stream=(1,))
-        moment = None if after_step is None else partial(after_step, self)
-        records = []
-        for [means] in self.epochs.run([part], until=epochs, after_step=moment):
-            self.optimizers.settle()
-            records.append(dict(zip(self._names, means.tolist(), strict=True)))
-            if after_epoch is not None:
-                after_epoch(self)
-        return records
+        return fit_epochs(
+            self,
+            [part],
+            until=epochs,
+            record=lambda means: dict(zip(self._names, means[0].tolist(), strict=True)),
+            after_epoch=after_epoch,
+            after_step=after_step,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that goes on: the pretext with its slow copies, the optimizer, the position.

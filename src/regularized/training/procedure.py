@@ -18,7 +18,7 @@ inherits nothing::
 
         def fit(self, data, *, epochs):
             part = Part(as_source(data, seed=self.epochs.seed), self.training_step)
-            return [means[0].tolist() for means in self.epochs.run([part], until=epochs)]
+            return fit_epochs(self, [part], until=epochs, record=lambda means: means[0].tolist())
 
         def state_dict(self):
             return state_of(self, "networks", "optimizers", "epochs")
@@ -34,7 +34,8 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, overload
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ from regularized.training.identity import changed_settings, differences, optimiz
 from regularized.training.progress import Coefficient, Progress, as_schedule
 from regularized.training.randomness import generators, mix, preserved, rng_state, seed_all, set_rng_state
 
-__all__ = ["Epochs", "Optimizers", "Part", "restore", "state_of"]
+__all__ = ["Epochs", "Optimizers", "Part", "fit_epochs", "restore", "state_of"]
 
 
 # -- steps --------------------------------------------------------------------------------------
@@ -313,7 +314,12 @@ class Epochs:
         self._data: tuple[Source, dict[str, Any]] | None = None  # the last source that was asked what it is
 
     def run(
-        self, parts: Sequence[Part], *, until: int, after_step: Callable[[], object] | None = None
+        self,
+        parts: Sequence[Part],
+        *,
+        until: int,
+        after_step: Callable[[], object] | None = None,
+        stacklevel: int = 1,
     ) -> Iterator[list[Tensor]]:
         """Run epochs until ``until`` are done in all.
 
@@ -321,6 +327,8 @@ class Epochs:
             parts: what an epoch passes over; the same at each call.
             until: epochs in all, also for the schedules.
             after_step: called after each step; when it raises, the next call goes on behind that step.
+            stacklevel: how many calls above the loop over the epochs a warning points to; default 1, who called the
+                function that has the loop.
 
         Yields:
             After each epoch, which counts as done by then, for each part the mean of what its steps returned.
@@ -335,7 +343,7 @@ class Epochs:
             warnings.warn(
                 "the last step was left half-way and is made once more: what it had changed by then stays, so the "
                 "result is not exactly that of an uninterrupted training. To be exact, load the last saved state",
-                stacklevel=3,
+                stacklevel=stacklevel + 2,
             )
         while self.done < until:
             for part in parts[self._part :]:
@@ -421,6 +429,67 @@ class Epochs:
         self.check_state(state)
         self.done, self._part, self._batch = int(state["done"]), int(state["part"]), int(state["batch"])
         self._sums, self._left, self._in_step = list(state["sums"]), dict(state["left"]), False
+
+
+class _Procedure(Protocol):
+    @property
+    def epochs(self) -> Epochs: ...
+
+    @property
+    def optimizers(self) -> Optimizers: ...
+
+
+P = TypeVar("P", bound=_Procedure)
+R = TypeVar("R")
+
+
+def fit_epochs(
+    owner: P,
+    parts: Sequence[Part],
+    *,
+    until: int,
+    record: Callable[[list[Tensor]], R],
+    after_epoch: Callable[[P], object] | None = None,
+    after_step: Callable[[P], object] | None = None,
+) -> list[R]:
+    """The ``fit`` of a procedure: its epochs, from where they stand, with what its callers want to see.
+
+    Args:
+        owner: the procedure, with its ``epochs`` and ``optimizers``.
+        parts: what an epoch passes over, see :meth:`Epochs.run`.
+        until: epochs in all, also for the schedules.
+        record: from the mean of what each part's steps returned to the record of an epoch, which counts as done.
+        after_epoch: called with the procedure behind that.
+        after_step: called with the procedure after each step; when it raises, the next call goes on behind that step.
+
+    Returns:
+        A record for each epoch of this call.
+
+    Raises:
+        NonFiniteLoss: a loss or gradient is not finite.
+        ValueError: as :meth:`Epochs.run`.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> from regularized.training.data import TensorData
+        >>> weight = nn.Parameter(torch.ones(()))
+        >>> training = SimpleNamespace(epochs=Epochs(0), optimizers=Optimizers([torch.optim.SGD([weight], lr=0.25)]))
+        >>> def step(batch, *, progress):
+        ...     loss = weight.square()
+        ...     training.optimizers.minimise(loss, progress=progress)
+        ...     return loss.detach()
+        >>> part = Part(TensorData(torch.zeros(4), batch_size=4), step)
+        >>> fit_epochs(training, [part], until=3, record=lambda means: means[0].item())
+        [1.0, 0.25, 0.0625]
+    """
+    moment = None if after_step is None else partial(after_step, owner)
+    records = []
+    for means in owner.epochs.run(parts, until=until, after_step=moment, stacklevel=2):
+        owner.optimizers.settle()
+        records.append(record(means))
+        if after_epoch is not None:
+            after_epoch(owner)
+    return records
 
 
 def _identity(source: Source) -> dict[str, Any]:

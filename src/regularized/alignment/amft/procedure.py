@@ -26,7 +26,7 @@ from regularized.alignment.amft.rollouts import (
 )
 from regularized.mechanisms.ranges import allowed, count, positive
 from regularized.training.data import Source, as_source
-from regularized.training.procedure import Epochs, Optimizers, Part, restore, state_of
+from regularized.training.procedure import Epochs, Optimizers, Part, fit_epochs, restore, state_of
 from regularized.training.progress import Coefficient, Progress, Schedule, as_schedule
 from regularized.training.randomness import mix as mix_seeds
 from regularized.training.step import Batch
@@ -321,16 +321,9 @@ class AMFT:
                 self.measured = True
             return self.training_step(batch, progress=progress, val_loss=held_out and held_out(batch))
 
-        moment = None if after_step is None else partial(after_step, self)
-        records = []
-        for [mean] in self.epochs.run([Part(source, step)], until=epochs, after_step=moment):
-            self.optimizers.settle()
-            mixed, imitation, *rest = mean.double().tolist()
-            numbers = [value / mixed if mixed else float("nan") for value in rest]
-            records.append(dict(zip(_MEASURED, [imitation, *numbers], strict=True)))
-            if after_epoch is not None:
-                after_epoch(self)
-        return records
+        return fit_epochs(
+            self, [Part(source, step)], until=epochs, record=_record, after_epoch=after_epoch, after_step=after_step
+        )
 
     def answers(self, prompts: Tensor, *, greedy: bool = True) -> Tensor:
         """(N, T) an answer to each prompt.
@@ -370,6 +363,13 @@ class AMFT:
             ValueError: parts of the state are missing, unknown, or of another procedure; nothing is changed then.
         """
         restore(self, state, *_STATE)
+
+
+def _record(means: list[Tensor]) -> dict[str, float]:
+    """What an epoch measured: the mean over its steps of imitation, and over its mixed steps of all else."""
+    mixed, imitation, *rest = means[0].double().tolist()
+    numbers = [value / mixed if mixed else float("nan") for value in rest]
+    return dict(zip(_MEASURED, [imitation, *numbers], strict=True))
 
 
 def _rate(optimizer: torch.optim.Optimizer) -> float:

@@ -12,7 +12,7 @@ from regularized.alignment.self_judge.loss import ALPHA, ALPHA_KD, views_loss
 from regularized.alignment.self_judge.views import RESPONSE, View
 from regularized.mechanisms.ranges import allowed, count
 from regularized.training.data import TensorData
-from regularized.training.procedure import Epochs, Optimizers, Part, restore, state_of
+from regularized.training.procedure import Epochs, Optimizers, Part, fit_epochs, restore, state_of
 from regularized.training.progress import Coefficient, Progress
 from regularized.training.step import Batch
 
@@ -211,7 +211,7 @@ class Judge:
         device = next(self.model.parameters()).device
         self.model.train()
         part = Part(source.to(device), self.training_step)
-        return [float(means[0]) for means in self.epochs.run([part], until=epochs)]
+        return fit_epochs(self, [part], until=epochs, record=lambda means: float(means[0]))
 
     def score(self, view: View, *, batch_size: int = 32) -> Tensor:
         """The expected grade of each answer, see :func:`score_answers`."""

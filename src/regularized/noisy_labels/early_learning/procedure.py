@@ -34,7 +34,7 @@ from regularized.mechanisms.two_networks import check_distinct, mean_logits
 from regularized.noisy_labels.early_learning.penalty import STRENGTH, PredictionHistory
 from regularized.noisy_labels.early_learning.plus_loss import EarlyLearningPlusLoss
 from regularized.training.data import as_source
-from regularized.training.procedure import Epochs, Optimizers, Part, restore, state_of
+from regularized.training.procedure import Epochs, Optimizers, Part, fit_epochs, restore, state_of
 from regularized.training.progress import Coefficient, Progress, Schedule, as_schedule
 from regularized.training.randomness import mix as mix_seeds
 from regularized.training.step import Batch
@@ -237,14 +237,14 @@ class EarlyLearningPlus:
             Part(as_source(one, seed=mix_seeds(self.seed, net)), partial(self.training_step, net), stream=(net,))
             for net, one in enumerate(pair)
         ]
-        means: list[tuple[float, float]] = []
-        moment = None if after_step is None else partial(after_step, self)
-        for first, second in self.epochs.run(parts, until=epochs, after_step=moment):
-            self.optimizers.settle()
-            means.append((float(first), float(second)))
-            if after_epoch is not None:
-                after_epoch(self)
-        return means
+        return fit_epochs(
+            self,
+            parts,
+            until=epochs,
+            record=lambda means: (float(means[0]), float(means[1])),
+            after_epoch=after_epoch,
+            after_step=after_step,
+        )
 
     def predict(self, inputs: Tensor) -> Tensor:
         """Mean of the two networks' logits in evaluation mode, (B, C); the modes are put back afterwards."""

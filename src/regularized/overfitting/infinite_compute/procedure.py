@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from regularized.overfitting.infinite_compute.ensemble import LogitEnsemble
 from regularized.overfitting.infinite_compute.optimizer import check_decay, decay_groups, warmup_then_cosine
 from regularized.overfitting.infinite_compute.stacked import StackedModels, clip_members_
 from regularized.training.data import Source, TensorData
-from regularized.training.procedure import Epochs, Optimizers, Part, restore, state_of
+from regularized.training.procedure import Epochs, Optimizers, Part, fit_epochs, restore, state_of
 from regularized.training.progress import Coefficient, Progress
 from regularized.training.step import Batch
 
@@ -162,14 +161,13 @@ class EnsembleTraining:
             UserWarning: ``drop_last`` leaves samples out of an epoch.
         """
         source = MemberBatches(data, self.seeds)
-        moment = None if after_step is None else partial(after_step, self)
-        records = []
-        for [means] in self.epochs.run(
-            [Part(source, self.training_step, stream=(1,))], until=epochs, after_step=moment
-        ):
-            self.optimizers.settle()
-            records.append(means.tolist())
-        return records
+        part = Part(source, self.training_step, stream=(1,))
+
+        def record(means: list[Tensor]) -> list[float]:
+            losses: list[float] = means[0].tolist()
+            return losses
+
+        return fit_epochs(self, [part], until=epochs, record=record, after_step=after_step)
 
     def ensemble(self) -> LogitEnsemble:
         """The members as models of their own, in evaluation mode."""

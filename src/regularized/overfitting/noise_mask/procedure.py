@@ -5,7 +5,6 @@
 
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from regularized.mechanisms.ranges import allowed
 from regularized.overfitting.noise_mask.layer import NoiseMask
 from regularized.overfitting.noise_mask.loss import CREDIT, Credit, noise_mask_objective
 from regularized.training.data import as_source
-from regularized.training.procedure import Epochs, Optimizers, Part, restore, state_of
+from regularized.training.procedure import Epochs, Optimizers, Part, fit_epochs, restore, state_of
 from regularized.training.progress import Coefficient, Progress, as_schedule
 from regularized.training.randomness import mix as mix_seeds
 from regularized.training.step import Batch
@@ -166,21 +165,18 @@ class NoiseMaskPretraining:
             NonFiniteLoss: a loss or gradient is not finite, a ``FloatingPointError``; the weights are those before it.
         """
         part = Part(as_source(data, seed=mix_seeds(self.seed, 0)), self._averaged_step, stream=(1,))
-        moment = None if after_step is None else partial(after_step, self)
-        records = []
-        for [mean] in self.epochs.run([part], until=epochs, after_step=moment):
-            self.optimizers.settle()
-            loss, log_density = mean.tolist()
+
+        def record(means: list[Tensor]) -> dict[str, float]:
+            loss, log_density = means[0].tolist()
             if log_density < 0 and self.coupled:
                 warnings.warn(
                     f"the mean log density was {log_density:.3g} in epoch {self.epoch - 1}: with coupled=True a "
                     "negative one turns the classifier's gradient round. Use coupled=False, or a larger grid",
-                    stacklevel=2,
+                    stacklevel=4,
                 )
-            records.append({"loss": loss, "log_density": log_density})
-            if after_epoch is not None:
-                after_epoch(self)
-        return records
+            return {"loss": loss, "log_density": log_density}
+
+        return fit_epochs(self, [part], until=epochs, record=record, after_epoch=after_epoch, after_step=after_step)
 
     def _averaged_step(self, batch: Batch, *, progress: Progress) -> Tensor:
         return torch.stack(self.training_step(batch, progress=progress))

@@ -1,7 +1,6 @@
 """The whole method as published: initialisation, growing box, penalties, clipped gradients, verified error."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from regularized.robustness.certified_training.loss import CertifiedLoss
 from regularized.robustness.certified_training.schedule import SmoothedRadius
 from regularized.robustness.certified_training.verification import Verification, verify
 from regularized.training.data import as_source
-from regularized.training.procedure import Epochs, Optimizers, Part, restore, state_of
+from regularized.training.procedure import Epochs, Optimizers, Part, fit_epochs, restore, state_of
 from regularized.training.progress import Coefficient, Progress, as_schedule
 from regularized.training.randomness import mix as mix_seeds
 from regularized.training.step import Batch
@@ -190,14 +189,14 @@ class FastCertifiedTraining:
         def step(batch: Batch, *, progress: Progress) -> Tensor:
             return self.training_step(batch, radius=radius(progress), progress=progress)
 
-        moment = None if after_step is None else partial(after_step, self)
-        records = []
-        for [mean] in self.epochs.run([Part(source, step)], until=epochs, after_step=moment):
-            self.optimizers.settle()
-            records.append({"loss": mean.item(), "radius": radius.at(self.epoch * len(source))})
-            if after_epoch is not None:
-                after_epoch(self)
-        return records
+        return fit_epochs(
+            self,
+            [Part(source, step)],
+            until=epochs,
+            record=lambda means: {"loss": means[0].item(), "radius": radius.at(self.epoch * len(source))},
+            after_epoch=after_epoch,
+            after_step=after_step,
+        )
 
     def verify(self, data: Any, *, radius: float | None = None) -> Verification:
         """Clean and verified error, see :func:`~regularized.robustness.certified_training.verify`.

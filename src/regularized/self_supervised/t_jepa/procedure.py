@@ -12,7 +12,7 @@ from regularized.self_supervised.t_jepa.model import TJEPA
 from regularized.self_supervised.t_jepa.report import CollapseReport, collapse_report, warn_of_collapse
 from regularized.self_supervised.t_jepa.schedule import cosine_value, warmup_cosine
 from regularized.training.data import as_source
-from regularized.training.procedure import Epochs, Optimizers, Part, restore, state_of
+from regularized.training.procedure import Epochs, Optimizers, Part, fit_epochs, restore, state_of
 from regularized.training.progress import Progress
 from regularized.training.step import Batch
 
@@ -154,14 +154,14 @@ class TJEPATraining:
                 "the rate is final_lr and the average stands still",
                 stacklevel=2,
             )
-        losses = []
-        step_done = None if after_step is None else lambda: after_step(self)
-        for means in self.epochs.run([Part(source, self.training_step)], until=epochs, after_step=step_done):
-            losses.append(float(means[0]))
-            if after_epoch is not None:
-                after_epoch(self)
-        self.optimizers.settle()
-        return losses
+        return fit_epochs(
+            self,
+            [Part(source, self.training_step)],
+            until=epochs,
+            record=lambda means: float(means[0]),
+            after_epoch=after_epoch,
+            after_step=after_step,
+        )
 
     def report(self, x: Tensor) -> CollapseReport:
         """Look at the embeddings of some rows, without the tokens that belong to no column.
