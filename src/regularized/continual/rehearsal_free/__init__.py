@@ -8,8 +8,9 @@ from regularized.continual.rehearsal_free.loss import (
     sigmoid_loss,
 )
 from regularized.continual.rehearsal_free.parameters import select_parameters, train_only
-from regularized.continual.rehearsal_free.penalty import add_anchor_gradient, anchor_penalty, path_importance
+from regularized.continual.rehearsal_free.penalty import path_importance
 from regularized.continual.rehearsal_free.term import ContinualLoss, WeightAnchor
+from regularized.mechanisms.anchors import add_anchor_gradient, anchor_penalty
 
 __all__ = [
     "ContinualLoss",

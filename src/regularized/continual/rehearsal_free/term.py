@@ -19,8 +19,9 @@ from regularized.continual.rehearsal_free.loss import (
     sigmoid_loss,
 )
 from regularized.continual.rehearsal_free.parameters import Which, head_of, select_parameters
-from regularized.continual.rehearsal_free.penalty import add_anchor_gradient, anchor_penalty, path_importance
+from regularized.continual.rehearsal_free.penalty import path_importance
 from regularized.continual.tasks import SeenClasses, Task
+from regularized.mechanisms.anchors import add_anchor_gradient, anchor_penalty
 from regularized.mechanisms.frozen import Frozen
 from regularized.mechanisms.ranges import Choice, allowed, at_least, between, positive
 from regularized.mechanisms.taps import Taps

@@ -16,8 +16,8 @@ from regularized.continual.rehearsal_free.loss import (
     local_cross_entropy,
     sigmoid_loss,
 )
-from regularized.continual.rehearsal_free.penalty import add_anchor_gradient, anchor_penalty
 from regularized.evidence.conformance import Case, UnknownCase
+from regularized.mechanisms.anchors import add_anchor_gradient, anchor_penalty
 
 TOLERANCE = 1e-12
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regularized.mechanisms.anchors import add_anchor_gradient, anchor_penalty, gradients_of
 from regularized.mechanisms.ranges import Choice, allowed, at_least, positive
 from regularized.training.progress import Coefficient, as_schedule
 from regularized.training.step import Step
@@ -93,12 +94,6 @@ class _Pull(Term):
     def _kept(self, kind: str) -> list[Tensor]:
         self._attached()
         return [self.get_buffer(f"{kind}:{name.replace('.', '/')}") for name in self.names]
-
-    def _gradients(self) -> list[Tensor]:
-        for w in self._weights:
-            if w.grad is None:
-                w.grad = torch.zeros_like(w)
-        return [w.grad for w in self._weights if w.grad is not None]
 
     def before_step(self, step: Step) -> None:
         """Add the gradient, with the coefficient of this step; with 0 nothing is touched."""
@@ -261,7 +256,7 @@ class Repulsion(_Pull):
             torch._foreach_mul_(offsets, list(factors.unbind()))
         else:
             torch._foreach_mul_(offsets, factors[0])
-        gradients = self._gradients()
+        gradients = gradients_of(self._weights)
         torch._foreach_add_(gradients, [o.to(g.dtype) for o, g in zip(offsets, gradients, strict=True)])
 
     def _collapsed(self) -> Collapsed:
@@ -331,16 +326,12 @@ class ElasticAnchor(_Pull):
 
     def value(self) -> Tensor:
         """The penalty at present, without its coefficient; differentiable in the weights."""
-        pairs = zip(self._kept("fisher"), self._kept("anchor"), self._weights, strict=True)
-        return 0.5 * torch.stack([(f * (w - a).square()).sum() for f, a, w in pairs]).sum()
+        return 0.5 * anchor_penalty(self._weights, self._kept("anchor"), self._kept("fisher"))
 
-    @torch.no_grad()
     def add_gradient(self, strength: float) -> None:
         """Add the gradient of ``strength`` times :meth:`value` to ``.grad``; a weight without one gets one.
 
         Args:
             strength: lambda.
         """
-        offsets = torch._foreach_sub(list[Tensor](self._weights), self._kept("anchor"))
-        torch._foreach_mul_(offsets, self._kept("fisher"))
-        torch._foreach_add_(self._gradients(), offsets, alpha=strength)
+        add_anchor_gradient(self._weights, self._kept("anchor"), self._kept("fisher"), strength=0.5 * strength)
