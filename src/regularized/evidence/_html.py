@@ -1,13 +1,13 @@
 """The HTML report of a comparison: one page, nothing outside it, everything escaped."""
 
-import base64
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 from regularized.evidence import pictures, sounds
 from regularized.evidence._plots import arm_colour, curve_names, curve_svg, effect_svg
+from regularized.evidence.attachments import Attachment, as_text
 from regularized.evidence.claims import Outcome, Verdict, effect_text, interval_text
 from regularized.evidence.numbers import aligned, number
 from regularized.evidence.results import ReproduceResult, TuningResult
@@ -70,8 +70,8 @@ def page(result: ReproduceResult, *, title: str) -> str:
         *(f'<p class="note">{escape(note)}</p>' for note in result.notes),
         section("Claims", "".join(_claim(result, outcome, i) for i, outcome in enumerate(result.outcomes))),
         section("Learning curves", _curves(result)),
-        section("Pictures", _pictures(result)),
-        section("Sounds", _sounds(result)),
+        section("Pictures", _figures(pictures.of(result), result.seeds[0], _image)),
+        section("Sounds", _figures(sounds.of(result), result.seeds[0], _audio)),
         section("Every value", _values(result)),
         section("Settings", _settings(result)),
         section("How the settings were chosen", _tuning(result, result.tuning) if result.tuning else ""),
@@ -91,26 +91,23 @@ def document(title: str, body: str) -> str:
     )
 
 
-def _pictures(result: ReproduceResult) -> str:
-    """Those of the first seed, in the page itself."""
+def _figures(attachments: Sequence[Attachment], seed: int, element: Callable[[str, str], str]) -> str:
+    """Attachments of the first seed, in the page itself; an element is made of a file in base64 and a label."""
     shown = []
-    for picture in pictures.of(result):
-        data = base64.b64encode(picture.path.read_bytes()).decode("ascii")
-        label = escape(f"{picture.arm}: {picture.name.replace('_', ' ')}, seed {result.seeds[0]}")
-        image = f'<img src="data:image/png;base64,{data}" alt="{label}">'
-        shown.append(f"<figure>{image}<figcaption>{label}</figcaption></figure>")
+    for one in attachments:
+        label = escape(f"{one.arm}: {one.name.replace('_', ' ')}, seed {seed}")
+        shown.append(
+            f"<figure>{element(as_text(one.path.read_bytes()), label)}<figcaption>{label}</figcaption></figure>"
+        )
     return "".join(shown)
 
 
-def _sounds(result: ReproduceResult) -> str:
-    """Those of the first seed, in the page itself."""
-    shown = []
-    for sound in sounds.of(result):
-        data = base64.b64encode(sound.path.read_bytes()).decode("ascii")
-        label = escape(f"{sound.arm}: {sound.name.replace('_', ' ')}, seed {result.seeds[0]}")
-        audio = f'<audio controls src="data:audio/wav;base64,{data}"></audio>'
-        shown.append(f"<figure>{audio}<figcaption>{label}</figcaption></figure>")
-    return "".join(shown)
+def _image(data: str, label: str) -> str:
+    return f'<img src="data:image/png;base64,{data}" alt="{label}">'
+
+
+def _audio(data: str, _label: str) -> str:
+    return f'<audio controls src="data:audio/wav;base64,{data}"></audio>'
 
 
 def _head(result: ReproduceResult, title: str) -> str:
