@@ -24,7 +24,7 @@ from regularized.evidence.datasets.samples import disjoint_rows
 from regularized.evidence.experiment import data_fingerprint
 from regularized.evidence.texts import all_docstrings, brown, library_sources, python_topics
 
-__all__ = ["PASSAGE", "Text", "draw_text"]
+__all__ = ["PASSAGE", "Text", "TokenText", "draw_text"]
 
 PASSAGE = 4096
 """Characters that are dealt out together."""
@@ -61,6 +61,26 @@ class Text:
     def fingerprint(self) -> str:
         """Short hash of the ids, see :func:`~regularized.evidence.experiment.data_fingerprint`."""
         return data_fingerprint(*(part.numpy() for part in (self.train, self.validation, self.test)))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenText:
+    """Token ids alone, of a vocabulary that is not ours, on any device.
+
+    Args:
+        train: to train on, (n,).
+        validation: to choose by.
+        test: to judge by.
+    """
+
+    train: Tensor
+    validation: Tensor
+    test: Tensor
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hash of what is judged by."""
+        return data_fingerprint(self.test.cpu().numpy())
 
 
 def draw_text(

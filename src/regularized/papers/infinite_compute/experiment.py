@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regularized.evidence.corpora import draw_text
+from regularized.evidence.corpora import TokenText, draw_text
 from regularized.evidence.experiment import About, Measurements, Tuning
 from regularized.evidence.language_models import small_lm
 from regularized.overfitting.infinite_compute.ensemble import subset_losses
@@ -39,7 +39,7 @@ from regularized.overfitting.infinite_compute.procedure import EnsembleTraining
 from regularized.overfitting.infinite_compute.sampling import sample_text
 from regularized.overfitting.infinite_compute.search import member_settings
 from regularized.overfitting.infinite_compute.stacked import StackedModels
-from regularized.papers.infinite_compute.published import PAPER, PUBLISHED_SETTINGS, SHAPES, TokenText, published_text
+from regularized.papers.infinite_compute.published import PAPER, PUBLISHED_SETTINGS, SHAPES, published_text
 from regularized.training.data import TensorData
 
 SCALES: dict[str, dict[str, Any]] = {

@@ -1,17 +1,15 @@
 """The paper's scale: 0.2 billion tokens of DCLM, Llama models of 0.15 to 1.4 billion weights, certified settings."""
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from regularized.evidence.experiment import data_fingerprint
+from regularized.evidence.corpora import TokenText
 from regularized.evidence.requirements import need_files, need_gpu
 
-__all__ = ["PAPER", "PUBLISHED_SETTINGS", "SHAPES", "TokenText", "published_text"]
+__all__ = ["PAPER", "PUBLISHED_SETTINGS", "SHAPES", "published_text"]
 
 SHAPES: dict[int, tuple[int, int, int]] = {
     512: (6, 8, 1792),
@@ -55,26 +53,6 @@ PUBLISHED_SETTINGS: dict[str, dict[str, Any]] = {
     "distilled": _SMALL,
 }
 """Certified for 0.2 billion tokens, from the official configurations."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenText:
-    """Token ids (n,) on the GPU.
-
-    Args:
-        train: to train on.
-        validation: to choose by.
-        test: to judge by.
-    """
-
-    train: Tensor
-    validation: Tensor
-    test: Tensor
-
-    @property
-    def fingerprint(self) -> str:
-        """Short hash of what is judged by."""
-        return data_fingerprint(self.test.cpu().numpy())
 
 
 @lru_cache(maxsize=1)

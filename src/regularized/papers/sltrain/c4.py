@@ -3,7 +3,6 @@
 import gzip
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -14,34 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from regularized.evidence.experiment import data_fingerprint
+from regularized.evidence.corpora import TokenText
 from regularized.evidence.language_models import next_token_loss
 from regularized.evidence.requirements import need_files, need_gpu, need_package
 
-__all__ = ["TokenText", "published_text", "published_training"]
+__all__ = ["published_text", "published_training"]
 
 _TRAIN_TOKENS = 11_000 * 512 * 256
 _HELD_OUT_TOKENS = 10_000_000  # as the official evaluation
-
-
-@dataclass(frozen=True, slots=True)
-class TokenText:
-    """Token ids (n,), int32, on the GPU.
-
-    Args:
-        train: to train on.
-        validation: to choose by.
-        test: to judge by.
-    """
-
-    train: Tensor
-    validation: Tensor
-    test: Tensor
-
-    @property
-    def fingerprint(self) -> str:
-        """Short hash of what is judged by."""
-        return data_fingerprint(self.test.cpu().numpy())
 
 
 @lru_cache(maxsize=1)

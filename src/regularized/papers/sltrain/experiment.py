@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from regularized.evidence.corpora import Text, draw_text
+from regularized.evidence.corpora import Text, TokenText, draw_text
 from regularized.evidence.experiment import About, Measurements, Tuning
 from regularized.evidence.language_models import LanguageModel, evaluate, fit, small_lm
-from regularized.papers.sltrain.c4 import TokenText, published_text, published_training
+from regularized.papers.sltrain.c4 import published_text, published_training
 from regularized.pretraining.sltrain.model import convert
 
 SCALES: dict[str, dict[str, Any]] = {
