@@ -650,6 +650,10 @@ def _paper(entry: Entry) -> str:
     ]
     if card.official is not None and card.official.note:
         parts.append(f"**Paper and official code.** {card.official.note}")
+    if card.official is not None and card.official.blockers:
+        blockers = card.official.to_dict()["blockers"]
+        parts.append("**Known blockers of the official code**, as reported there:")
+        parts.append("\n".join(f"- [issue {b['issue']}]({b['url']}): {b['breaks']}" for b in blockers))
     parts += ["## Claims", _claims(entry) if entry.outcomes else "No claim is stated yet."]
     if entry.abstract:
         rows = [

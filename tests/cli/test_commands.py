@@ -139,6 +139,9 @@ def test_show(entry):
     shown = as_json("show", entry.slug)
     assert shown["problem"] == entry.card.problem
     assert {"verdict", "effect", "interval", "smallest_effect", "reported"} <= set(shown["claims"][0])
+    for blocker in [] if shown["official"] is None else shown["official"]["blockers"]:
+        assert f"issue {blocker['issue']}: {blocker['breaks'].split()[0]}" in text.stdout
+        assert blocker["url"].endswith(f"/issues/{blocker['issue']}")
 
 
 def test_cite():

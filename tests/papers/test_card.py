@@ -35,6 +35,10 @@ repository = "owner/name"
 commit = "934af53"
 licence = "MIT"
 
+[[official.blockers]]
+issue = 7
+breaks = "stops at import"
+
 [implementation]
 names = ["regularized.noisy_labels.my_paper.MyLoss"]
 floor = 1
@@ -76,6 +80,9 @@ def test_every_value_arrives():
     assert card.families == ("noisy_labels", "overfitting")
     assert card.official is not None
     assert card.official.url == "https://github.com/owner/name"
+    assert card.official.to_dict()["blockers"] == [
+        {"issue": 7, "breaks": "stops at import", "url": "https://github.com/owner/name/issues/7"}
+    ]
     assert card.implementation is not None
     assert (card.implementation.floor, type(card.implementation.floor)) == (1.0, float)
     claim = card.claims[0]
@@ -104,6 +111,9 @@ def test_every_value_arrives():
         ('arxiv = "2007.00151"', 'arxiv = "arXiv:2007.00151"', "an arXiv identifier such as"),
         ('commit = "934af53"', 'commit = "main"', "official.commit: got 'main'; must be 7 to 40 hexadecimal digits"),
         ('repository = "owner/name"', 'repository = "name"', "official.repository: got 'name'; must be \"owner/name\""),
+        ("issue = 7", "issue = 0", "official.blockers.1.issue: got 0; must be the number of an issue, 1 or more"),
+        ("issue = 7", "number = 7", "official.blockers.1.number: unknown key; allowed: issue, breaks"),
+        ('repository = "owner/name"', 'repository = "https://a.org"', "only a repository on GitHub, 'owner/name', has"),
         ("floor = 1", "floor = 0", "implementation.floor: got 0; must be a number above 0"),
         ("MyLoss", "My Loss", "implementation.names"),
         (

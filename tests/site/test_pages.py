@@ -188,8 +188,16 @@ def test_paper_page_tells_everything(client):
         assert part in text
     assert f"https://arxiv.org/abs/{card.arxiv}" in html
     assert card.official.url in html
+    for blocker in card.official.blockers:
+        assert f'{card.official.url}/issues/{blocker.issue}"' in html
+        assert blocker.breaks in text
     assert f"@misc{{{card.slug}_{card.date.year}," in text
     assert MEASURED.usage.splitlines()[0] in text
+
+
+def test_known_blockers_of_the_official_code(client):
+    """Fails when what stops users of the authors' code is not on the page, or leads to no issue."""
+    assert 'href="https://github.com/insitro/ChannelViT/issues/12"' in client.get("/papers/channel_vit").text
 
 
 def test_the_footer_says_how_many_run(client, site, clock):

@@ -41,7 +41,7 @@ def to_json(entry: Entry) -> dict[str, Any]:
         "when_to_use": card.when_to_use,
         "when_not_to_use": card.when_not_to_use,
         "unconfirmed": list(card.unconfirmed),
-        "official": None if card.official is None else {**asdict(card.official), "url": card.official.url},
+        "official": None if card.official is None else card.official.to_dict(),
         "implementation": None if card.implementation is None else asdict(card.implementation),
         "missing": list(entry.missing),
         "exceptions": [asdict(exception) for exception in card.exceptions],
@@ -149,6 +149,10 @@ def print_paper(entry: Entry, console: "Console") -> None:
         console.print(
             f"\n[yellow]Does not pass {exception.check}[/]: {escape(exception.reason)} Until: {exception.until}"
         )
+    if card.official is not None and card.official.blockers:
+        console.print("\n[bold]Known blockers of the authors' code[/]")
+        for blocker in card.official.blockers:
+            console.print(escape(f"- issue {blocker.issue}: {blocker.breaks}"))
     if card.unconfirmed:
         console.print("\n[bold]Unconfirmed[/]")
         for line in card.unconfirmed:

@@ -13,13 +13,13 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from regularized.evidence.claims import Claim, Reported
 
-__all__ = ["FAMILIES", "Card", "CardError", "Exemption", "Implementation", "Official"]
+__all__ = ["FAMILIES", "Blocker", "Card", "CardError", "Exemption", "Implementation", "Official"]
 
 FAMILIES: Mapping[str, str] = {
     "noisy_labels": "labels that are partly wrong",
@@ -64,6 +64,19 @@ class CardError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Blocker:
+    """What stops people who use the authors' code, as somebody reported it there.
+
+    Args:
+        issue: number of the issue in their repository.
+        breaks: what does not work, in one line.
+    """
+
+    issue: int
+    breaks: str
+
+
+@dataclass(frozen=True, slots=True)
 class Official:
     """The authors' own code.
 
@@ -72,17 +85,30 @@ class Official:
         commit: the commit that was read; empty if not stated.
         licence: its licence; empty if none or unknown.
         note: where paper and code differ.
+        blockers: known obstacles, by their issues in a repository on GitHub.
     """
 
     repository: str
     commit: str = ""
     licence: str = ""
     note: str = ""
+    blockers: tuple[Blocker, ...] = ()
 
     @property
     def url(self) -> str:
         """Address of the repository."""
         return self.repository if "://" in self.repository else f"https://github.com/{self.repository}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, with the addresses of repository and issues.
+
+        Examples:
+            >>> official = Official("owner/name", blockers=(Blocker(3, "stops at import"),))
+            >>> official.to_dict()["blockers"]
+            [{'issue': 3, 'breaks': 'stops at import', 'url': 'https://github.com/owner/name/issues/3'}]
+        """
+        blockers = [asdict(blocker) | {"url": f"{self.url}/issues/{blocker.issue}"} for blocker in self.blockers]
+        return {**asdict(self), "url": self.url, "blockers": blockers}
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +246,7 @@ class Card:
         values["claims"] = _claims(data.get("claims", []), problems)
         values["exceptions"] = _exceptions(data.get("exceptions", []), problems)
         if "official" in data:
-            values["official"] = _build(Official, data["official"], "official", _OFFICIAL, problems)
+            values["official"] = _official(data["official"], problems)
         if "implementation" in data:
             values["implementation"] = _build(
                 Implementation, data["implementation"], "implementation", _IMPLEMENTATION, problems
@@ -380,6 +406,11 @@ _OFFICIAL: Mapping[str, _Key] = {
     "note": _Key(_text(empty=True, one_line=False), required=False, convert=lambda value: " ".join(value.split())),
 }
 
+_BLOCKER: Mapping[str, _Key] = {
+    "issue": _Key(lambda value: _whole(value) or ("" if value > 0 else "the number of an issue, 1 or more")),
+    "breaks": _Key(_LINE),
+}
+
 _IMPLEMENTATION: Mapping[str, _Key] = {
     "names": _Key(
         _texts(1, None, _text(r"[a-z_]\w*(\.\w+)+", "fully qualified names such as 'regularized.family.module.Name'")),
@@ -463,6 +494,18 @@ def _rows(
         (table, _read(table, keys, f"{where}.{table.get('id', number)}", problems, tables))
         for number, table in enumerate(data, start=1)
     ]
+
+
+def _official(data: Any, problems: list[str]) -> Official | None:
+    before = len(problems)
+    values = _read(data, _OFFICIAL, "official", problems, tables=("blockers",))
+    given = data.get("blockers", []) if isinstance(data, Mapping) else []
+    rows = [values for _, values in _rows(given, "official.blockers", _BLOCKER, problems)]
+    if given and "://" in str(values.get("repository", "")):
+        problems.append("official.blockers: only a repository on GitHub, 'owner/name', has issues by number")
+    if len(problems) > before:
+        return None
+    return Official(**values, blockers=tuple(Blocker(**row) for row in rows))
 
 
 def _exceptions(data: Any, problems: list[str]) -> tuple[Exemption, ...]:

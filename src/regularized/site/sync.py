@@ -275,7 +275,7 @@ def _page(entry: Entry) -> dict[str, Any]:
         "when_to_use": card.when_to_use,
         "when_not_to_use": card.when_not_to_use,
         "unconfirmed": list(card.unconfirmed),
-        "official": None if card.official is None else {**asdict(card.official), "url": card.official.url},
+        "official": None if card.official is None else card.official.to_dict(),
         "implementation": None if card.implementation is None else asdict(card.implementation),
         "exceptions": [asdict(exception) for exception in card.exceptions],
         "missing": list(entry.missing),
