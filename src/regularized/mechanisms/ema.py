@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from regularized.mechanisms.distributed import whole
 from regularized.mechanisms.ranges import Choice, allowed, count, share
 
 __all__ = ["EMA", "Decay", "ramped_decay", "running_mean_decay"]
@@ -42,7 +43,8 @@ class EMA(nn.Module):
         updates: number of updates so far; part of the ``state_dict``.
 
     Raises:
-        ValueError: ``decay`` outside [0, 1], an unknown ``buffers``, or a model of another structure at an update.
+        ValueError: ``decay`` outside [0, 1], an unknown ``buffers``, a model in shards (FSDP2); a model of another
+            structure at an update.
 
     Examples:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -57,6 +59,11 @@ class EMA(nn.Module):
     @allowed(decay=_DECAY.or_schedule(), buffers=Choice("copy", "average", "own"))
     def __init__(self, model: nn.Module, *, decay: Decay, buffers: Literal["copy", "average", "own"] = "copy") -> None:
         super().__init__()
+        if any(hasattr(p, "full_tensor") for p in model.parameters()):
+            raise ValueError(
+                "the weights of the model are in shards, of which no averaged copy can be made; make the EMA before, "
+                "in a term's attach(model): the copy is whole in every process, and follows the shards"
+            )
         self.module: nn.Module = copy.deepcopy(model)
         self.module.requires_grad_(False)
         self.decay = decay
@@ -80,7 +87,7 @@ class EMA(nn.Module):
             decay = decay(self.updates)
             _DECAY("decay", decay)
         ours: list[Tensor] = list(self.module.parameters())
-        theirs: list[Tensor] = list(model.parameters())
+        theirs: list[Tensor] = [whole(p) for p in model.parameters()]
         our_buffers, their_buffers = list(self.module.buffers()), list(model.buffers())
         if [t.shape for t in (*ours, *our_buffers)] != [t.shape for t in (*theirs, *their_buffers)]:
             raise ValueError(

@@ -302,6 +302,8 @@ class ProgressiveDistillation(Term):
         [True, True, True, False, False, True]
     """
 
+    sharding = "forward"
+
     is_task = True
 
     @allowed(alpha=_ALPHA.or_schedule())

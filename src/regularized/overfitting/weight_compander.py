@@ -386,6 +386,8 @@ class WeightCompander(Term):
         >>> term.merge(model)
     """
 
+    sharding = "forward"
+
     contributes = False
 
     def __init__(

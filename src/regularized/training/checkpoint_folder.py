@@ -21,6 +21,7 @@ from regularized.training.options import Checkpoints
 from regularized.training.randomness import generators, rng_state, set_rng_state
 from regularized.training.run import Run
 from regularized.training.scaling import LossScaler
+from regularized.training.sharded import gathered, placed
 from regularized.training.stopping import EarlyStopping
 
 __all__ = ["CheckpointFolder"]
@@ -149,14 +150,16 @@ class CheckpointFolder:
         self._saved = run.step
 
     def _write(self, run: Run, partial: Path) -> None:
+        states = {name: gathered(module.state_dict()) for name, module in self._modules.items()}  # by all processes
+        optimizer = gathered(self._optimizer.state_dict())
         own = {"rng": rng_state(), "epoch_rng": run.epoch_rng, "generators": self._generators()}
         checkpoint.write_part(partial, f"rank-{self._rank:05d}", own)
         if self._rank == 0:
-            for name, module in self._modules.items():
-                checkpoint.write_part(partial, name, module.state_dict())
+            for name, state in states.items():
+                checkpoint.write_part(partial, name, state)
             training = {
                 "run": run.state_dict(),
-                "optimizer": self._optimizer.state_dict(),
+                "optimizer": optimizer,
                 "stopping": None if self._stopping is None else self._stopping.state_dict(),
                 "scaler": None if self._scaler is None else self._scaler.state_dict(),
                 "identity": {"optimizer": self._asked, "data": self._data, "settings": self._settings},
@@ -191,7 +194,9 @@ class CheckpointFolder:
         self._warn_of_changes(training["identity"])
         run.load_state_dict(training["run"])
         for name, module in self._modules.items():
-            module.load_state_dict(states[name])
+            here = module.state_dict()
+            module.load_state_dict({key: placed(value, here[key]) for key, value in states[name].items()})
+        self._place(training["optimizer"]["state"])
         checkpoint.load_optimizer(self._optimizer, training["optimizer"])
         self._ask_again(training["identity"]["optimizer"])
         if self._stopping is not None:
@@ -247,6 +252,13 @@ class CheckpointFolder:
         """Put those hyperparameters back that this run asks for and the checkpoint did not."""
         for number, key, _, _ in changed_settings(there["groups"], self._asked["groups"]):
             self._optimizer.param_groups[number][key] = self._given[number][key]
+
+    def _place(self, state: Mapping[int, dict[str, Any]]) -> None:
+        """Cut the optimizer's state into shards, where the parameters are in shards."""
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        for number, entries in state.items():
+            for key, value in entries.items():
+                entries[key] = placed(value, parameters[number])
 
     # -- random state and processes ----------------------------------------------------------------
 

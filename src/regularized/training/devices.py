@@ -13,6 +13,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from regularized.training.options import Compute, Logging
+from regularized.training.sharded import is_sharded
 from regularized.training.trackers import resolve_trackers
 
 __all__ = ["average_gradients", "make_accelerator", "synchronise"]
@@ -95,7 +96,7 @@ def synchronise(module: nn.Module, device: torch.device | None = None) -> None:
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return
-    for tensor in (t for t in (*module.parameters(), *module.buffers()) if t.numel()):
+    for tensor in (t for t in (*module.parameters(), *module.buffers()) if t.numel() and not is_sharded(t)):
         plain = tensor.detach().contiguous()
         for part in plain.view(-1).view(torch.uint8).split(PART):
             sent = part.to(device or part.device)

@@ -10,9 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from regularized.mechanisms.distributed import world_size
+from regularized.mechanisms.distributed import local_part, world_size
 from regularized.training.objective import Objective
 from regularized.training.randomness import generators, preserved
+from regularized.training.sharded import is_sharded
 from regularized.training.step import Step
 
 __all__ = ["FiniteCheck", "NonFiniteLoss", "PendingFlags", "all_finite", "largest_entries", "term_of_gradient"]
@@ -317,7 +318,10 @@ def largest_entries(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def _entries(tensor: Tensor) -> Tensor:
-    """What a tensor holds; of a sparse gradient the values."""
+    """What a tensor holds; of a sparse gradient the values, of a sharded one those of this process."""
+    if is_sharded(tensor):
+        part = local_part(tensor)
+        return part if part.numel() else part.new_zeros(1)
     return tensor._values() if tensor.is_sparse else tensor
 
 

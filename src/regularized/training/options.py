@@ -108,12 +108,15 @@ class Compute:
             (terms compute in float32; tapped hidden states stay bfloat16). ``"fp16"`` is the same in float16, with a
             loss that is scaled: a step whose gradients overflow is left out in all processes. Its terms see no
             ``before_step`` and ``after_step``, but a ``reset``. Default ``"no"``.
+        sharding: ``"fsdp2"`` keeps weights, gradients and the optimizer's state of several processes in shards, by
+            torch's ``fully_shard``; for what terms must declare see :mod:`regularized.training.sharded`. Default
+            ``"no"``, DDP.
         find_unused_parameters: DDP's option for models of which a forward pass may leave out parameters; default False.
         timeout: seconds that a process waits for the others before it stops and names the one that is missing; default
             None, that of the process group: torch's own are half an hour, and ten minutes on NCCL.
 
     Raises:
-        ValueError: an unknown device or precision, or a time that is not positive.
+        ValueError: an unknown device, precision or sharding, or a time that is not positive.
 
     Examples:
         >>> Compute(device="cpu").precision
@@ -122,6 +125,7 @@ class Compute:
 
     device: Literal["auto", "cpu"] = "auto"
     precision: Literal["no", "bf16", "fp16"] = "no"
+    sharding: Literal["no", "fsdp2"] = "no"
     find_unused_parameters: bool = False
     timeout: float | None = None
 
@@ -130,5 +134,6 @@ class Compute:
             self,
             device=Choice("auto", "cpu"),
             precision=Choice("no", "bf16", "fp16"),
+            sharding=Choice("no", "fsdp2"),
             timeout=positive("a number of seconds").or_none("torch's own"),
         )

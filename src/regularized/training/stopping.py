@@ -7,7 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from regularized.mechanisms.distributed import whole
 from regularized.mechanisms.ranges import Choice, allowed, at_least, count
+from regularized.training.sharded import placed
 
 __all__ = ["EarlyStopping"]
 
@@ -21,7 +23,7 @@ class EarlyStopping:
         patience: evaluations in a row without improvement that are allowed, at least 1; default 5.
         min_delta: change that counts as an improvement, at least 0; default 0.
         restore_best: load the model's weights of the best evaluation when the run ends, also where it ends by itself.
-            They are kept on the CPU. Terms keep their last state. Default True.
+            They are kept on the CPU, whole in every process. Terms keep their last state. Default True.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -71,7 +73,7 @@ class EarlyStopping:
             self._waited = 0
             if self.restore_best:
                 self._weights = {
-                    name: v.detach().to("cpu", copy=True) if isinstance(v, Tensor) else v
+                    name: whole(v.detach()).to("cpu", copy=True) if isinstance(v, Tensor) else v
                     for name, v in model.state_dict().items()
                 }
         else:
@@ -81,8 +83,9 @@ class EarlyStopping:
     def restore(self, model: nn.Module) -> None:
         """Load the best weights, if there are any."""
         if self._weights is not None:
+            own = model.state_dict()
             with torch.no_grad():
-                model.load_state_dict(self._weights)
+                model.load_state_dict({name: placed(value, own[name]) for name, value in self._weights.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""

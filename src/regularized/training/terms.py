@@ -13,6 +13,8 @@ Optional attributes:
 - ``is_task``: True for a term that stands in the place of the task, as ``CrossEntropy`` does: two of them are told.
 - ``contributes``: False for a term that only operates on the model or the batch; its ``forward`` is not called.
 - ``taps``: names of submodules whose outputs the term reads by ``step.hidden(name)``.
+- ``sharding``: what the term needs of weights in shards (FSDP2): ``"forward"``, ``"weights"`` or ``"gradients"``, see
+  :mod:`regularized.training.sharded`. One that says nothing is refused there; ``unsharded`` may say why it must be.
 - ``strong_convexity(model) -> dict``: modulus that the term adds in each parameter with the coefficient 1, by name.
 
 Optional moments, found by name and called in the order of the terms:
@@ -98,6 +100,8 @@ class CrossEntropy(Term):
         True
     """
 
+    sharding = "forward"
+
     @allowed(label_smoothing=between(0.0, 1.0, "[)"))
     def __init__(
         self,
@@ -165,6 +169,8 @@ class Loss(Term):
         torch.Size([])
     """
 
+    sharding = "forward"
+
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor], *, weight: Coefficient = 1.0) -> None:
         super().__init__(weight=weight)
         self.function = function
@@ -204,6 +210,7 @@ class Ridge(Term):
     """
 
     per_step = True
+    sharding = "weights"
 
     def __init__(self, parameters: Iterable[str] | None = None, *, weight: Coefficient) -> None:
         super().__init__(weight=weight)

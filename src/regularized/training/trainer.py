@@ -29,6 +29,7 @@ from regularized.training.progress import Coefficient, Progress, Schedule, as_sc
 from regularized.training.randomness import preserved, seed_all
 from regularized.training.run import Run
 from regularized.training.scaling import LossScaler, check_fp16
+from regularized.training.sharded import Sharded, check_declared, clip_sharded
 from regularized.training.step import Batch, Step, call_model
 from regularized.training.trackers import JSONLTracker
 
@@ -127,9 +128,15 @@ class Trainer:
             attach(model)
         self.model.to(self.device)
         self.objective.to(self.device)
-        self._wrapped = self.accelerator.prepare_model(self.model)
+        self._sharded = self._shard(compute, optimizer)
+        self._wrapped = self.model if self._sharded is not None else self.accelerator.prepare_model(self.model)
         synchronise(self.objective, self.device)
         self.optimizer: torch.optim.Optimizer = self._build(optimizer)
+        if self._sharded is not None and hasattr(self.optimizer, "backward"):
+            raise ValueError(
+                f"{type(self.optimizer).__name__} moves weights between the passes of a step, which shards do not "
+                'allow; give sharding="no"'
+            )
         self._scaler = LossScaler(self.device.type) if compute.precision == "fp16" else None
         if self._scaler is not None:
             check_fp16(self.model, self.optimizer)
@@ -137,6 +144,9 @@ class Trainer:
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         own = {id(p) for p in self.model.parameters()}
         self._term_parameters = [p for p in self.objective.parameters() if p.requires_grad and id(p) not in own]
+        if self._sharded is not None:
+            self._term_parameters += [p for p in self._sharded.unsharded if p.requires_grad]
+        self._clip = nn.utils.clip_grad_norm_ if self._sharded is None else clip_sharded
 
         self.schedule: Schedule = as_schedule(schedule, name="schedule")
         self.accumulate = accumulate
@@ -163,7 +173,7 @@ class Trainer:
         self._finite = FiniteCheck(self.objective, self.model, deferred=deferred)
         self._call = call_model if self._wrapped is model and self.precision == "no" else self._call_wrapped
         self._transforms, self._before, self._after, self._epoch_start = (
-            self.objective.moments(name) for name in ("transform", "before_step", "after_step", "epoch_start")
+            self._moments(name) for name in ("transform", "before_step", "after_step", "epoch_start")
         )
 
     # -- the run ----------------------------------------------------------------------------------
@@ -216,7 +226,16 @@ class Trainer:
         return self.history
 
     def merge(self) -> nn.Module:
-        """Let every term that changed the model leave a plain one behind; training cannot go on afterwards."""
+        """Let every term that changed the model leave a plain one behind; training cannot go on afterwards.
+
+        Raises:
+            ValueError: the weights are in shards.
+        """
+        if self._sharded is not None:
+            raise ValueError(
+                "the weights are in shards, where terms cannot merge; in one process build the same Trainer, go to the "
+                "last checkpoint by fit(..., resume=True), and merge there"
+            )
         for moment in self.objective.moments("merge"):
             moment(self.model)
         return self.model
@@ -225,7 +244,7 @@ class Trainer:
         with self._monitor, Taps(self.model, self.objective.taps) as self._taps:
             self._monitor.start(run.progress)
             if task is not None and run.step == 0:
-                for moment in self.objective.moments("task_start"):
+                for moment in self._moments("task_start"):
                     moment(task)
             while run.step < last and not run.stopped:
                 self._epoch(run, last)
@@ -234,7 +253,7 @@ class Trainer:
             if run.over and self._stopping is not None:
                 self._stopping.restore(self.model)
             if run.over and task is not None:
-                for moment in self.objective.moments("task_end"):
+                for moment in self._moments("task_end"):
                     moment(task)
 
     def _epoch(self, run: Run, last: int) -> None:
@@ -279,7 +298,7 @@ class Trainer:
         self._finite.losses(losses, progress.step)
         if self._scaler is not None and not self._scaler.unscale(self.optimizer):
             return self._leave_out(window, progress)
-        norm = None if self.clip_norm is None else nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
+        norm = None if self.clip_norm is None else self._clip(self._parameters, self.clip_norm)
         factor = self.schedule(progress)
         self._finite.rate(self._rates[0], factor, progress.step)
         for group, base in zip(self.optimizer.param_groups, self._rates):
@@ -342,10 +361,14 @@ class Trainer:
             with self._sync(i == len(window) - 1):
                 if batch.whole is not None and batch.whole < 2 * self.world:
                     self._try_together(step, batch.whole)
+                if self._sharded is not None and self._sharded.reads_weights:
+                    step.output  # noqa: B018  before any loss, since it makes the weights whole
                 loss = self.objective.loss(step, counts, first=i == 0, scale=float(self.world))
                 # Accelerator.backward would divide by its accumulation steps, which are ours: a needless graph node.
                 (loss if self._scaler is None else self._scaler.scale(loss)).backward()
             losses.append(loss.detach())
+        if self._sharded is not None:
+            self._sharded.reshard()
         if self.world > 1 and self._term_parameters:
             average_gradients(self._term_parameters)
         return step, losses
@@ -361,6 +384,8 @@ class Trainer:
 
     def _term_of_gradient(self, window: list[Batch], progress: Progress) -> str | None:
         """Which term has a gradient that is not finite; without the wrapper, which would exchange it."""
+        if self._sharded is not None:  # whose parameters autograd does not reach
+            return None
 
         def steps() -> Iterator[Step]:
             for batch in window:
@@ -396,6 +421,8 @@ class Trainer:
         finally:
             for module, mode in modes:
                 module.training = mode
+            if self._sharded is not None:
+                self._sharded.reshard()
         if self.world > 1:
             values = torch.tensor(list(metrics.values()), dtype=torch.float64, device=self.device)
             dist.broadcast(values, 0)
@@ -403,6 +430,23 @@ class Trainer:
         return metrics
 
     # -- devices and processes ---------------------------------------------------------------------
+
+    def _shard(self, compute: Compute, optimizer: object) -> Sharded | None:
+        """The model in shards, if it is to be; one process alone has nothing to shard."""
+        if compute.sharding == "no":
+            return None
+        terms = dict(self.objective.terms.items())
+        check_declared(terms)
+        if isinstance(optimizer, torch.optim.Optimizer):
+            raise ValueError(
+                'sharding="fsdp2" replaces the parameters by shards, which an optimizer that is there already does not '
+                "hold; give a factory, such as partial(torch.optim.AdamW, lr=1e-3)"
+            )
+        return Sharded(self.model, terms, self.device) if self.world > 1 else None
+
+    def _moments(self, name: str) -> list[Callable[..., Any]]:
+        found = self.objective.moments(name)
+        return found if self._sharded is None else self._sharded.around(found)
 
     def _build(self, optimizer: OptimizerFactory | torch.optim.Optimizer) -> torch.optim.Optimizer:
         if not isinstance(optimizer, torch.optim.Optimizer):
@@ -423,6 +467,9 @@ class Trainer:
 
     def _sync(self, last: bool) -> AbstractContextManager[None]:
         """Gradients are exchanged with the last micro-batch only."""
+        if self._sharded is not None:
+            self._sharded.synchronise_gradients(last)
+            return nullcontext()
         return nullcontext() if last or self.world == 1 else self.accelerator.no_sync(self._wrapped)
 
     # -- the start of a run ------------------------------------------------------------------------

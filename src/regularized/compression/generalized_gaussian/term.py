@@ -87,6 +87,8 @@ class DecoupledBackSlash(Term):
         >>> term.attach(nn.Linear(3, 2))
     """
 
+    unsharded = "it shrinks the parameters that it found when it was attached, which shards replace"
+
     contributes = False
 
     @allowed(strength=STRENGTH.or_schedule(), shape=SHAPE, eps=EPS)

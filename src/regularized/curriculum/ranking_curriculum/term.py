@@ -53,6 +53,8 @@ class DifficultyWeighted(Term):
         [0.5, 1.25, 2.0]
     """
 
+    sharding = "forward"
+
     is_task = True
 
     difficulty: Tensor

@@ -62,6 +62,8 @@ class LfUTerm(Term):
         True
     """
 
+    unsharded = "its gradients are those of hooks on parameters, which never fire on shards"
+
     consistency: Tensor
 
     @allowed(

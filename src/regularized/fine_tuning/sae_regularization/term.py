@@ -40,6 +40,8 @@ class SelfRegularization(Term):
         >>> _ = trainer.fit([(torch.randn(4, 8), torch.tensor([0, 1, 0, 1]))], epochs=1)
     """
 
+    sharding = "weights"
+
     per_step = True
 
     @allowed(weight=at_least(0.0).or_schedule())

@@ -152,6 +152,8 @@ class SaRA(Term):
         True
     """
 
+    unsharded = "it chooses entries of the weights when it is attached, before they are in shards"
+
     contributes = False
 
     @allowed(

@@ -36,6 +36,8 @@ class Sorsa(Term):
         >>> term.merge(model)
     """
 
+    sharding = "gradients"
+
     contributes = False
 
     def __init__(

@@ -35,6 +35,8 @@ class SVFit(Term):
         >>> term.merge(model)
     """
 
+    sharding = "forward"
+
     contributes = False
 
     def __init__(

@@ -39,6 +39,8 @@ class EarlyLearning(Regulariser):
         True
     """
 
+    sharding = "forward"
+
     per_step = False
     taps: tuple[str, ...] = ()
     count = Term.count

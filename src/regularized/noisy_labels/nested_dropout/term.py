@@ -57,6 +57,8 @@ class NestedWidth(Term):
         True
     """
 
+    sharding = "forward"
+
     contributes = False
 
     @allowed(sigma=SIGMA, mu=MU)

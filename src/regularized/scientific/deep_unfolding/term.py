@@ -36,6 +36,8 @@ class RecoveryObjective(Term):
         1.375
     """
 
+    sharding = "forward"
+
     def __init__(self, objective: Callable[[Tensor, Tensor], Tensor], *, weight: float = 1.0) -> None:
         super().__init__(weight=weight)
         self.objective = objective

@@ -75,6 +75,8 @@ class SolverRegularization(Term):
         True
     """
 
+    sharding = "forward"
+
     @allowed(kind=KIND, reduction=REDUCTION)
     def __init__(
         self, *, kind: Kind = "error", reduction: Reduction = "mean", weight: Coefficient | None = None

@@ -52,6 +52,8 @@ class MatchRandomTeacher(FrozenTeacher):
         >>> _ = trainer.fit(TensorData(x, batch_size=100), epochs=1)
     """
 
+    sharding = "forward"
+
     per_step = False
     taps: tuple[str, ...] = ()
     count = Term.count
