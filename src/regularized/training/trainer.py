@@ -123,12 +123,16 @@ class Trainer:
 
         self.model: nn.Module = model.to(self.device)
         self.objective: Objective = Objective(terms).to(self.device)
+        if compute.sharding != "no":
+            _check_shardable(self.objective, optimizer)
         synchronise(self.model, self.device)  # before terms derive anything from it
         for attach in self.objective.moments("attach"):
             attach(model)
         self.model.to(self.device)
         self.objective.to(self.device)
-        self._sharded = self._shard(compute, optimizer)
+        # One process alone has nothing to shard.
+        shards = compute.sharding == "fsdp2" and self.world > 1
+        self._sharded = Sharded(self.model, dict(self.objective.terms.items()), self.device) if shards else None
         self._wrapped = self.model if self._sharded is not None else self.accelerator.prepare_model(self.model)
         synchronise(self.objective, self.device)
         self.optimizer: torch.optim.Optimizer = self._build(optimizer)
@@ -431,19 +435,6 @@ class Trainer:
 
     # -- devices and processes ---------------------------------------------------------------------
 
-    def _shard(self, compute: Compute, optimizer: object) -> Sharded | None:
-        """The model in shards, if it is to be; one process alone has nothing to shard."""
-        if compute.sharding == "no":
-            return None
-        terms = dict(self.objective.terms.items())
-        check_declared(terms)
-        if isinstance(optimizer, torch.optim.Optimizer):
-            raise ValueError(
-                'sharding="fsdp2" replaces the parameters by shards, which an optimizer that is there already does not '
-                "hold; give a factory, such as partial(torch.optim.AdamW, lr=1e-3)"
-            )
-        return Sharded(self.model, terms, self.device) if self.world > 1 else None
-
     def _moments(self, name: str) -> list[Callable[..., Any]]:
         found = self.objective.moments(name)
         return found if self._sharded is None else self._sharded.around(found)
@@ -496,6 +487,16 @@ class Trainer:
         config = {"terms": ", ".join(self.objective.names), "epochs": run.epochs, "accumulate": self.accumulate}
         config |= {"precision": self.precision, "seed": self.seed, "processes": self.world}
         self.accelerator.init_trackers("regularized", config=config)
+
+
+def _check_shardable(objective: Objective, optimizer: object) -> None:
+    """Refuse, before any surgery, what cannot train with weights in shards."""
+    check_declared(dict(objective.terms.items()))
+    if isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(
+            'sharding="fsdp2" replaces the parameters by shards, which an optimizer that is there already does not '
+            "hold; give a factory, such as partial(torch.optim.AdamW, lr=1e-3)"
+        )
 
 
 def _check_kinds(evaluate: object, checkpoints: object, logging: object, compute: object) -> None:
