@@ -73,10 +73,10 @@ def test_a_step_that_overflows_is_left_out(tmp_path):
     assert watch.seen == ["reset", "before 0", "after 0", "reset", "reset"] + [
         f"{moment} {step}" for step in (3, 4, 5) for moment in ("before", "after")
     ]
-    assert whole._scaler.get_scale() == 2.0**14
+    assert whole.scaler.get_scale() == 2.0**14
     run(tmp_path / "parts", max_steps=2)
     resumed, _ = run(tmp_path / "parts", resume=True)
-    assert resumed._scaler.state_dict() == whole._scaler.state_dict()
+    assert resumed.scaler.state_dict() == whole.scaler.state_dict()
     assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
 
 

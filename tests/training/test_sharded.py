@@ -113,7 +113,7 @@ def work(folder):
     found["of_one"] = fit(build("fsdp2", f"{folder}/of_one"), resume=True)
     low = build("fsdp2", precision="fp16", peak=1e6)
     found["fp16"] = fit(low)
-    found["seen"], found["scale"] = low.objective.terms["follow"].seen, low._scaler.get_scale()
+    found["seen"], found["scale"] = low.objective.terms["follow"].seen, low.scaler.get_scale()
     with pytest.raises(ValueError, match=r"the weights are in shards.*fit\(\.\.\., resume=True\)"):
         low.merge()
     with pytest.raises(ValueError, match="make the EMA before"):

@@ -54,6 +54,17 @@ class LossScaler(torch.amp.GradScaler):
         self.update()
         return fine
 
+    def start_at(self, scale: float) -> None:
+        """Choose the first scale, before any step; it is 65536 otherwise.
+
+        Examples:
+            >>> scaler = LossScaler("cpu")
+            >>> scaler.start_at(256.0)
+            >>> scaler.get_scale()
+            256.0
+        """
+        self.load_state_dict({**self.state_dict(), "scale": scale})
+
     @property
     def is_spent(self) -> bool:
         """Whether the scale is below 1: then it was not the scale that made the gradients overflow."""

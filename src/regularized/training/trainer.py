@@ -72,6 +72,8 @@ class Trainer:
         model: the model, unwrapped.
         optimizer: the optimizer.
         objective: the terms and their sum.
+        scaler: what scales the loss in fp16, else None; ``trainer.scaler.start_at(256.0)`` chooses its first scale,
+            which is 65536 otherwise.
         history: results of the evaluations so far, each with its ``epoch`` (from 1) and ``step``: a list, which a
             notebook shows as a table.
 
@@ -141,8 +143,8 @@ class Trainer:
                 f"{type(self.optimizer).__name__} moves weights between the passes of a step, which shards do not "
                 'allow; give sharding="no"'
             )
-        self._scaler = LossScaler(self.device.type) if compute.precision == "fp16" else None
-        if self._scaler is not None:
+        self.scaler: LossScaler | None = LossScaler(self.device.type) if compute.precision == "fp16" else None
+        if self.scaler is not None:
             check_fp16(self.model, self.optimizer)
         self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -166,14 +168,14 @@ class Trainer:
             optimizer=self.optimizer,
             settings={"schedule": schedule_name(self.schedule), "clip_norm": clip_norm, "precision": compute.precision},
             stopping=self._stopping,
-            scaler=self._scaler,
+            scaler=self.scaler,
             rank=self.rank,
             world=self.world,
         )
         self.history: History = History()
         self._monitor = Monitor(every=logging.every, bar=logging.progress_bar, main=self.rank == 0)
         # A scaled loss makes the host wait for the device in any case.
-        deferred = self.device.type != "cpu" and self._scaler is None
+        deferred = self.device.type != "cpu" and self.scaler is None
         self._finite = FiniteCheck(self.objective, self.model, deferred=deferred)
         self._call = call_model if self._wrapped is model and self.precision == "no" else self._call_wrapped
         self._transforms, self._before, self._after, self._epoch_start = (
@@ -300,7 +302,7 @@ class Trainer:
         counts = objective.counts(window, device=self.device)
         step, losses = self._backward(window, counts, progress)
         self._finite.losses(losses, progress.step)
-        if self._scaler is not None and not self._scaler.unscale(self.optimizer):
+        if self.scaler is not None and not self.scaler.unscale(self.optimizer):
             return self._leave_out(window, progress)
         norm = None if self.clip_norm is None else self._clip(self._parameters, self.clip_norm)
         factor = self.schedule(progress)
@@ -326,8 +328,8 @@ class Trainer:
 
     def _leave_out(self, window: list[Batch], progress: Progress) -> float:
         """End an optimizer step whose scaled gradients overflowed: nothing has changed but the scale."""
-        assert self._scaler is not None
-        if self._scaler.is_spent:
+        assert self.scaler is not None
+        if self.scaler.is_spent:
             blame = partial(self._term_of_gradient, window, progress)
             self._finite.gradients(self._parameters, progress.step, blame=blame)
         for moment in self.objective.moments("reset"):
@@ -369,7 +371,7 @@ class Trainer:
                     step.output  # noqa: B018  before any loss, since it makes the weights whole
                 loss = self.objective.loss(step, counts, first=i == 0, scale=float(self.world))
                 # Accelerator.backward would divide by its accumulation steps, which are ours: a needless graph node.
-                (loss if self._scaler is None else self._scaler.scale(loss)).backward()
+                (loss if self.scaler is None else self.scaler.scale(loss)).backward()
             losses.append(loss.detach())
         if self._sharded is not None:
             self._sharded.reshard()
