@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,6 +57,13 @@ def test_commands_exist(page, line, code):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^make ([a-z-]+)", code, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page}:{line}: `make {target}`"
+
+
+@pytest.mark.parametrize(("page", "line", "code"), [each for each in blocks("bash") if each.values[2].startswith("#!")])
+def test_scripts_are_bash(page, line, code):
+    """Fails when a script that a page tells to save, such as the one for Slurm, is none; or there is none any more."""
+    done = subprocess.run(["bash", "-n"], input=code, text=True, capture_output=True)
+    assert not done.returncode, f"{page}:{line}: {done.stderr}"
 
 
 def test_every_variable_is_documented():

@@ -11,6 +11,7 @@ Markers in a page:
 - ``{{ comparison_rates }}``: how often `compare` recommends the useless, from the saved simulation;
 - ``{{ recipes }}``: how each paper takes part in comparisons on anybody's data, or why it cannot;
 - ``{{ example:NAME }}``: what `regularized compare --json` said, from ``docs/examples/NAME.json``;
+- ``{{ cost }}``: runs, memory and time of each paper's original set-up, each figure with its source;
 - ``{{ contract }}``: the checks of the contract, and what came of them for each paper, from the saved outcomes;
 - ``{{ catalogue }}``: all papers by problem.
 
@@ -42,11 +43,12 @@ from regularized.papers.abstract import coverage
 from regularized.papers.card import FAMILIES
 from regularized.papers.catalogue import Entry, find, load_catalogue
 from regularized.papers.comparison import candidates, exclusive_pairs, without_recipe
+from regularized.papers.cost import Figure, costs, total
 from regularized.papers.guide import advise
 
 log = logging.getLogger("mkdocs.hooks.regularized")
 
-_KINDS = "guide|evidence|bench|cheaper|comparison_rates|compare|catalogue|contract|example|rates|recipes"
+_KINDS = "guide|evidence|bench|cost|cheaper|comparison_rates|compare|catalogue|contract|example|rates|recipes"
 _MARKER = re.compile(rf"\{{\{{ *(?P<kind>{_KINDS})(?::(?P<slug>[a-z_0-9]+))? *\}}\}}")
 _ROOT = Path(__file__).parents[2]
 _FIRST = ["index.md", "use", "examples", "gallery", "evidence.md", "contract.md", "command_line.md", "papers.md"]
@@ -110,6 +112,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return _guide(up)
         if match["kind"] == "rates":
             return _rates()
+        if match["kind"] == "cost":
+            return _costs(up)
         if match["kind"] == "cheaper":
             return _cheaper(up)
         if match["kind"] == "comparison_rates":
@@ -213,6 +217,26 @@ def _rates() -> str:
         _table(["ten seeds", "this rule: holds", "first edition: holds"], rows, frozenset({1, 2}))
         + f"\n\n*Made by `regularized rates --save` with {repetitions} claims a case.*"
     )
+
+
+def _costs(up: str) -> str:
+    found = costs()
+    rows = [
+        [
+            f"[{cost.slug}]({up}techniques/{cost.slug}.md)",
+            f"{cost.arms} x {cost.seeds} = {cost.runs}",
+            "yes" if cost.gpu else "no",
+            _figure(cost.gigabytes, "GB"),
+            _figure(cost.hours, "hours"),
+        ]
+        for cost in found
+    ]
+    table = _table(["paper", "arms x seeds = runs", "asks for a GPU", "memory of a run", "time of all runs"], rows)
+    return f"{table}\n\n*{total(found)}. Made by `regularized cost --scale paper`.*"
+
+
+def _figure(figure: Figure, unit: str) -> str:
+    return f"unknown: {figure.source}" if figure.value is None else f"{figure} {unit}: {figure.source}"
 
 
 def _comparison_rates() -> str:

@@ -151,6 +151,16 @@ def test_cite():
     assert [row["slug"] for row in as_json("cite", *slugs)] == slugs
 
 
+def test_cost():
+    """Fails when what nobody knows is a number, or the sum is not that of arms and seeds."""
+    (row,) = as_json("cost", PAPER.slug)
+    assert row["runs"] == row["arms"] * row["seeds"] > 0
+    assert row["hours"]["value"] is None
+    assert call("cost", PAPER.slug).stdout.splitlines()[1].split("\t")[6] == "unknown"
+    wrong = call("cost", PAPER.slug, "--scale", "vast")
+    assert (wrong.exit_code, "no scale 'vast'" in wrong.output) == (2, True)
+
+
 def test_versions():
     """Fails when scripts cannot tell which keys to expect."""
     assert re.fullmatch(r"regularized \d+\.\d+\.\d+\S*\n", call("--version").stdout)
@@ -257,7 +267,9 @@ def test_a_defect_keeps_its_traceback(monkeypatch):
     assert isinstance(call("reproduce", PAPER.slug).exception, KeyError)
 
 
-@pytest.mark.parametrize("command", ["show", "reproduce", "tune", "conform", "contract", "bench", "cite", "ledger"])
+@pytest.mark.parametrize(
+    "command", ["show", "cost", "reproduce", "tune", "conform", "contract", "bench", "cite", "ledger"]
+)
 def test_unknown_paper(command):
     """Fails when a misspelt slug gets no suggestion, or another exit code than "not found"."""
     result = call(command, PAPER.slug[:-1])
@@ -265,7 +277,7 @@ def test_unknown_paper(command):
     assert f"Did you mean {PAPER.slug}" in result.stderr
 
 
-@pytest.mark.parametrize("command", ["reproduce", "tune", "conform", "contract", "bench", "ledger"])
+@pytest.mark.parametrize("command", ["cost", "reproduce", "tune", "conform", "contract", "bench", "ledger"])
 def test_paper_without_code(command, monkeypatch):
     """Fails when a paper without code gives a traceback, or does not say what is missing."""
     waiting = SimpleNamespace(slug="waiting", implemented=False, missing=("no experiment.py",))

@@ -184,6 +184,26 @@ def test_any_executor_will_do(fake, warm_workers):
     assert not failures
 
 
+def test_dask_makes_the_same_runs(fake, warm_workers):
+    """Fails when two tasks in one process of Dask's share a worker process of ours, numbers are not those from here, or
+    a run waits for ever for a GPU that no machine has."""
+    distributed = pytest.importorskip("distributed", reason="not installed: pip install 'regularized[dask]'")
+    local, _, _ = compare(fake, name="here")
+    with (
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=False, resources={"GPU": 1}, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster),
+    ):
+        with pytest.raises(Unavailable, match="64 GPU, and no machine of the cluster has more than 1"):
+            engines.DaskEngine(gpus=64)
+        made, rows, failures = compare(fake, engines.DaskEngine(gpus=0.5))
+    assert made == local
+    assert not failures
+    assert sorted((run.arm, run.seed) for run in rows) == sorted(made)
+    assert len(engines._kept) == 2  # a process of ours for each thread
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_ray_with_a_killed_worker_and_a_lost_node(fake, monkeypatch):

@@ -214,3 +214,13 @@ def test_shipped_cards_read_well(entry):
     assert card.problem[-1] in ".?!"
     assert sum(card.summary.count(stop) for stop in (". ", "? ", "; ", ": ")) >= 2
     assert all(3 <= len(phrase) <= 90 for phrase in card.searches)
+
+
+def test_time_of_the_paper_scale_has_a_source():
+    """Fails when hours stand in a card of which nobody knows who says so, or of what they are."""
+    stated = '[paper_scale]\nhours = 12\neach = "run"\nsource = "table 3"\n'
+    found = Card.parse(GOOD.replace("[official]", stated + "\n[official]")).paper_scale
+    assert (found.hours, found.each, found.source) == (12.0, "run", "table 3")
+    for wrong in (stated.replace("12", "0"), stated.replace('"run"', '"arm"'), stated.replace("source", "# source")):
+        with pytest.raises(CardError, match="paper_scale"):
+            Card.parse(GOOD.replace("[official]", wrong + "\n[official]"))

@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 from regularized.cli.checking import bench, conform, contract
 from regularized.cli.comparing import compare
+from regularized.cli.costing import cost
 from regularized.cli.errors import MEANING, CommandError, Exit, exit_of
 from regularized.cli.finding import cite, papers_app, show
 from regularized.cli.options import Json
@@ -109,7 +110,7 @@ def new_paper(
 
 
 app.add_typer(papers_app, name="papers")
-for command in (show, cite, reproduce, tune, conform, contract, bench, rates, ledger):
+for command in (show, cite, cost, reproduce, tune, conform, contract, bench, rates, ledger):
     app.command()(command)
 app.command("new-paper")(new_paper)
 app.command()(compare)

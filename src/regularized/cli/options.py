@@ -21,13 +21,17 @@ class EngineName(StrEnum):
 
     LOCAL = "local"
     RAY = "ray"
+    DASK = "dask"
 
 
 Engine = Annotated[
     EngineName,
-    typer.Option(help="Where runs are made: on this machine, or by Ray on the cluster of RAY_ADDRESS (extra `ray`)."),
+    typer.Option(
+        help="Where runs are made: on this machine, by Ray on the cluster of RAY_ADDRESS (extra `ray`), or by Dask on "
+        "that of DASK_SCHEDULER_ADDRESS (extra `dask`)."
+    ),
 ]
-Gpus = Annotated[float, typer.Option(min=0, help="With --engine ray: GPUs for each run, 0.5 for two on one.")]
+Gpus = Annotated[float, typer.Option(min=0, help="With Ray or Dask: GPUs for each run, 0.5 for two on one.")]
 
 
 def on_engine(engine: EngineName, gpus: float) -> dict[str, Any]:
@@ -36,8 +40,9 @@ def on_engine(engine: EngineName, gpus: float) -> dict[str, Any]:
 
     if engine is EngineName.LOCAL:
         if gpus:
-            raise CommandError("--gpus is for --engine ray; here a run takes the GPU that it finds", Exit.USAGE)
+            raise CommandError("--gpus is for --engine ray or dask; here a run takes the GPU that it finds", Exit.USAGE)
         return {}
-    from regularized.evidence.engines import EnginePool, RayEngine
+    from regularized.evidence.engines import DaskEngine, EnginePool, RayEngine
 
-    return {"pool": partial(EnginePool, RayEngine(gpus=gpus))}
+    made = RayEngine(gpus=gpus) if engine is EngineName.RAY else DaskEngine(gpus=gpus)
+    return {"pool": partial(EnginePool, made)}

@@ -7,6 +7,7 @@ Public names: :class:`Engine`, :class:`EnginePool`, :class:`RayEngine`, :class:`
 """
 
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
@@ -20,7 +21,7 @@ from regularized.evidence.pool import Answer, Job, Lost, Pool
 from regularized.evidence.provenance import checkout_state, closure, versions
 from regularized.evidence.worker_process import WorkerProcess
 
-__all__ = ["Engine", "EnginePool", "ExecutorEngine", "RayEngine", "make_run"]
+__all__ = ["DaskEngine", "Engine", "EnginePool", "ExecutorEngine", "RayEngine", "make_run"]
 
 TRIES = 4
 """How often a run is handed out whose machine was lost, in all."""
@@ -51,9 +52,10 @@ def make_run(module_name: str, job: Mapping[str, Any], about: Mapping[str, Any])
         told = ", ".join(f"{name} {a} there and {b} here" for name, (a, b) in sorted(differing.items()) if a != b)
         return _fatal(f"a machine of the engine has other versions: {told}; install the same on all")
     pool = Pool(module_name, (), workers=1, code_key=about["code_key"], time_limit=about["time_limit"])
-    # Which GPU a task may use can be another one the next time; a process sees what it saw at its start.
-    key = (module_name, about["code_key"], os.environ.get("CUDA_VISIBLE_DEVICES"))
-    for other in [known for known in _kept if known != key]:
+    # Which GPU a task may use can be another one the next time; a process sees what it saw at its start. Each thread
+    # has a process of its own, as an engine may run several tasks in one process.
+    key = (threading.get_ident(), module_name, about["code_key"], os.environ.get("CUDA_VISIBLE_DEVICES"))
+    for other in [known for known in list(_kept) if known[0] == key[0] and known != key]:
         _kept.pop(other)[0].end()
     environment: Mapping[str, Any] = {}
     try:
@@ -68,7 +70,7 @@ def make_run(module_name: str, job: Mapping[str, Any], about: Mapping[str, Any])
     return answer | {"environment": dict(environment)}
 
 
-_kept: dict[tuple[str, str, str | None], tuple[WorkerProcess, Mapping[str, Any]]] = {}
+_kept: dict[tuple[int, str, str, str | None], tuple[WorkerProcess, Mapping[str, Any]]] = {}
 
 
 def _fatal(error: str) -> Answer:
@@ -187,13 +189,8 @@ class RayEngine:
             package = str(Path(__file__).parents[1])
             excluded = ["**/__pycache__", "**/golden.npz", "**/ledger.json"]
             ray.init(log_to_driver=False, runtime_env={"py_modules": [package], "excludes": excluded})
-        # Ray would wait for ever, and not say for what.
-        for what, wanted in (("CPU", cpus), ("GPU", gpus)):
-            most = max((node["Resources"].get(what, 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
-            if wanted > most:
-                raise Unavailable(
-                    f"a run is to have {wanted:g} {what}, and no machine of the cluster has more than {most:g}"
-                )
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        _refuse_more_than_there_is(machines, CPU=cpus, GPU=gpus)
         # What is lost is handed out again by the pool, which counts.
         self._task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(make_run)
         self._references: dict[Future[Answer], Any] = {}
@@ -212,10 +209,18 @@ class RayEngine:
         self._ray.cancel(self._references[future], force=True)
 
 
+def _refuse_more_than_there_is(machines: Sequence[Mapping[str, float]], **wanted: float) -> None:
+    """Say at once what an engine would wait for, for ever and without a word."""
+    for what, amount in wanted.items():
+        most = max((machine.get(what, 0.0) for machine in machines), default=0.0)
+        if amount > most:
+            raise Unavailable(
+                f"a run is to have {amount:g} {what}, and no machine of the cluster has more than {most:g}"
+            )
+
+
 class ExecutorEngine:
     """Any :class:`concurrent.futures.Executor` whose tasks run in processes or on machines of their own.
-
-    ``ExecutorEngine(dask_client.get_executor(pure=False))`` is Dask's.
 
     Args:
         executor: hands out the tasks.
@@ -231,3 +236,34 @@ class ExecutorEngine:
     def cancel(self, future: "Future[Answer]") -> None:
         """Not begin it, if it has not begun."""
         future.cancel()
+
+
+class DaskEngine(ExecutorEngine):
+    """Dask's workers: of the caller's client, of the scheduler at ``DASK_SCHEDULER_ADDRESS``, or started here.
+
+    Nothing is shipped: the package must be installed on every machine, the same as here. Workers that have GPUs are
+    started with ``--resources "GPU=1"``.
+
+    Args:
+        gpus: GPUs for a run, a half for two on one; default none.
+
+    Raises:
+        Unavailable: Dask is not installed, or no worker has so much, or there is none.
+    """
+
+    def __init__(self, *, gpus: float = 0) -> None:
+        try:
+            distributed: Any = import_module("distributed")
+        except ImportError as error:
+            raise Unavailable('--engine dask needs Dask: pip install "regularized[dask]"') from error
+        try:
+            client = distributed.default_client()
+        except ValueError:
+            address = os.environ.get("DASK_SCHEDULER_ADDRESS")
+            client = distributed.Client(
+                address or distributed.LocalCluster(threads_per_worker=1, dashboard_address=None)
+            )
+        workers = list(client.scheduler_info(n_workers=-1)["workers"].values())
+        machines = [{"CPU": worker["nthreads"], **worker["resources"]} for worker in workers]
+        _refuse_more_than_there_is(machines, CPU=1, GPU=gpus)
+        super().__init__(client.get_executor(pure=False, **({"resources": {"GPU": gpus}} if gpus else {})))

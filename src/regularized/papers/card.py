@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 
 from regularized.evidence.claims import Claim, Reported
 
-__all__ = ["FAMILIES", "Blocker", "Card", "CardError", "Exemption", "Implementation", "Official"]
+__all__ = ["FAMILIES", "Blocker", "Card", "CardError", "Exemption", "Implementation", "Official", "PaperScale"]
 
 FAMILIES: Mapping[str, str] = {
     "noisy_labels": "labels that are partly wrong",
@@ -142,6 +142,21 @@ class Exemption:
 
 
 @dataclass(frozen=True, slots=True)
+class PaperScale:
+    """How long the original set-up takes, as far as anybody has said.
+
+    Args:
+        hours: how long.
+        each: of what: a ``"run"``, or the whole ``"comparison"`` of all arms and seeds.
+        source: who says so, where, and of which machine.
+    """
+
+    hours: float
+    each: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class Card:
     """Facts, problem and claims of a paper.
 
@@ -170,6 +185,7 @@ class Card:
         official: the authors' code, if there is any.
         implementation: ours, if there is one.
         exceptions: contract checks that ours does not pass.
+        paper_scale: how long the original set-up takes, if anybody has said.
 
     Examples:
         >>> try:
@@ -203,6 +219,7 @@ class Card:
     official: Official | None = None
     implementation: Implementation | None = None
     exceptions: tuple[Exemption, ...] = ()
+    paper_scale: PaperScale | None = None
 
     @classmethod
     def load(cls, path: Any) -> "Card":
@@ -241,12 +258,14 @@ class Card:
         except (ValueError, RecursionError) as error:  # of which RecursionError: nested a thousand times
             raise CardError(source, [f"not valid TOML: {error}"]) from error
         problems: list[str] = []
-        tables = ("official", "implementation", "claims", "exceptions")
+        tables = ("official", "implementation", "claims", "exceptions", "paper_scale")
         values = _read(data, _CARD, "", problems, tables=tables)
         values["claims"] = _claims(data.get("claims", []), problems)
         values["exceptions"] = _exceptions(data.get("exceptions", []), problems)
         if "official" in data:
             values["official"] = _official(data["official"], problems)
+        if "paper_scale" in data:
+            values["paper_scale"] = _build(PaperScale, data["paper_scale"], "paper_scale", _PAPER_SCALE, problems)
         if "implementation" in data:
             values["implementation"] = _build(
                 Implementation, data["implementation"], "implementation", _IMPLEMENTATION, problems
@@ -418,6 +437,12 @@ _IMPLEMENTATION: Mapping[str, _Key] = {
     ),
     "floor": _Key(_positive, convert=float),
     "floor_reason": _Key(_LINE),
+}
+
+_PAPER_SCALE: Mapping[str, _Key] = {
+    "hours": _Key(_positive, convert=float),
+    "each": _Key(_one_of("run", "comparison")),
+    "source": _Key(_LINE),
 }
 
 _CLAIM: Mapping[str, _Key] = {
