@@ -2,13 +2,14 @@
 
 import importlib
 import math
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from regularized.evidence import ledger, provenance, runner
+from regularized.evidence import confirmation, ledger, provenance, runner
 from regularized.evidence.claims import Verdict
 from regularized.evidence.confirmation import confirm, difference
 from regularized.evidence.experiment import resolve
@@ -18,6 +19,8 @@ from regularized.evidence.recording import record
 from regularized.evidence.store import Store
 
 NAME = "confirmed_experiment"
+
+pytestmark = pytest.mark.usefixtures("warm_workers")
 HERE = Path(__file__).parent
 
 
@@ -45,9 +48,23 @@ def write(home, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def shipped(write, claim, make_runs, tmp_path):
-    """A ledger of the first code, made here by calling it: workers would take seconds for each test."""
-    write()
+def ship(write, claim, make_runs):
+    """Ships a ledger of some code, made here by calling it: workers would take seconds for each test."""
+
+    def call(**replacements):
+        write(**replacements)
+        return _ledger_of_the_code(claim, make_runs)
+
+    return call
+
+
+@pytest.fixture
+def shipped(ship):
+    """A ledger of the first code."""
+    return ship()
+
+
+def _ledger_of_the_code(claim, make_runs):
     experiment = importlib.import_module(NAME)
     wanted = [(arm, seed, "laptop", {}) for arm in experiment.ARMS for seed in range(10)]
     wanted += [
@@ -111,6 +128,43 @@ def test_any_difference_takes_nothing_over(shipped, write, claim):
     # And the same seeds cannot be used again for the changed code.
     with pytest.raises(LedgerError, match="the code changed after results of seeds"):
         record("paper", NAME, [claim], workers=1)
+
+
+ROUNDING = {"end = 70.0": "end = float(__import__('os').environ.get('ROUNDS', 0)) + 70.0"}
+
+
+@pytest.fixture
+def other_machine(ship, tmp_path, monkeypatch):
+    """A ledger of a machine that rounds otherwise, and a checkout of its code."""
+    ship(**ROUNDING)
+    package = tmp_path / "former" / "src" / "regularized"
+    package.parent.mkdir(parents=True)
+    package.symlink_to(Path(confirmation.__file__).parents[1])
+    shutil.copy(tmp_path / f"{NAME}.py", package.parent)
+    monkeypatch.setenv("ROUNDS", "1e-13")
+    return tmp_path / "former"
+
+
+def test_where_the_machine_rounds_otherwise_the_two_codes_are_compared(other_machine, write, claim):
+    """Fails when another processor costs a refactor all its runs."""
+    write(**ROUNDING, **REFACTORED)
+    with pytest.raises(LedgerError, match="came out otherwise than in the ledger"):
+        record("paper", NAME, [claim], confirmed=True, workers=1)
+    after = ledger.load(record("paper", NAME, [claim], confirmed=True, workers=1, beside=other_machine))
+    assert after.confirmations[0]["beside"] == ["better", "control", "plain"]
+    assert {run.code_key for run in after.runs} == {provenance.code_key(NAME)}
+
+
+def test_other_results_are_no_rounding(other_machine, write):
+    """Fails when the machine excuses a change of what is computed, or the checkout is of any code."""
+    write(**ROUNDING, **{"20.0 / (x + 1)": "20.1 / (x + 1)"})
+    found = confirm("paper", NAME, workers=1, progress=False, beside=other_machine)
+    assert all(what.startswith("beside the former code, the curve accuracy") for what in found.differing.values())
+    assert set(found.differing) == {"plain", "better", "control"}
+    former = other_machine / "src" / f"{NAME}.py"
+    former.write_text(former.read_text().replace("70.0", "71.0"))
+    with pytest.raises(LedgerError, match="does not hold the code of the ledger"):
+        confirm("paper", NAME, workers=1, progress=False, beside=other_machine)
 
 
 def test_every_kind_of_difference_is_seen(make_runs):

@@ -1,5 +1,6 @@
 """Evidence that ships with the package: the ledgers, and how often the rule for verdicts errs."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -65,6 +66,15 @@ def ledger(
             "last bit.",
         ),
     ] = False,
+    beside: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="With --confirm, on a machine that rounds otherwise than the ledger's: a checkout of the code of the "
+            "ledger, which is run here, too, and compared with.",
+        ),
+    ] = None,
     workers: Workers = None,
     engine: Engine = EngineName.LOCAL,
     gpus: Gpus = 0,
@@ -91,6 +101,7 @@ def ledger(
                 entry.module_name("experiment"),
                 entry.card.claims,
                 confirmed=confirm,
+                beside=beside,
                 workers=workers,
                 **where,
             )

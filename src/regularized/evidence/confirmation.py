@@ -4,16 +4,20 @@ When only code changed, one seed of every arm is run again, another one each tim
 equal to the last bit on the same kind of machine, the other runs are taken over under the new key, and the ledger
 records the confirmation: commit, seed, arms. Where one differs, nothing is taken over.
 
+Processors round differently, and a training makes much of little. Where the ledger was made on another one, the code of
+the ledger's commit is run here, too, from a checkout of it, and the two codes are compared instead.
+
 Public names:
     ``confirm(slug, module_name, ...) -> Confirmation``
     ``difference(before, again, ignored) -> str``
 """
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from regularized.evidence import ledger
@@ -22,6 +26,7 @@ from regularized.evidence.pool import AnyPool, Job, Pool
 from regularized.evidence.provenance import code_key, environment, versions
 from regularized.evidence.runner import run_jobs
 from regularized.evidence.store import Run, Store, canonical
+from regularized.evidence.worker_process import WorkerProcess, path_of
 
 __all__ = ["Confirmation", "confirm", "difference"]
 
@@ -55,6 +60,7 @@ def confirm(
     workers: int | None = None,
     progress: bool = True,
     pool: Callable[..., AnyPool] = Pool,
+    beside: Path | None = None,
 ) -> Confirmation:
     """Run one seed of every arm of the ledger again, and take its other runs over where nothing differs.
 
@@ -65,13 +71,15 @@ def confirm(
         workers: parallel processes; default one for each usable core.
         progress: show how far it is.
         pool: what makes the runs; default processes on this machine.
+        beside: a checkout of the ledger's code. An arm that comes out otherwise than in the ledger is run from there,
+            on this machine, and compared with that. Default none: what differs from the ledger differs.
 
     Returns:
         What was found. With ``differing`` empty the ledger's runs are in the store under the present key.
 
     Raises:
         LedgerError: there is no ledger, it is of this code already, it was made with other versions or on another kind
-            of machine (which may round differently), or a run failed.
+            of machine (which may round differently), the code in ``beside`` is not the ledger's, or a run failed.
     """
     experiment = import_module(module_name)
     shipped = ledger.load(ledger.path(module_name))
@@ -80,7 +88,7 @@ def confirm(
         raise ledger.LedgerError(f"{slug} has no ledger that could be confirmed; write one: regularized ledger {slug}")
     if not shipped.is_stale(key):
         raise ledger.LedgerError(f"the ledger of {slug} is of the present code: there is nothing to confirm")
-    _check_machine(slug, shipped, environment(module_name))
+    _check_machine(slug, shipped, environment(module_name), codes=beside is not None)
     arms = tuple(
         arm
         for arm in shipped.arms
@@ -98,6 +106,10 @@ def confirm(
         ignored = unrepeatable(experiment)
         compared = {run.arm: difference(before[run.arm, seed], run, ignored) for run in again}
         differing = {arm: what for arm, what in compared.items() if what}
+        if differing and beside is not None:
+            former = _made_in(beside, module_name, shipped, sorted(differing), seed)
+            compared = {run.arm: difference(former[run.arm], run, ignored) for run in again if run.arm in former}
+            differing = {arm: f"beside the former code, {what}" for arm, what in compared.items() if what}
         left_out = tuple(arm for arm in experiment.ARMS if arm not in arms)
         if differing or not arms:
             return Confirmation(seed, arms, left_out, differing)
@@ -109,6 +121,7 @@ def confirm(
             "seed": seed,
             "arms": list(arms),
             "outcome": "equal to the last bit",
+            "beside": sorted(compared) if beside is not None else [],
         }
         repeated = {(canonical(run.settings), run.seed) for run in again}
         taken = [
@@ -123,17 +136,49 @@ def confirm(
     return Confirmation(seed, arms, left_out, taken_over=len(taken))
 
 
-def _check_machine(slug: str, shipped: ledger.Ledger, here: Mapping[str, Any]) -> None:
+def _made_in(
+    checkout: Path, module_name: str, shipped: ledger.Ledger, arms: Sequence[str], seed: int
+) -> dict[str, Run]:
+    """What the code of a checkout gives here: a run of each arm, as the ledger would keep it."""
+    before = {run.arm: run for run in shipped.runs if run.seed == seed}
+    package = checkout / "src" / "regularized"
+    process = WorkerProcess(package / "evidence" / "worker.py")
+    try:
+        about = process.ask({"path": path_of(package), "module": module_name})
+        if about is None or about["status"] != "ready":
+            why = process.last_words() if about is None else about["error"]
+            raise ledger.LedgerError(f"{checkout}: {module_name} does not load from there: {why}")
+        if about["code_key"] != shipped.code_key:
+            raise ledger.LedgerError(
+                f"{checkout} does not hold the code of the ledger (key {shipped.code_key}, there {about['code_key']}); "
+                f"check out the commit that it was written at, which was made with {shipped.environment.get('commit')}"
+            )
+        made = {}
+        for arm in arms:
+            answer = process.ask({"arm": arm, "seed": seed, "scale": shipped.scale, "overrides": {}})
+            if answer is None or answer["status"] != "done":
+                why = process.last_words() if answer is None else answer["error"]
+                raise ledger.LedgerError(f"{checkout}: the run of {arm} failed: {why}")
+            curves = {name: [(x, y) for x, y in points] for name, points in answer["curves"].items()}
+            made[arm] = replace(before[arm], metrics=answer["metrics"], curves=curves, data=answer["data"])
+        return made
+    finally:
+        process.end()
+
+
+def _check_machine(slug: str, shipped: ledger.Ledger, here: Mapping[str, Any], *, codes: bool) -> None:
     if dict(shipped.runs[0].versions) != versions():
         raise ledger.LedgerError(
             f"the ledger of {slug} was made with {dict(shipped.runs[0].versions)}, here are {versions()}: "
             "other versions round differently, so it has to be made anew"
         )
     there = {name: shipped.environment.get(name) for name in _SAME_MACHINE}
-    if other := [f"{name} {value}, here {here[name]}" for name, value in there.items() if value != here[name]]:
+    if not codes and (
+        other := [f"{name} {value}, here {here[name]}" for name, value in there.items() if value != here[name]]
+    ):
         raise ledger.LedgerError(
             f"the ledger of {slug} was made on another kind of machine ({'; '.join(other)}), which may round "
-            "differently: confirm it there"
+            "differently: confirm it there, or with a checkout of its code beside (--beside)"
         )
 
 

@@ -40,6 +40,7 @@ def record(
     claims: Sequence[Claim],
     *,
     confirmed: bool = False,
+    beside: Path | None = None,
     workers: int | None = None,
     pool: Callable[..., AnyPool] = Pool,
 ) -> Path:
@@ -54,6 +55,8 @@ def record(
         claims: what the card claims.
         confirmed: take over the present ledger's runs where a repetition of one seed of every arm equals them to the
             last bit, see :mod:`regularized.evidence.confirmation`; default False. Where it does not, nothing is made.
+        beside: a checkout of the ledger's code, for a machine that rounds otherwise; see
+            :func:`regularized.evidence.confirmation.confirm`.
         workers: parallel processes; default one for each usable core.
         pool: what makes the runs, see :mod:`regularized.evidence.engines`; default processes on this machine.
 
@@ -75,7 +78,7 @@ def record(
                 "share these settings, tune them in both arms over equal grids, or say that they are the idea"
             )
     if confirmed:
-        found = confirmation.confirm(slug, module_name, workers=workers, pool=pool)
+        found = confirmation.confirm(slug, module_name, workers=workers, pool=pool, beside=beside)
         if found.differing:
             what = "; ".join(f"{arm}: {text}" for arm, text in found.differing.items())
             raise ledger.LedgerError(

@@ -1,6 +1,7 @@
 """A worker process seen from the one that started it: messages there and back, and its end.
 
-Public names: :class:`WorkerProcess`, :class:`TookTooLong`. What the process does: :mod:`regularized.evidence.worker`.
+Public names: :class:`WorkerProcess`, :func:`path_of`, :class:`TookTooLong`. What the process does:
+:mod:`regularized.evidence.worker`.
 """
 
 import json
@@ -17,7 +18,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-__all__ = ["TookTooLong", "WorkerProcess"]
+__all__ = ["TookTooLong", "WorkerProcess", "path_of"]
 
 PROGRAM = Path(__file__).with_name("worker.py")
 _TAIL = 4000  # characters of a dead process's last words that are kept
@@ -39,18 +40,27 @@ class TookTooLong(Exception):
     """No answer came within the time that was given."""
 
 
+def path_of(package: Path) -> list[str]:
+    """The path of imports on which a checkout's package stands in the place of this one."""
+    own = str(Path(__file__).resolve().parents[2])
+    return [str(package.parent), *(entry for entry in sys.path if entry != own)]
+
+
 class WorkerProcess:
     """A worker process, from its start to :meth:`end`.
+
+    Args:
+        program: what it runs; default the worker of this package.
 
     Raises:
         OSError: the system cannot start a process now.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, program: Path | None = None) -> None:
         self._errors = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._lines: SimpleQueue[str | None] = SimpleQueue()
         # -P keeps the worker's folder off the path: our `statistics` must not stand in for the standard library's.
-        command = [sys.executable, "-P", str(PROGRAM)]
+        command = [sys.executable, "-P", str(program or PROGRAM)]
         try:
             self._process = subprocess.Popen(
                 command,
