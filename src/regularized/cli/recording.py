@@ -1,7 +1,8 @@
 """Evidence that ships with the package: the ledgers, and how often the rule for verdicts errs."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,33 +28,35 @@ def rates(
     if save:
         needs_checkout("rates --save")
     if comparison:
-        _comparison_rates(repetitions, save=save, as_json=as_json)
-        return
-    from regularized.evidence.rates import save as save_rates
-    from regularized.evidence.rates import simulate
+        from regularized.evidence.comparison import rates as simulation
 
-    simulated = simulate(repetitions=repetitions)
-    if save:
-        note(f"saved {save_rates(simulated, repetitions=repetitions)}")
-    if as_json:
-        emit_json([rate._asdict() for rate in simulated])
+        simulated = simulation.simulate(repetitions=repetitions)
+        saved = simulation.save(simulated) if save else None
+        columns = {
+            "case": "case",
+            "splits": "splits>",
+            "rule": "rule",
+            "share": "recommends>",
+            "repetitions": "simulated>",
+        }
+        _tell([rate._asdict() for rate in simulated], columns, saved=saved, as_json=as_json)
     else:
-        rows = [[rate.case, rate.seeds, rate.rule, rate.share, rate.error] for rate in simulated]
-        emit_table(["case", "seeds>", "rule", "holds>", "error>"], rows)
+        from regularized.evidence import rates as verdicts
+
+        found = verdicts.simulate(repetitions=repetitions)
+        saved = verdicts.save(found, repetitions=repetitions) if save else None
+        columns = {"case": "case", "seeds": "seeds>", "rule": "rule", "share": "holds>", "error": "error>"}
+        _tell([rate._asdict() for rate in found], columns, saved=saved, as_json=as_json)
 
 
-def _comparison_rates(repetitions: int, *, save: bool, as_json: bool) -> None:
-    from regularized.evidence.comparison.rates import save as save_rates
-    from regularized.evidence.comparison.rates import simulate
-
-    simulated = simulate(repetitions=repetitions)
-    if save:
-        note(f"saved {save_rates(simulated)}")
+def _tell(found: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, saved: Path | None, as_json: bool) -> None:
+    """As JSON or as a table, whose columns have headings by the name of what stands in them."""
+    if saved is not None:
+        note(f"saved {saved}")
     if as_json:
-        emit_json([rate._asdict() for rate in simulated])
+        emit_json(found)
     else:
-        rows = [[rate.case, rate.splits, rate.rule, rate.share, rate.repetitions] for rate in simulated]
-        emit_table(["case", "splits>", "rule", "recommends>", "simulated>"], rows)
+        emit_table(list(columns.values()), [[rate[name] for name in columns] for rate in found])
 
 
 def ledger(

@@ -1,6 +1,5 @@
 """Techniques as scikit-learn estimators: :class:`RegularizedClassifier`, :class:`RegularizedRegressor`."""
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any, Self, cast
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from safetensors.torch import load_file, save_file
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
@@ -20,14 +18,14 @@ from regularized.evidence.comparison.models import check_output, default_model
 from regularized.evidence.comparison.recipe import Recipe, Task
 from regularized.evidence.comparison.training import OPTIMIZERS, fit_recipes
 from regularized.papers.comparison import candidates
+from regularized.papers.saved_estimators import read_estimator, write_estimator
 from regularized.training.randomness import preserved
 
 __all__ = ["RegularizedClassifier", "RegularizedRegressor"]
 
 Array = NDArray[Any]
 
-_SETTINGS = "estimator.json"
-_WEIGHTS = "estimator.safetensors"
+_FILES = "estimator"
 
 
 class _Regularized(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -131,18 +129,9 @@ class _Regularized(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
                 f"the trained network is not the default one (technique {self.technique!r}), so its weights alone do "
                 "not bring it back; save `network_` yourself, or the whole estimator with skops"
             )
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         settings = {**self.get_params(), "model": None, "random_state": None}
-        about = {
-            "class": type(self).__name__,
-            "settings": settings,
-            "n_features": self.n_features_in_,
-            **self._fitted(),
-        }
-        (folder / _SETTINGS).write_text(json.dumps(about, indent=1), encoding="utf-8")
-        save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / _WEIGHTS)
-        return folder
+        about = {"settings": settings, "n_features": self.n_features_in_, **self._fitted()}
+        return write_estimator(folder, _FILES, self, about, weights)
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
@@ -151,18 +140,12 @@ class _Regularized(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no 
         Raises:
             ValueError: it is another estimator's, or damaged.
         """
-        folder = Path(folder)
-        try:
-            about = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
-            if about["class"] != cls.__name__:
-                raise ValueError(f"it holds a {about['class']}")
+        with read_estimator(folder, _FILES, cls) as (about, weights):
             estimator = cls(**about["settings"])
             estimator.n_features_in_ = int(about["n_features"])
             estimator._restore(about)
             estimator.network_ = _default(estimator.n_features_in_, estimator._outputs()).eval()
-            estimator.network_.load_state_dict(load_file(folder / _WEIGHTS))
-        except (KeyError, TypeError, RuntimeError, OSError, ValueError) as error:
-            raise ValueError(f"{folder} holds no {cls.__name__} that can be read: {error}") from error
+            estimator.network_.load_state_dict(weights)
         return estimator
 
     def _outputs(self) -> int:

@@ -1,6 +1,5 @@
 """T-JEPA as a scikit-learn transformer: a table of numbers, words and gaps becomes numbers for any estimator."""
 
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,13 +9,13 @@ from typing import Any, Self, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from regularized.mechanisms.ranges import Choice
+from regularized.papers.saved_estimators import read_estimator, write_estimator
 from regularized.self_supervised.t_jepa import (
     TJEPA,
     CollapseReport,
@@ -32,8 +31,7 @@ __all__ = ["TJEPAEmbedding"]
 
 Array = NDArray[Any]
 
-_SETTINGS = "embedding.json"
-_WEIGHTS = "embedding.safetensors"
+_FILES = "embedding"
 _BATCH = 1024  # rows that are embedded at once
 
 
@@ -271,10 +269,7 @@ class TJEPAEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             folder: made when missing.
         """
         check_is_fitted(self, "jepa_")
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         about = {
-            "class": type(self).__name__,
             "settings": {**self.get_params(), "random_state": None},
             "n_features": self.n_features_in_,
             "names": [str(name) for name in getattr(self, "feature_names_in_", [])],
@@ -284,9 +279,7 @@ class TJEPAEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             "losses": self.losses_,
             "report": asdict(self.report_),
         }
-        (folder / _SETTINGS).write_text(json.dumps(about, indent=1), encoding="utf-8")
-        save_file({name: weight.contiguous() for name, weight in self._weights().items()}, folder / _WEIGHTS)
-        return folder
+        return write_estimator(folder, _FILES, self, about, self._weights())
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
@@ -298,11 +291,7 @@ class TJEPAEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Raises:
             ValueError: it is another estimator's, or damaged.
         """
-        folder = Path(folder)
-        try:
-            about = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
-            if about["class"] != cls.__name__:
-                raise ValueError(f"it holds a {about['class']}")
+        with read_estimator(folder, _FILES, cls) as (about, weights):
             embedding = cls(**about["settings"])
             embedding.n_features_in_ = int(about["n_features"])
             if about["names"]:
@@ -314,9 +303,7 @@ class TJEPAEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             embedding.losses_, embedding.report_ = about["losses"], CollapseReport(**about["report"])
             with preserved():
                 embedding.jepa_ = embedding._network(1, 0).double().eval()
-            embedding.jepa_.load_state_dict({**embedding.jepa_.state_dict(), **load_file(folder / _WEIGHTS)})
-        except (KeyError, TypeError, RuntimeError, OSError, ValueError) as error:
-            raise ValueError(f"{folder} holds no {cls.__name__} that can be read: {error}") from error
+            embedding.jepa_.load_state_dict({**embedding.jepa_.state_dict(), **weights})
         return embedding
 
     def _weights(self) -> dict[str, Tensor]:
