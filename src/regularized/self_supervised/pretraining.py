@@ -48,6 +48,7 @@ class Pretraining:
         ...         self.scale = nn.Parameter(torch.ones(()))
         ...     def forward(self, inputs, progress):
         ...         return (self.scale * inputs).square().mean()
+        >>> from functools import partial
         >>> training = Pretraining(Shrink(), optimizer=partial(torch.optim.SGD, lr=0.1))
         >>> records = training.fit([torch.ones(4, 2)], epochs=2)
         >>> [round(record["loss"], 2) for record in records]

@@ -60,6 +60,7 @@ class EnsembleTraining:
             a whole tensor.
 
     Examples:
+        >>> from functools import partial
         >>> members = [nn.Linear(3, 2) for _ in range(4)]
         >>> adamw = partial(torch.optim.AdamW, lr=0.1, betas=(0.9, 0.95))
         >>> training = EnsembleTraining(members, optimizer=adamw, weight_decay=0.8)

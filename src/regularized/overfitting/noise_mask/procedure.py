@@ -56,6 +56,7 @@ class NoiseMaskPretraining:
         UserWarning: q was negative on average over an epoch, so that the classifier climbed its loss.
 
     Examples:
+        >>> from functools import partial
         >>> from regularized.overfitting.noise_mask import BetaMaskPolicy, NoiseMask
         >>> policy = BetaMaskPolicy(nn.Sequential(nn.Flatten(), nn.Linear(64, 8)), features=8, grid=4)
         >>> pretraining = NoiseMaskPretraining(

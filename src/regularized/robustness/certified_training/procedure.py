@@ -51,6 +51,7 @@ class FastCertifiedTraining:
         ValueError: as :class:`~regularized.robustness.certified_training.CertifiedLoss`.
 
     Examples:
+        >>> from functools import partial
         >>> training = FastCertifiedTraining(
         ...     nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)),
         ...     radius=0.1,
