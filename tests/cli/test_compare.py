@@ -88,7 +88,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path, home):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(600, 8))
     np.savez(tmp_path / "data.npz", x=x, y=(x.sum(1) > 0).astype(int))
-    few = ["--candidates", "dropout,mixup", "--trials", "2", "--splits", "3", "--epochs", "10", "--workers", "1"]
+    few = ["--candidates", "dropout", "--trials", "2", "--splits", "3", "--epochs", "3", "--workers", "1"]
     data = [str(tmp_path / "data.npz"), "--target", "y"]
     command = [sys.executable, "-m", "regularized", "compare", *data, *few, "--json"]
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -413,7 +413,7 @@ def test_fixed_accuracy_stalls():
     problem = Quadratic()
     about = (problem.lower, problem.upper, problem.theta, problem.x)
     loose, tight = (FixedAccuracy(*about, mu=problem.mu, L=problem.L, eps=eps) for eps in (0.5, 1e-8))
-    ends = [opt.run(300)[-1] for opt in (loose, tight)]
+    ends = [opt.run(200)[-1] for opt in (loose, tight)]
     assert ends[0].status == "stalled"
     assert {info.eps for info in ends} == {0.5, 1e-8}
     lowest = problem.f(problem.theta - torch.linalg.lstsq(*_newton(problem)).solution)
@@ -421,7 +421,7 @@ def test_fixed_accuracy_stalls():
     assert gaps[0] > 20 * gaps[1]
     # What the adaptive method makes of the same start.
     adaptive = problem.maid(eps=0.5, delta=0.5)
-    adaptive.run(300)
+    adaptive.run(200)
     assert problem.f(adaptive.theta) - lowest < 0.2 * gaps[0]
 
 
