@@ -180,6 +180,19 @@ def test_the_contract_says_who_can_enter_a_comparison(hooks):
     assert "`label_smoothing` + `mixup`" in table
 
 
+def test_integrations_are_those_of_the_contract(hooks):
+    """Fails when a paper is left out, or a technique that refuses shards passes for one that trains with them."""
+    page = hooks._integrations("../")
+    for entry in load_catalogue():
+        if entry.implemented:
+            assert f"[{entry.slug}](../techniques/{entry.slug}.md)" in page, entry.slug
+    table, _, why = page.partition("## Why not")
+    column = table.splitlines()[0].split(" | ").index("FSDP2")
+    cells = {line.split("[")[1].split("]")[0]: line.split(" | ") for line in table.splitlines() if "| [" in line[:4]}
+    assert (cells["early_learning"][column], cells["sara"][column]) == ("1", "–")
+    assert re.search(r"^\| FSDP2 \| refused: .* \| sara \|$", why, re.MULTILINE)
+
+
 def test_every_paper_of_compression_is_in_the_table(hooks):
     """Fails when a technique for smaller models lands without saying on which hardware it saves anything."""
     table = hooks._cheaper("../")

@@ -13,6 +13,7 @@ Markers in a page:
 - ``{{ example:NAME }}``: what `regularized compare --json` said, from ``docs/examples/NAME.json``;
 - ``{{ cost }}``: runs, memory and time of each paper's original set-up, each figure with its source;
 - ``{{ contract }}``: the checks of the contract, and what came of them for each paper, from the saved outcomes;
+- ``{{ integrations }}``: where each paper's terms train: adapters, processes, shards, half precision, from the same;
 - ``{{ catalogue }}``: all papers by problem.
 
 A marker that names an unknown paper fails the build. One whose measurements do not exist yet says so.
@@ -48,7 +49,9 @@ from regularized.papers.guide import advise
 
 log = logging.getLogger("mkdocs.hooks.regularized")
 
-_KINDS = "guide|evidence|bench|cost|cheaper|comparison_rates|compare|catalogue|contract|example|rates|recipes"
+_KINDS = (
+    "guide|evidence|bench|cost|cheaper|comparison_rates|compare|catalogue|contract|integrations|example|rates|recipes"
+)
 _MARKER = re.compile(rf"\{{\{{ *(?P<kind>{_KINDS})(?::(?P<slug>[a-z_0-9]+))? *\}}\}}")
 _ROOT = Path(__file__).parents[2]
 _FIRST = ["index.md", "use", "examples", "gallery", "evidence.md", "contract.md", "command_line.md", "papers.md"]
@@ -108,6 +111,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return _catalogue(up)
         if match["kind"] == "contract":
             return _contract(up)
+        if match["kind"] == "integrations":
+            return _integrations(up)
         if match["kind"] == "guide":
             return _guide(up)
         if match["kind"] == "rates":
@@ -430,6 +435,51 @@ def _contract(up: str) -> str:
             "Terms are summed: two techniques in one loss give the sum of their gradients, and neither touches what "
             "the other remembers. A check runs all pairs of recipes that add to the task. These exclude each other:",
             _table(["pairs", "why"], _exclusive()),
+        ]
+    )
+
+
+# What a reader asks for, and the check that answers it.
+_WHERE = {
+    "plain loop": "it_bites",
+    "`Trainer`": "resume",
+    "Accelerate DDP": "trainer_processes",
+    "FSDP2": "fsdp2",
+    "bf16": "bf16",
+    "fp16": "fp16",
+    "`torch.compile` of its part": "compile",
+    "plain model at the end": "merge",
+}
+
+
+def _integrations(up: str) -> str:
+    """Papers with terms x where they train; the reasons of each no; and the papers that train in loops of their own."""
+    rows, reasons, apart = [], {}, []
+    for entry in sorted(load_catalogue(), key=lambda entry: entry.slug):
+        saved = contract.load(entry.folder / "contract.json") if entry.implemented else None
+        if saved is None:
+            continue
+        page = f"[{entry.slug}]({up}techniques/{entry.slug}.md)"
+        terms = {o.subject for o in saved["outcomes"] if o.check == "trainer_processes"}
+        if not terms:
+            apart.append(page)
+            continue
+        cells = []
+        for column, check in _WHERE.items():
+            of = [o for o in saved["outcomes"] if o.check == check and o.subject in terms]
+            cells.append(_outcomes(of) if of else "not run")
+            for outcome in of:
+                if outcome.status != "passed":
+                    reasons.setdefault((column, outcome.reason), {})[entry.slug] = None
+        rows.append([page, *cells])
+    why = [[column, reason, ", ".join(slugs)] for (column, reason), slugs in reasons.items()]
+    return "\n\n".join(
+        [
+            _table(["paper", *_WHERE], rows, frozenset(range(1, len(_WHERE) + 1))),
+            "Passed for so many of the paper's settings; – where none does, for a reason that stands below.",
+            f"A loop of their own, or nothing to train: {', '.join(apart)}.",
+            "## Why not",
+            _table(["where", "reason", "papers"], sorted(why, key=lambda row: list(_WHERE).index(row[0]))),
         ]
     )
 

@@ -29,6 +29,8 @@ from regularized.training.terms import CrossEntropy, Term
 class Penalty(Term):
     """Sum of squared logits: a sound term, with switchable faults."""
 
+    sharding = "forward"
+
     def __init__(self, fault="", weight=0.5):
         super().__init__(weight=weight)
         self.fault = fault
@@ -39,6 +41,8 @@ class Penalty(Term):
     def forward(self, step):
         if self.fault == "does nothing":
             return step.logits.sum() * 0
+        if self.fault == "reads shards":
+            return step.logits.square().sum() + step.model[0].weight.square().mean() * step.batch.size
         if self.fault == "bf16 overflow":
             scale = 1e30 if step.logits.dtype == torch.bfloat16 else 1.0
             return step.logits.float().mul(scale).square().sum()
@@ -60,6 +64,19 @@ class Penalty(Term):
             self.memory = self.memory + 0.1
             return value * self.memory
         return value
+
+
+class Spoilt(Term):
+    """Remembers gradients that it takes from autograd itself, overflowing ones too."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("largest", torch.zeros(()))
+
+    def forward(self, step):
+        if step.logits.requires_grad:
+            step.logits.register_hook(lambda g: self.largest.copy_(torch.maximum(self.largest, g.detach().abs().max())))
+        return step.logits.square().sum()
 
 
 class Surgery(Term):
@@ -164,6 +181,10 @@ def with_table(told):
     return {"task": CrossEntropy(), "table": Table(told)}
 
 
+def with_spoilt():
+    return {"task": CrossEntropy(), "spoilt": Spoilt()}
+
+
 def with_holding():
     return {"task": CrossEntropy(), "holding": Holding()}
 
@@ -215,6 +236,7 @@ def test_what_does_not_apply_says_so():
     gpu = set() if torch.cuda.is_available() else {"gpu"}
     outcomes = {outcome.check: outcome for outcome in run("test", [stateless])}
     idle = {"coefficient_zero", "compile", "state", "attach", "merge", *gpu}
+    assert outcomes["fsdp2"].status == "passed"
     assert {check for check, outcome in outcomes.items() if outcome.status == "not_applicable"} == idle
     assert all(outcomes[check].reason for check in idle)
     assert outcomes["it_bites"].status == "failed"
@@ -237,7 +259,9 @@ def test_what_does_not_apply_says_so():
         ("interrupted", Subject("holding", model, with_holding, plain, data)),
         ("trainer_processes", Subject("table", model, partial(with_table, False), plain, data)),
         ("trainer_processes", subject("mean for sum")),
+        ("fsdp2", subject("reads shards")),
         ("bf16", subject("bf16 overflow")),
+        ("fp16", Subject("spoilt", model, with_spoilt, plain, data)),
         ("compile", subject(part=breaking_part)),
         ("attach", Subject("surgery", model, with_surgery, plain, data)),
         ("merge", Subject("halved", model, partial(with_surgery, Halved), plain, data)),
@@ -300,7 +324,8 @@ class Unseeded(Procedure):
 )
 def test_fault_of_a_procedure_is_found(name, faulty, says):
     for check in PROCEDURE_CHECKS.values():
-        check(procedure())
+        with suppress(NotApplicable):
+            check(procedure())
     with pytest.raises(AssertionError, match=says):
         PROCEDURE_CHECKS[name](faulty)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regularized.evidence.contract.loop import distance, equal
-from regularized.evidence.contract.subjects import ProcedureSubject
+from regularized.evidence.contract.subjects import NotApplicable, ProcedureSubject
 
 __all__ = ["PROCEDURE_CHECKS"]
 
@@ -59,8 +59,20 @@ def check_resume(subject: ProcedureSubject) -> None:
     assert equal(a, b), f"the resumed procedure differs by {distance(a, b):.3g}"
 
 
+def check_fsdp2(subject: ProcedureSubject) -> None:
+    """Weights in shards are an option of the Trainer, and of no procedure."""
+    raise NotApplicable("a procedure has a loop of its own, with whole weights: it takes no Compute(sharding=...)")
+
+
+def check_fp16(subject: ProcedureSubject) -> None:
+    """A scaled loss is an option of the Trainer, and of no procedure."""
+    raise NotApplicable("a procedure has a loop of its own, without a scaled loss: it takes no Compute(precision=...)")
+
+
 PROCEDURE_CHECKS: Mapping[str, Callable[[ProcedureSubject], None]] = {
     "it_bites": check_it_bites,
     "deterministic": check_deterministic,
     "resume": check_resume,
+    "fsdp2": check_fsdp2,
+    "fp16": check_fp16,
 }

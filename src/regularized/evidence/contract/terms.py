@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from regularized.evidence.contract.half import check_fp16
 from regularized.evidence.contract.loop import BATCH, Trained, distance, equal, train
 from regularized.evidence.contract.subjects import NotApplicable, Subject, needs_gpu
 from regularized.evidence.contract.trainer import TRAINER_CHECKS
@@ -203,6 +204,7 @@ CHECKS: Mapping[str, Callable[[Subject], None]] = {
     "state": check_state_survives,
     **TRAINER_CHECKS,
     "bf16": check_bf16,
+    "fp16": check_fp16,
     "compile": check_compile,
     "gpu": check_gpu,
     "attach": check_attach,

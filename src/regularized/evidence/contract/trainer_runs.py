@@ -9,14 +9,18 @@ from torch import Tensor, nn
 from regularized.evidence.contract.loop import BATCH, EPOCHS, SAMPLES
 from regularized.evidence.contract.subjects import Subject, Terms
 from regularized.training.data import TensorData
-from regularized.training.options import Checkpoints
+from regularized.training.options import Checkpoints, Compute
+from regularized.training.sharded import gathered
 from regularized.training.terms import Term
 from regularized.training.trainer import Trainer
 
-__all__ = ["Moment", "final_state", "interrupted_run", "whole_run"]
+__all__ = ["Moment", "State", "apart", "final_state", "interrupted_run", "whole_run"]
 
 Moment: TypeAlias = Literal["transform", "forward", "before_step", "after_step"]
 State: TypeAlias = dict[str, Tensor]
+
+COMPUTE = Compute()
+NONE: Terms = {}
 
 
 class _Interruption(Exception):
@@ -56,19 +60,34 @@ class _Interrupt(Term):
         raise _Interruption
 
 
-def whole_run(subject: Subject, *, samples: int = SAMPLES, batch_size: int = BATCH) -> State:
+def whole_run(
+    subject: Subject,
+    *,
+    samples: int = SAMPLES,
+    batch_size: int = BATCH,
+    epochs: int = EPOCHS,
+    compute: Compute = COMPUTE,
+    also: Terms = NONE,
+    loss_scale: float | None = None,
+) -> State:
     """Train without interruption: one process, or as one of several whose launcher's variables are set.
 
     Args:
         subject: model, terms, data and optimizer.
         samples: how many; one more than a multiple of the batch size leaves a last batch of one.
         batch_size: of all processes together.
+        epochs: how often it sees them.
+        compute: device, precision and sharding.
+        also: further terms.
+        loss_scale: the first one of fp16; default torch's.
 
     Returns:
         Parameters, buffers and the state of the terms at the end, by name.
     """
-    trainer, data = _build(subject, subject.terms(), None, samples, batch_size)
-    trainer.fit(data, epochs=EPOCHS)
+    trainer, data = _build(subject, {**subject.terms(), **also}, None, samples, batch_size, compute)
+    if trainer.scaler is not None and loss_scale is not None:
+        trainer.scaler.start_at(loss_scale)
+    trainer.fit(data, epochs=epochs)
     return final_state(trainer)
 
 
@@ -102,18 +121,34 @@ def interrupted_run(subject: Subject, folder: Path, *, moment: Moment, at: int) 
 
 
 def final_state(trainer: Trainer) -> State:
-    """Parameters, buffers and the tensors that the terms remember, by name, as copies."""
+    """Parameters, buffers and the tensors that the terms remember, as whole copies by name."""
     tensors: dict[str, Any] = {**trainer.model.state_dict()}
     tensors |= {f"terms.{name}": value for name, value in trainer.objective.terms.state_dict().items()}
-    return {name: value.clone() for name, value in tensors.items() if isinstance(value, Tensor)}
+    return {name: value.clone() for name, value in gathered(tensors).items() if isinstance(value, Tensor)}
+
+
+def apart(ours: State, theirs: State) -> tuple[float, str]:
+    """The largest difference of two entries, and its name.
+
+    Raises:
+        AssertionError: they hold different things.
+    """
+    assert ours.keys() == theirs.keys(), f"they hold different things: {sorted(ours.keys() ^ theirs.keys())}"
+    differences = {
+        name: float((tensor.double() - theirs[name].double()).abs().nan_to_num(torch.inf).max())
+        for name, tensor in ours.items()
+        if tensor.numel()
+    }
+    worst = max(differences, key=lambda name: differences[name])
+    return differences[worst], worst
 
 
 def _build(
-    subject: Subject, terms: Terms, folder: Path | None, samples: int, batch_size: int
+    subject: Subject, terms: Terms, folder: Path | None, samples: int, batch_size: int, compute: Compute = COMPUTE
 ) -> tuple[Trainer, TensorData]:
     torch.manual_seed(0)
     model: nn.Module = subject.model()
     tensors = subject.data(samples, 0)
     checkpoints = None if folder is None else Checkpoints(folder)
-    trainer = Trainer(model, terms=terms, optimizer=subject.optimizer, checkpoints=checkpoints)
+    trainer = Trainer(model, terms=terms, optimizer=subject.optimizer, checkpoints=checkpoints, compute=compute)
     return trainer, TensorData(tensors["inputs"], tensors["targets"], batch_size=batch_size, seed=3)
