@@ -2,6 +2,9 @@
 
     python benchmarks/site_speed.py [--papers 100000] [--requests 200] [--database FILE] [--json]
 
+It prints, too, the processor time of a start, of the server and of a command that cron calls, without an encoder: the
+goal is 3 s each. (The first start after an installation reads all ledgers and takes longer; the next ones do not.)
+
 The papers are made up, with words as frequent as words are (Zipf's law) and lengths of real abstracts, around the
 catalogue's own. Times are those of the whole answer inside the server: routing, queries, template, headers. The goal on
 two cores: a list in less than 50 ms and a search in less than 100 ms, both at the 95th percentile; and a server that 40
@@ -28,8 +31,9 @@ from sqlalchemy import insert
 from starlette.testclient import TestClient
 
 from regularized.papers.card import FAMILIES
-from regularized.site.app import create_app, open_site
+from regularized.site.app import create_app
 from regularized.site.models import Paper, PaperFamily, PaperTag, SearchText, SearchWord
+from regularized.site.opening import open_site
 from regularized.site.settings import Settings
 from regularized.site.state import Site
 from regularized.site.sync import title_key
@@ -37,6 +41,8 @@ from regularized.site.sync import title_key
 GOALS = {"list": 50.0, "search": 100.0, "paper": 100.0, "api": 50.0, "feed": 200.0}
 MEMORY = 600
 """MiB that a server may hold."""
+START = 3.0
+"""Seconds of processor time after which a server must serve, and a command be done."""
 TOPICS = [
     "training",
     "network",
@@ -193,29 +199,41 @@ def main() -> int:
             print(f"made {options.papers} papers in {time.perf_counter() - start:.0f} s", file=sys.stderr)
         results = measure(site, options.requests)
         site.engine.dispose()
-        memory = memory_of_a_server(file, folder, options.clients, options.requests)
+        starts, memory = a_server(file, folder, options.clients, options.requests)
     if options.json:
-        print(json.dumps({"times": results, "memory_mib": memory, "memory_goal_mib": MEMORY}, indent=2))
+        found = {"times": results, "starts_s": starts, "start_goal_s": START}
+        print(json.dumps({**found, "memory_mib": memory, "memory_goal_mib": MEMORY}, indent=2))
     else:
         print("kind\trequests\tp50 ms\tp95 ms\tp99 ms\tmax ms\tcpu p95\tgoal p95\tslowest")
         for row in results:
             numbers = "\t".join(f"{row[name]:.1f}" for name in ("p50", "p95", "p99", "max", "cpu"))
             print(f"{row['kind']}\t{row['requests']}\t{numbers}\t{row['goal']:.0f}\t{row['slowest']}")
         print(f"memory of a server with {options.clients} clients: {memory:.0f} MiB, goal {MEMORY} MiB")
-    return int(any(row["p95"] > row["goal"] for row in results) or memory > MEMORY)
+        for name, seconds in starts.items():
+            print(f"start of {name}: {seconds:.1f} s of processor time, goal {START:g} s")
+    slow = any(row["p95"] > row["goal"] for row in results) or max(starts.values()) > START
+    return int(slow or memory > MEMORY)
 
 
-def memory_of_a_server(file: Path, folder: str, clients: int, requests: int) -> float:
-    """The most memory that a server of its own has held, in MiB, while many ask it at once for everything."""
+def a_server(file: Path, folder: str, clients: int, requests: int) -> tuple[dict[str, float], float]:
+    """What starts cost, and the most MiB that a server has held while many ask it at once for everything."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("REGULARIZED_")}
     environment |= {"REGULARIZED_HOME": folder, "REGULARIZED_SITE_ENCODER": "off"}
     environment |= {"REGULARIZED_SITE_DATABASE": f"sqlite:///{file}"}
-    command = [sys.executable, "-m", "regularized.cli", "site", "--port", "0"]
+    regularized = [sys.executable, "-m", "regularized.cli"]
+    before = os.times()
+    subprocess.run([*regularized, "digest", "send"], env=environment, check=True, capture_output=True)
+    after = os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    starts = {"digest send": spent}
+    command = [*regularized, "site", "--port", "0"]
     asked = [address for some in addresses(requests).values() for address in some]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         try:
             assert process.stderr is not None
             url = next(m[1] for line in process.stderr if (m := re.search(r"the catalogue is at (\S+)", line)))
+            ticks = Path(f"/proc/{process.pid}/stat").read_text(encoding="ascii").rpartition(") ")[2].split()[11:13]
+            starts["site"] = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
             def ask(client: int) -> None:
                 for address in asked[client::clients]:
@@ -227,7 +245,7 @@ def memory_of_a_server(file: Path, folder: str, clients: int, requests: int) -> 
             status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
         finally:
             process.terminate()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+    return starts, int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
 
 def measure(site: Site, requests: int) -> list[dict[str, object]]:

@@ -32,7 +32,15 @@ from mkdocs.structure.pages import Page
 
 from regularized.evidence import bench_rows, contract
 from regularized.evidence._plots import save_curves
-from regularized.evidence.claims import SHORT, Outcome, Verdict, count_verdicts, effect_text, interval_text
+from regularized.evidence.claims import (
+    SHORT,
+    Outcome,
+    Verdict,
+    count_verdicts,
+    effect_text,
+    interval_text,
+    threshold_text,
+)
 from regularized.evidence.comparison import Log, OneOf, Uniform
 from regularized.evidence.comparison.rates import load as load_comparison_rates
 from regularized.evidence.ledger import load
@@ -181,7 +189,7 @@ def _judged(outcomes: list[Outcome]) -> str:
             + ", ".join(f"`{name}`" for name in outcome.claim.differs),
             effect_text(outcome.claim, outcome.effect),
             interval_text(outcome.claim, outcome),
-            effect_text(outcome.claim, outcome.claim.smallest_effect),
+            threshold_text(outcome.claim),
             _seeds(outcome),
             _badge(outcome.verdict) + (" (toy)" if outcome.toy else ""),
         ]

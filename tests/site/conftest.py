@@ -16,10 +16,10 @@ from regularized.papers.catalogue import load_catalogue
 from regularized.site.app import create_app
 from regularized.site.database import migrate, open_database, sessions
 from regularized.site.mail import Mailer
-from regularized.site.rendering import environment
 from regularized.site.settings import Settings
 from regularized.site.state import Site
 from regularized.site.sync import sync_catalogue
+from regularized.site.templating import environment
 
 
 @pytest.fixture(scope="session")

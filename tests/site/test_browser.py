@@ -25,8 +25,8 @@ from regularized.site.limits import count_try
 from regularized.site.mail import Mailer
 from regularized.site.models import LoginSession, Paper, Person
 from regularized.site.plots import plots_of
-from regularized.site.rendering import environment
 from regularized.site.state import Site
+from regularized.site.templating import environment
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 

@@ -18,10 +18,10 @@ from regularized.site.database import migrate, open_database
 from regularized.site.importing import Incoming, store
 from regularized.site.mail import Mailer
 from regularized.site.models import Comment, Follow, LoginSession, Paper, Person, SearchWord, Subscription, Vote
-from regularized.site.rendering import environment
 from regularized.site.security import form_token, hashed, new_token, seal_cookie, seal_link
 from regularized.site.state import Site
 from regularized.site.sync import sync_catalogue
+from regularized.site.templating import environment
 
 PAPERS = [
     Incoming(f"{name} networks", datetime.date(2026, 3, 2), "arxiv", abstract=f"{name} brewing.", arxiv=f"2603.0000{i}")

@@ -15,8 +15,8 @@ from regularized.site.database import open_database
 from regularized.site.export import ExportError, export
 from regularized.site.mail import Mailer
 from regularized.site.plots import Plots
-from regularized.site.rendering import environment
 from regularized.site.state import Site
+from regularized.site.templating import environment
 
 ENTRIES = load_catalogue()
 CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)

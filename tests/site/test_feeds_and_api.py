@@ -2,9 +2,11 @@
 
 import datetime
 import json
+import re
 from xml.etree import ElementTree
 
 import pytest
+from tests.site.helpers import send
 
 from regularized.papers.card import FAMILIES
 from regularized.papers.catalogue import load_catalogue
@@ -12,7 +14,7 @@ from regularized.papers.search import search as command_line
 from regularized.site import queries
 from regularized.site.feeds import ENTRIES as MOST
 from regularized.site.importing import Incoming, store
-from regularized.site.models import VerdictChange
+from regularized.site.models import Comment, VerdictChange
 
 ENTRIES = load_catalogue()
 MEASURED = next(entry for entry in ENTRIES if entry.ledger.is_file())
@@ -180,12 +182,70 @@ def test_verdict_changes(client, changed):
     assert item["title"].startswith("holds: ")
 
 
+def test_api_lists_of_a_period(client):
+    """Fails when a program cannot ask for the papers of a day, week or month, or gets others than the page shows."""
+    day = MEASURED.card.date
+    week = f"{day.isocalendar().year}-W{day.isocalendar().week:02}"
+    for period, name in (("day", f"{day}"), ("week", week), ("month", f"{day:%Y-%m}")):
+        found = client.get("/api/v1/papers", params={"listed": f"{day}", "period": period}).json()
+        page = client.get(f"/{period}/{name}").text
+        assert MEASURED.slug in [paper["slug"] for paper in found["papers"]]
+        assert all(f'href="/papers/{paper["slug"]}"' in page for paper in found["papers"])
+    assert client.get("/api/v1/papers?listed=2026-02-30").status_code == 422
+    assert client.get("/api/v1/papers?listed=1999-01-01").json()["total"] == 0
+
+
+def test_api_comments_with_their_answers(person, site, clock):
+    """Fails when a program cannot read what readers say, which answer belongs where, or reads what is hidden."""
+    address = f"/papers/{MEASURED.slug}"
+    for body in ("First **word**.", "Second."):
+        send(person, address, f"{address}/comments", body=body)
+    send(person, address, "/comments/1/answers", body="An answer.")
+    with site.write.begin() as session:
+        session.get(Comment, 2).hidden_because = "spam"
+    first, answer, second = person.get(f"/api/v1{address}/comments").json()["comments"]
+    assert (first["text"], first["answers"], first["author"]) == ("First **word**.", None, "reader 1")
+    assert "<strong>word</strong>" in first["html"]
+    assert first["url"].endswith(f"{address}#comment-{first['id']}")
+    assert (answer["text"], answer["answers"]) == ("An answer.", first["id"])
+    assert (second["text"], second["html"], second["hidden_because"]) == ("", "", "spam")
+    assert person.get("/api/v1/papers/nothing/comments").status_code == 404
+
+
+def test_api_has_what_the_pages_have(client, changed, site):
+    """Fails when leaders, days of changes, totals, plots, guide or related papers are on pages alone."""
+    boards = client.get("/api/v1/leaders").json()
+    page = client.get("/leaders").text
+    assert [board["family"] for board in boards] == re.findall(r'id="leaders-(\w+)"', page)
+    days = client.get("/api/v1/changes").json()["days"]
+    assert [day["date"] for day in days] == re.findall(r'id="day-([\d-]+)"', client.get("/changes").text)
+    assert days[-1]["verdicts"][0]["slug"] == MEASURED.slug
+    totals = client.get("/api/v1/totals").json()
+    with site.read() as session:
+        counted = queries.counts(session)
+    assert (totals["papers"], totals["implemented"]) == (counted.papers, counted.runs)
+    assert totals["claims"]["holds"] == counted.claims["holds"]
+    body = client.get(f"/api/v1/papers/{MEASURED.slug}").json()
+    page = client.get(f"/papers/{MEASURED.slug}").text
+    assert body["guide"] in page
+    assert all(f'href="/papers/{slug}"' in page for slug in body["related"])
+    plots = client.get(f"/api/v1/papers/{MEASURED.slug}/plots").json()
+    effects = [plot["name"] for plot in plots if plot["kind"] == "effect"]
+    assert effects == [outcome.claim.id for outcome in MEASURED.outcomes if outcome.effects]
+    assert all(plot["svg"].startswith("<svg") for plot in plots)
+
+
 def test_description_names_only_what_is_there(client):
     """Fails when the description loses an address, or pages and forms get into it."""
     description = client.get("/api/openapi.json").json()
     assert set(description["paths"]) == {
         "/api/v1/papers",
         "/api/v1/papers/{slug}",
+        "/api/v1/papers/{slug}/comments",
+        "/api/v1/papers/{slug}/plots",
+        "/api/v1/leaders",
+        "/api/v1/changes",
+        "/api/v1/totals",
         "/api/v1/families",
         "/api/v1/verdict-changes",
     }

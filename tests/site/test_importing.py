@@ -471,7 +471,7 @@ def test_the_daily_papers(server, site):
     assert "authorization" not in {name.lower() for name in server.headers[0]}
     with site.write.begin() as session:
         store(session, [paper], now=1)
-        page = queries.list_papers(session, period=Period("day", SAVED))
+        page = queries.list_papers(session, filters=queries.Filters(period=Period("day", SAVED)))
     assert [listed.title for listed in page.papers] == ["A Daily Paper"]
 
 

@@ -181,7 +181,7 @@ def test_commands(tmp_path, monkeypatch):
     """Fails when an operator cannot appoint, hide or look at the log without a browser."""
     from tests.site.test_site_commands import call
 
-    from regularized.site.app import open_site
+    from regularized.site.opening import open_site
     from regularized.site.settings import Settings
 
     monkeypatch.setenv("REGULARIZED_HOME", str(tmp_path))

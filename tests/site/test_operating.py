@@ -161,7 +161,7 @@ def test_commands(tmp_path, monkeypatch):
     """Fails when backup and restore are there for programs alone."""
     from tests.site.test_site_commands import call
 
-    from regularized.site.app import open_site
+    from regularized.site.opening import open_site
     from regularized.site.settings import Settings
 
     monkeypatch.setenv("REGULARIZED_HOME", str(tmp_path))

@@ -19,10 +19,10 @@ from regularized.site.importing import Incoming, store
 from regularized.site.mail import Mailer
 from regularized.site.models import Base, Paper, Person, RateCount, Subscription, VerdictChange
 from regularized.site.queries import Filters
-from regularized.site.rendering import environment
 from regularized.site.search import find
 from regularized.site.state import Site
 from regularized.site.sync import sync_catalogue
+from regularized.site.templating import environment
 
 pytest.importorskip("psycopg", reason='needs the extra "postgresql"')
 

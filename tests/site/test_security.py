@@ -222,8 +222,8 @@ def test_cookies(filled, tmp_path, clock):
 
     from regularized.site.database import open_database
     from regularized.site.mail import Mailer
-    from regularized.site.rendering import environment
     from regularized.site.state import Site
+    from regularized.site.templating import environment
 
     settings = settings_in(tmp_path, url="https://papers.example.org", clock=clock)
     shutil.copy(filled, tmp_path / "site.sqlite")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,7 +117,7 @@ def test_digest_send():
 def test_what_waits_in_the_outbox(home):
     """Fails when an operator cannot see what waits and why, or send it."""
     from regularized.site import outbox
-    from regularized.site.app import open_site
+    from regularized.site.opening import open_site
     from regularized.site.settings import Settings
 
     site = open_site(Settings.from_environment())
@@ -167,6 +168,19 @@ def test_help_stays_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == [], done.stdout + done.stderr
+
+
+def test_sending_stays_light(home, filled):
+    """Fails when a command that cron calls every hour loads the web framework, alembic, numpy or the catalogue."""
+    (home / "site").mkdir()
+    shutil.copy(filled, home / "site" / "site.sqlite")
+    code = (
+        "import sys; from typer.testing import CliRunner; from regularized.cli.app import app\n"
+        "print(CliRunner().invoke(app, ['digest', 'send']).exit_code)\n"
+        "print(*({'fastapi', 'starlette', 'alembic', 'numpy', 'regularized.papers.catalogue'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["0"], done.stdout + done.stderr
 
 
 def test_the_server_starts_and_stops(home):

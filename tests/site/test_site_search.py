@@ -97,8 +97,11 @@ def test_common_words_do_not_hide_the_rare_one(site, monkeypatch):
             assert set(found) <= set(expected)
             if expected:
                 assert found, question
-        rare = slugs(session, "learning wrong labels")
-        assert rare[0] == command_line("learning wrong labels", ENTRIES)[0].slug
+        rare = slugs(session, "learning with annotators who disagree")
+        assert rare[0] == command_line("learning with annotators who disagree", ENTRIES)[0].slug
+        # Two common neighbours count in one way wherever they stand: the best are still the best.
+        best = [entry.slug for entry in command_line("learning wrong labels", ENTRIES)][:3]
+        assert set(slugs(session, "learning wrong labels")[:3]) == set(best)
         # With common words alone, the catalogue's own papers are among the candidates, however many others there are.
         assert set(slugs(session, "learning")) == {e.slug for e in command_line("learning", ENTRIES)}
         family = ENTRIES[0].card.families[0]

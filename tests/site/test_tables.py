@@ -10,6 +10,7 @@ from sqlalchemy import MetaData, func, select, text
 
 from regularized.evidence.claims import Verdict, count_verdicts
 from regularized.papers.catalogue import load_catalogue
+from regularized.papers.memory import Memory
 from regularized.papers.proof import best_proven_first
 from regularized.site import queries, trending
 from regularized.site.database import migrate, open_database
@@ -133,6 +134,22 @@ class Renamed:
 
     def __getattr__(self, name):
         return self._changed.get(name, getattr(self._entry, name))
+
+
+def test_evidence_that_is_older_than_its_code(site):
+    """Fails when a start reads all code of all experiments, or evidence of other code is not marked once known."""
+    entry = next(entry for entry in MEASURED if entry.implemented)
+
+    def shown_as_stale(memory: Memory) -> bool:
+        with site.write.begin() as session:
+            sync_catalogue(session, [replace(entry, memory=memory)], now=NOW)
+            return queries.by_slug(session, entry.slug).card["evidence"]["stale"]
+
+    memory = Memory(None, "")
+    assert not shown_as_stale(memory)
+    assert not memory.knows(f"{entry.slug} code_key")
+    memory.recall(f"{entry.slug} code_key", lambda: "of other code")
+    assert shown_as_stale(memory)
 
 
 def test_a_changed_verdict_is_written_down(site):

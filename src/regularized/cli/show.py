@@ -195,7 +195,7 @@ def _print_claims(entry: Entry, console: "Console") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from regularized.evidence.claims import effect_text, interval_text, reason_text
+    from regularized.evidence.claims import counts_text, effect_text, interval_text, reason_text
     from regularized.evidence.numbers import NARROW, number
 
     if not entry.card.claims:
@@ -211,8 +211,8 @@ def _print_claims(entry: Entry, console: "Console") -> None:
         if outcome.effect is not None:
             details.append(
                 f"{claim.method} over {claim.baseline}: {effect_text(claim, outcome.effect)}, 95 % interval "
-                f"{interval_text(claim, outcome)} over {len(outcome.seeds)} seeds; counts from "
-                f"{effect_text(claim, claim.smallest_effect)}"
+                f"{interval_text(claim, outcome)} over {len(outcome.seeds)} seeds; "
+                f"{counts_text(claim)}"
             )
         details += [
             f"the paper: {number(r.baseline)} to {number(r.method)}, {r.setting} ({r.source})" for r in claim.reported

@@ -8,7 +8,7 @@ from typing import Any
 from regularized.evidence import pictures, sounds
 from regularized.evidence._plots import arm_colour, curve_names, curve_svg, effect_svg
 from regularized.evidence.attachments import Attachment, as_text
-from regularized.evidence.claims import Outcome, Verdict, effect_text, interval_text
+from regularized.evidence.claims import Outcome, Verdict, counts_text, effect_text, interval_text
 from regularized.evidence.numbers import aligned, number
 from regularized.evidence.results import ReproduceResult, TuningResult
 
@@ -133,7 +133,7 @@ def _claim(result: ReproduceResult, outcome: Outcome, position: int) -> str:
     better = "higher" if claim.direction == "higher" else "lower"
     lines.append(
         f'<p class="soft">{escape(claim.metric)} ({better} is better) of {_arm(result, claim.method)} over '
-        f"{_arm(result, claim.baseline)}; counts from {escape(effect_text(claim, claim.smallest_effect))}.</p>"
+        f"{_arm(result, claim.baseline)}; {escape(counts_text(claim))}.</p>"
     )
     if outcome.problem:
         lines.append(f'<p class="note">{escape(outcome.problem)}</p>')

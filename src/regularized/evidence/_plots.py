@@ -48,7 +48,7 @@ def effect_svg(result: ReproduceResult, outcome: Outcome, *, prefix: str) -> str
         if claim.smallest_effect is not None:
             axes.axvline(factor * claim.smallest_effect, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
             axes.annotate(
-                "counts from here",
+                "counts from here" if claim.smallest_effect >= 0 else "may lose up to here",
                 (factor * claim.smallest_effect, 1.0),
                 xycoords=("data", "axes fraction"),
                 xytext=(0, 3),

@@ -18,9 +18,11 @@ __all__ = [
     "Verdict",
     "claims_table",
     "count_verdicts",
+    "counts_text",
     "effect_text",
     "interval_text",
     "reason_text",
+    "threshold_text",
 ]
 
 Direction: TypeAlias = Literal["higher", "lower"]
@@ -191,6 +193,34 @@ def effect_text(claim: Claim, effect: float | None) -> str:
     return f"{'+' if value > 0 else ''}{number(value, 3)} {unit}".rstrip()
 
 
+def threshold_text(claim: Claim) -> str:
+    """The smallest effect that counts, for a table; a negative one in words, since it allows a loss.
+
+    Examples:
+        >>> threshold_text(Claim("c", "s", "m", "higher", "a", "b", smallest_effect=-0.0206, relative=True))
+        'a loss of at most 2.06 %'
+    """
+    least = claim.smallest_effect
+    if least is None or least >= 0:
+        return effect_text(claim, least)
+    return f"a loss of at most {effect_text(claim, -least).lstrip('+')}"
+
+
+def counts_text(claim: Claim) -> str:
+    """The same in a sentence.
+
+    Examples:
+        >>> counts_text(Claim("c", "s", "m", "higher", "a", "b", smallest_effect=2.0, unit="points"))
+        'counts from +2 points'
+        >>> counts_text(Claim("c", "s", "m", "higher", "a", "b", smallest_effect=-0.5, unit="points"))
+        'may lose at most 0.5 points'
+    """
+    least = claim.smallest_effect
+    if least is None or least >= 0:
+        return f"counts from {effect_text(claim, least)}"
+    return f"may lose at most {effect_text(claim, -least).lstrip('+')}"
+
+
 def interval_text(claim: Claim, outcome: Outcome) -> str:
     """The interval in the unit of :func:`effect_text`."""
     if outcome.interval is None:
@@ -212,7 +242,9 @@ def reason_text(outcome: Outcome) -> str:
     """
     if outcome.problem or outcome.verdict is not Verdict.OPEN:
         return outcome.problem
-    least = effect_text(outcome.claim, outcome.claim.smallest_effect)
+    least = threshold_text(outcome.claim)
+    if least.startswith("a loss"):
+        return f"surely neither {least} nor a larger one: more seeds would tell"
     return f"surely neither at least {least} nor less: more seeds would tell"
 
 
@@ -227,7 +259,7 @@ def claims_table(outcomes: Iterable[Outcome]) -> str:
                 f"{outcome.claim.method} over {outcome.claim.baseline}",
                 effect_text(outcome.claim, outcome.effect),
                 interval_text(outcome.claim, outcome),
-                effect_text(outcome.claim, outcome.claim.smallest_effect),
+                threshold_text(outcome.claim),
                 ": ".join(filter(None, [outcome.verdict.value, reason_text(outcome)])),
             ]
             for outcome in outcomes

@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Any
 from regularized.evidence import pictures, sounds
 from regularized.evidence._html import page
 from regularized.evidence._plots import save_curves
-from regularized.evidence.claims import Outcome, Verdict, effect_text, interval_text, reason_text
+from regularized.evidence.claims import (
+    Outcome,
+    Verdict,
+    counts_text,
+    effect_text,
+    interval_text,
+    reason_text,
+    threshold_text,
+)
 from regularized.evidence.numbers import NARROW, aligned
 from regularized.evidence.results import ReproduceResult
 from regularized.evidence.store import home
@@ -165,7 +173,7 @@ def _print_claims_side_by_side(result: ReproduceResult, heading: str, console: "
             Text(f"{claim.method} over {claim.baseline}"),
             Text(effect_text(claim, outcome.effect)),
             Text(interval_text(claim, outcome)),
-            Text(effect_text(claim, claim.smallest_effect)),
+            Text(threshold_text(claim)),
             Text(outcome.verdict.value, style=_STYLES[outcome.verdict]),
         )
     console.print(verdicts)
@@ -184,7 +192,7 @@ def _print_claims_one_by_one(result: ReproduceResult, heading: str, console: "Co
         console.print(
             Text(
                 f"{claim.method} over {claim.baseline}: {effect_text(claim, outcome.effect)} "
-                f"{interval_text(claim, outcome)}, counts from {effect_text(claim, claim.smallest_effect)}"
+                f"{interval_text(claim, outcome)}, {counts_text(claim)}"
             )
         )
     console.print()

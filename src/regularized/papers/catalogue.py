@@ -146,6 +146,11 @@ class Entry:
         self.memory.save()
         return found
 
+    @property
+    def knows_code_key(self) -> bool:
+        """Whether :attr:`code_key` is remembered: else all code that the experiment reaches must be read."""
+        return self.memory.knows(f"{self.slug} code_key")
+
     def load_ledger(self) -> "Ledger | None":
         """The shipped runs; None without any. A damaged ledger is reported by a warning, and counts as none."""
         if not self.ledger.is_file():

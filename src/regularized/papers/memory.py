@@ -66,6 +66,10 @@ class Memory:
         found: _T = self._known[key]
         return found
 
+    def knows(self, key: str) -> bool:
+        """Whether :meth:`recall` of a key would find out nothing."""
+        return key in self._known
+
     def save(self) -> None:
         """Keep what is new for other processes, where that is possible."""
         if not self._is_new or self._file is None:

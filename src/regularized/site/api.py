@@ -1,23 +1,43 @@
 """Everything that the pages show, as JSON: read-only, without an account, described by OpenAPI."""
 
 import datetime
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
-from pydantic import BaseModel, Field
 
 from regularized.evidence.claims import Kind, Verdict
 from regularized.papers.card import FAMILIES
 from regularized.site import queries, search
+from regularized.site.api_schemas import (
+    Board,
+    ChangeItem,
+    Changes,
+    ClaimItem,
+    CommentItem,
+    CommentList,
+    DayItem,
+    FamilyItem,
+    Import,
+    PaperItem,
+    PaperList,
+    PaperPage,
+    Plot,
+    Problem,
+    Totals,
+    Verdicts,
+)
+from regularized.site.dependencies import Read, SiteOf
 from regularized.site.feeds import code_state
-from regularized.site.models import ClaimRow, Paper
-from regularized.site.pages import NotFound, bibtex, paper_or_404
-from regularized.site.queries import Filters, Order
+from regularized.site.guides import guide
+from regularized.site.models import ClaimRow, Comment, LastImport, Paper, VerdictChange
+from regularized.site.pages import NotFound, bibtex, leading, paper_or_404, related
+from regularized.site.plots import plots_of
+from regularized.site.queries import Filters, Order, Period
 from regularized.site.rendering import page as render
-from regularized.site.rendering import with_query
 from regularized.site.responses import cached
-from regularized.site.state import Read, SiteOf
+from regularized.site.templating import shown_name, with_query
 from regularized.site.visitors import VisitorOf
 
 __all__ = ["router"]
@@ -25,16 +45,8 @@ __all__ = ["router"]
 router: APIRouter = APIRouter()
 
 _NO_NULL = r"^[^\x00]*$"  # refused for all addresses, see security
+Slug = Annotated[str, Path(max_length=120)]
 Family = StrEnum("Family", {name: name for name in FAMILIES})  # type: ignore[misc]
-
-
-class Problem(BaseModel):
-    """An error (RFC 9457)."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
 
 
 _PROBLEM = {"content": {"application/problem+json": {"schema": Problem.model_json_schema()}}}
@@ -49,144 +61,19 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 _OR_NONE: dict[int | str, dict[str, Any]] = {404: {"description": "There is no such thing.", **_PROBLEM}, **_ANSWERS}
 
 
-class Code(BaseModel):
-    """Code of a paper, and its state."""
-
-    url: str = Field(description="The authors' code; empty if none is known.")
-    state: Literal["runs here", "authors' code only", "none known"]
-
-
-class Verdicts(BaseModel):
-    """How many claims have each verdict."""
-
-    holds: int
-    smaller_than_promised: int
-    no_effect_shown: int
-    opposite: int
-    open: int
-    not_run: int
-
-
-class PaperItem(BaseModel):
-    """A paper in a list."""
-
-    slug: str
-    title: str
-    url: str = Field(description="Its page.")
-    date: datetime.date = Field(description="First posted.")
-    arxiv: str
-    authors: list[str]
-    authors_count: int
-    organization: str
-    venue: str
-    problem: str
-    summary: str
-    families: list[str]
-    tags: list[str]
-    code: Code
-    implemented: bool = Field(description="Whether it has code that runs here.")
-    verdicts: Verdicts
-    votes: int
-    comments: int
-    listed_comments: int = Field(description="Comments where it was first listed.")
-
-
-class ReportedNumber(BaseModel):
-    """A number that the paper reports itself."""
-
-    setting: str
-    baseline: float | None
-    method: float | None
-    source: str
-
-
-class ClaimItem(BaseModel):
-    """A claim, and what was measured."""
-
-    id: str
-    statement: str
-    verdict: Verdict
-    metric: str
-    unit: str
-    direction: Literal["higher", "lower"]
-    kind: Kind = Field(description="sanity: true by construction, not counted.")
-    relative: bool = Field(description="Whether the effect is a share of the baseline.")
-    differs: list[str] = Field(description="Settings in which the two arms may differ.")
-    baseline: str
-    method: str
-    smallest_effect: float | None
-    effect: float | None = Field(description="Mean improvement over seeds; positive is better.")
-    interval: list[float | None] = Field(description="95 % interval of the effect; two numbers or nulls.")
-    p_value: float | None = Field(description="Corrected for the number of claims of the paper.")
-    worst_seed: dict[str, float] | None = Field(description="The seed with the smallest effect, and that effect.")
-    seeds: int
-    data: str
-    model: str
-    sampling: str = Field(description="fresh: each seed has data of its own; resplit: one small pool, split again.")
-    toy: bool = Field(description="Data or model are small where the paper's are not.")
-    scale: str
-    problem: str
-    note: str
-    reported: list[ReportedNumber]
-
-
-class PaperPage(PaperItem):
-    """All that is known of a paper."""
-
-    abstract: str
-    changes: str
-    needs: list[str]
-    when_to_use: str
-    when_not_to_use: str
-    unconfirmed: list[str]
-    missing: list[str] = Field(description="What is lacking before it counts as implemented.")
-    names: list[str] = Field(description="Public names that implement it.")
-    usage: str
-    bibtex: str
-    claims: list[ClaimItem]
-    evidence: dict[str, Any] | None = Field(description="Where the shipped runs come from.")
-    cost: dict[str, Any] | None = Field(description="What a step costs.")
-
-
-class PaperList(BaseModel):
-    """A page of a list."""
-
-    total: int
-    page: int
-    per_page: int
-    next: str | None = Field(description="Address of the next page.")
-    by_meaning: bool = Field(description="Whether a sentence encoder had a say in the order.")
-    papers: list[PaperItem]
-
-
-class FamilyItem(BaseModel):
-    """A problem family."""
-
-    name: str
-    words: str
-    papers: int
-
-
-class ChangeItem(BaseModel):
-    """A verdict that became another one."""
-
-    slug: str
-    title: str
-    claim: str
-    statement: str
-    old: str = Field(description="As it was called then: the words of the rule have changed once.")
-    new: str
-    at: datetime.datetime
-
-
 def _filters(
     family: Annotated[Family | None, Query(description="Problem family.")] = None,
     tag: Annotated[str, Query(max_length=80, pattern=_NO_NULL, description="Tag.")] = "",
     year: Annotated[int | None, Query(ge=1900, le=2999, description="Year in which it was posted.")] = None,
     verdict: Annotated[Verdict | None, Query(description="Verdict that at least one claim has.")] = None,
     implemented: Annotated[bool, Query(description="Only papers with code that runs.")] = False,
+    listed: Annotated[datetime.date | None, Query(description="A day of the list on which they stand.")] = None,
+    period: Annotated[
+        Literal["day", "week", "month"], Query(description="With `listed`: that day, its ISO week, or its month.")
+    ] = "day",
 ) -> Filters:
-    return Filters(family.value if family else "", tag, year, verdict.value if verdict else "", implemented)
+    around = None if listed is None else Period.containing(period, listed)
+    return Filters(family.value if family else "", tag, year, verdict.value if verdict else "", implemented, around)
 
 
 @router.get("/api", include_in_schema=False)
@@ -231,13 +118,14 @@ def list_papers(
 
 
 @router.get("/api/v1/papers/{slug}", response_model=PaperPage, responses=_OR_NONE, summary="A paper with its evidence")
-def show_paper(site: SiteOf, request: Request, session: Read, slug: Annotated[str, Path(max_length=120)]) -> Response:
+def show_paper(site: SiteOf, request: Request, session: Read, slug: Slug) -> Response:
     """All that is known of a paper: facts, use, claims with verdicts, effects and intervals, cost, BibTeX."""
     paper = paper_or_404(site, session, slug)
     card = paper.card
     body = PaperPage(
         **_item(site, paper),
         abstract=paper.abstract,
+        abstract_claims=card.get("abstract", []),
         changes=card.get("changes", ""),
         needs=card.get("needs", []),
         when_to_use=card.get("when_to_use", ""),
@@ -250,6 +138,108 @@ def show_paper(site: SiteOf, request: Request, session: Read, slug: Annotated[st
         claims=[_claim(claim) for claim in paper.claims],
         evidence=card.get("evidence"),
         cost=card.get("cost"),
+        floor=(card.get("implementation") or {}).get("floor"),
+        official=card.get("official"),
+        exceptions=card.get("exceptions", []),
+        guide=guide(paper.slug, site.settings.package) if paper.runs else "",
+        related=[other.slug for other in related(session, paper)],
+    )
+    return cached(request, body.model_dump_json().encode(), "application/json")
+
+
+@router.get(
+    "/api/v1/papers/{slug}/comments",
+    response_model=CommentList,
+    responses=_OR_NONE,
+    summary="What readers say of a paper, with answers",
+)
+def list_comments(
+    site: SiteOf,
+    request: Request,
+    session: Read,
+    slug: Slug,
+    page: Annotated[int, Query(ge=1, le=10_000)] = 1,
+) -> Response:
+    """A page of the comments on a paper, oldest first; the answers to one come behind it and name it."""
+    paper = paper_or_404(site, session, slug)
+    last = queries.comment_pages(session, paper)
+    following = None
+    if page < last:
+        following = site.settings.url + with_query(f"/api/v1/papers/{paper.slug}/comments", {}, page=page + 1)
+    shown = f"{site.settings.url}/papers/{paper.slug}" + (f"?comments={page}" if page > 1 else "")
+    body = CommentList(
+        page=page,
+        pages=last,
+        next=following,
+        comments=[_comment(comment, shown) for comment in queries.comments_of(session, paper, page)],
+    )
+    headers = {"link": f'<{following}>; rel="next"'} if following else None
+    return cached(request, body.model_dump_json().encode(), "application/json", headers=headers)
+
+
+@router.get(
+    "/api/v1/papers/{slug}/plots", response_model=list[Plot], responses=_OR_NONE, summary="Plots of a paper's runs"
+)
+def list_plots(site: SiteOf, request: Request, session: Read, slug: Slug) -> Response:
+    """The effect of each seed for every claim, and learning curves, as SVG; none without runs."""
+    paper = paper_or_404(site, session, slug)
+    drawn = plots_of(
+        paper.slug, paper.fingerprint, package=site.settings.package, folder=site.settings.folder / "plots"
+    )
+    rows = [Plot(kind="effect", name=name, svg=svg) for name, svg in drawn.effects.items()]
+    return _rows(request, rows + [Plot(kind="curve", name=name, svg=svg) for name, svg in drawn.curves])
+
+
+@router.get(
+    "/api/v1/leaders", response_model=list[Board], responses=_ANSWERS, summary="The best proven of each problem"
+)
+def list_leaders(site: SiteOf, request: Request, session: Read) -> Response:
+    """For each problem the techniques of which most is proven, the best first."""
+    boards = leading(session)
+    rows = [
+        Board(family=name, words=FAMILIES[name], papers=[PaperItem(**_item(site, paper)) for paper in papers])
+        for name, papers in boards.items()
+    ]
+    return _rows(request, rows)
+
+
+@router.get("/api/v1/changes", response_model=Changes, responses=_ANSWERS, summary="What changed, by day")
+def show_changes(site: SiteOf, request: Request, session: Read) -> Response:
+    """Verdicts that became others and papers that came in, the latest day first; when papers were last asked for."""
+    last = session.get(LastImport, "daily")
+    days = [
+        DayItem(
+            date=day.date,
+            verdicts=[_change(change) for change in day.verdicts],
+            papers=[PaperItem(**_item(site, paper)) for paper in day.papers],
+            more=day.more,
+        )
+        for day in queries.changes_by_day(session)
+    ]
+    imported = None
+    if last is not None:
+        imported = Import(
+            at=_moment(last.at),
+            what=last.what,
+            seen=last.seen,
+            added=last.added,
+            error=last.error,
+            worked_at=None if last.worked_at is None else _moment(last.worked_at),
+        )
+    body = Changes(days=days, last_import=imported)
+    return cached(request, body.model_dump_json().encode(), "application/json")
+
+
+@router.get("/api/v1/totals", response_model=Totals, responses=_ANSWERS, summary="How much there is")
+def show_totals(site: SiteOf, request: Request, session: Read) -> Response:
+    """How many papers there are, how many run, how many claims have each verdict; years and tags for filters."""
+    counted = queries.counts(session)
+    body = Totals(
+        papers=counted.papers,
+        implemented=counted.runs,
+        claims=_verdicts(counted.claims),
+        years=queries.years(session),
+        tags=site.tags.of(session, site.settings.now),
     )
     return cached(request, body.model_dump_json().encode(), "application/json")
 
@@ -267,18 +257,7 @@ def list_families(request: Request, session: Read) -> Response:
 )
 def list_changes(request: Request, session: Read, limit: Annotated[int, Query(ge=1, le=100)] = 50) -> Response:
     """Verdicts that became others, newest first."""
-    rows = [
-        ChangeItem(
-            slug=change.paper.slug,
-            title=change.paper.title,
-            claim=change.claim,
-            statement=change.statement,
-            old=change.old,
-            new=change.new,
-            at=datetime.datetime.fromtimestamp(change.at, datetime.UTC),
-        )
-        for change in queries.verdict_changes(session, limit=limit)
-    ]
+    rows = [_change(change) for change in queries.verdict_changes(session, limit=limit)]
     return _rows(request, rows)
 
 
@@ -293,6 +272,41 @@ def _rows(request: Request, rows: list[Any]) -> Response:
     return cached(request, body, "application/json")
 
 
+def _moment(seconds: int) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+
+
+def _verdicts(counted: Mapping[str, int]) -> Verdicts:
+    return Verdicts(**{verdict.value.replace(" ", "_"): counted.get(verdict.value, 0) for verdict in Verdict})
+
+
+def _change(change: VerdictChange) -> ChangeItem:
+    return ChangeItem(
+        slug=change.paper.slug,
+        title=change.paper.title,
+        claim=change.claim,
+        statement=change.statement,
+        old=change.old,
+        new=change.new,
+        at=_moment(change.at),
+    )
+
+
+def _comment(comment: Comment, page: str) -> CommentItem:
+    hidden = comment.hidden_because is not None
+    return CommentItem(
+        id=comment.id,
+        answers=comment.thread_id,
+        author=shown_name(comment.person),
+        moderator=comment.person.role == "moderator",
+        at=_moment(comment.at),
+        url=f"{page}#comment-{comment.id}",
+        text="" if hidden else comment.body,
+        html="" if hidden else comment.html,
+        hidden_because=comment.hidden_because,
+    )
+
+
 def _item(site: SiteOf, paper: Paper) -> dict[str, Any]:
     keys = ("slug", "title", "date", "authors", "authors_count", "organization", "venue", "problem")
     return {
@@ -304,7 +318,7 @@ def _item(site: SiteOf, paper: Paper) -> dict[str, Any]:
         "tags": paper.tags,
         "code": {"url": paper.code_url, "state": code_state(paper)},
         "implemented": paper.runs,
-        "verdicts": {verdict.value.replace(" ", "_"): paper.verdicts.get(verdict, 0) for verdict in Verdict},
+        "verdicts": _verdicts(paper.verdicts),
         "votes": paper.votes,
         "comments": paper.comments,
         "listed_comments": paper.listed_comments,
@@ -314,7 +328,8 @@ def _item(site: SiteOf, paper: Paper) -> dict[str, Any]:
 def _claim(claim: ClaimRow) -> ClaimItem:
     keys = (
         *("metric", "unit", "direction", "relative", "differs", "baseline", "method", "smallest_effect", "seeds"),
-        *("scale", "problem", "p_value", "worst_seed", "data", "model", "sampling", "toy"),
+        *("scale", "problem", "p_value", "worst_seed", "data", "model", "sampling", "toy", "reaching", "may_fail"),
+        "pilot",
     )
     return ClaimItem(
         id=claim.name,
@@ -323,6 +338,7 @@ def _claim(claim: ClaimRow) -> ClaimItem:
         kind=cast(Kind, claim.kind),
         effect=claim.effect,
         interval=[claim.low, claim.high],
+        counts_in_words=claim.details["counts"],
         note=claim.details["note"],
         reported=claim.details["reported"],
         **{name: claim.details[name] for name in keys},

@@ -1,4 +1,4 @@
-"""Puts the site together: database, catalogue, pages, and what stands around every request."""
+"""Puts the web application together: pages, and what stands around every request."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -17,7 +17,6 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Match
 
 from regularized._version import __version__
-from regularized.papers.catalogue import load_catalogue
 from regularized.site import (
     api,
     discussion,
@@ -30,23 +29,21 @@ from regularized.site import (
     submissions,
     subscriptions,
 )
-from regularized.site.database import THREADS, migrate, one_at_a_time, open_database
+from regularized.site.database import THREADS
 from regularized.site.limits import TooOften
-from regularized.site.mail import Mailer
-from regularized.site.meaning import Meaning, open_encoder
 from regularized.site.middleware import BodyLimit, Headers, PlainText, ProxyCheck, security_headers
+from regularized.site.opening import open_site
 from regularized.site.outbox import Sender
 from regularized.site.pages import BadRequest, NotFound
-from regularized.site.rendering import STATIC, environment
 from regularized.site.rendering import page as render
 from regularized.site.responses import Head
 from regularized.site.security import local_path
 from regularized.site.settings import Settings
 from regularized.site.state import Site
-from regularized.site.sync import sync_catalogue
+from regularized.site.templating import STATIC
 from regularized.site.visitors import Forbidden, SignInNeeded, visitor_of
 
-__all__ = ["create_app", "from_environment", "open_site"]
+__all__ = ["create_app", "from_environment"]
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -63,31 +60,6 @@ _TITLES = {
     500: "Something went wrong",
     503: "Not now",
 }
-
-
-def open_site(settings: Settings, *, catalogue: bool = True) -> Site:
-    """Open the database, bring its tables and the catalogue up to date, and load the encoder.
-
-    Args:
-        settings: the settings.
-        catalogue: False leaves out all but the tables: for commands that send or moderate what is there.
-
-    Raises:
-        SettingsError: a setting has a value that is not allowed.
-    """
-    engine = open_database(settings.database)
-    migrate(engine)
-    encoder = open_encoder(settings.encoder) if catalogue else None
-    site = Site(settings, engine, environment(), Mailer(settings), Meaning(encoder) if encoder else None)
-    if not catalogue:
-        return site
-    with site.write.begin() as session:
-        sync_catalogue(session, load_catalogue(settings.package), now=settings.now)
-    if site.meaning is not None:
-        with site.write.begin() as session:
-            one_at_a_time(session, "catalogue")
-            log.info("encoded %s papers", site.meaning.update(session))
-    return site
 
 
 def from_environment() -> FastAPI:

@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 from regularized.evidence.claims import SHORT, Verdict
 from regularized.site import outbox, queries
 from regularized.site.models import Comment, Paper, PaperFamily, Subscription, VerdictChange, Vote
+from regularized.site.security import seal_link
 from regularized.site.state import Site
-from regularized.site.subscriptions import unsubscribe_link
 
 __all__ = ["Written", "write_digests"]
 
@@ -143,3 +143,9 @@ def _words(paper: Paper) -> str:
     measured = {Verdict(name): count for name, count in paper.verdicts.items() if name != Verdict.NOT_RUN}
     told = ", ".join(f"{count} {SHORT[verdict]}" for verdict, count in measured.items() if count)
     return f"claims: {told}" if told else "runs, not measured yet" if paper.runs else "no runnable code yet"
+
+
+def unsubscribe_link(site: Site, subscription: Subscription) -> str:
+    """Address that ends a subscription, for the headers and the foot of its messages."""
+    sealed = seal_link(site.settings, [subscription.id, subscription.key], purpose="unsubscribe")
+    return f"{site.settings.url}/digest/unsubscribe?key={sealed}"

@@ -9,12 +9,13 @@ from sqlalchemy.orm import Session
 
 from regularized.site import queries, trending
 from regularized.site.database import insert_new
+from regularized.site.dependencies import SiteOf, Write
 from regularized.site.limits import DAY, HOUR, limit
 from regularized.site.markdown import render as render_markdown
 from regularized.site.models import Comment, Paper, Person, Report, Vote
 from regularized.site.pages import BadRequest, NotFound, paper_or_404
 from regularized.site.security import local_path
-from regularized.site.state import Site, SiteOf, Write
+from regularized.site.state import Site
 from regularized.site.visitors import SignedIn
 
 __all__ = ["LONGEST_COMMENT", "router"]

@@ -15,8 +15,8 @@ from posixpath import relpath
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from regularized.site.rendering import STATIC, environment
 from regularized.site.state import Site
+from regularized.site.templating import STATIC, environment
 
 __all__ = ["ExportError", "Exported", "export", "file_of"]
 

@@ -12,12 +12,13 @@ from sqlalchemy.orm import Session
 
 from regularized.papers.card import FAMILIES
 from regularized.site import queries, search
+from regularized.site.dependencies import Read, SiteOf
 from regularized.site.models import Paper, VerdictChange
 from regularized.site.pages import ORDERS, FiltersOf, NotFound
 from regularized.site.queries import Filters, Order
 from regularized.site.rendering import page as render
 from regularized.site.responses import cached
-from regularized.site.state import Read, Site, SiteOf
+from regularized.site.state import Site
 from regularized.site.visitors import VisitorOf
 
 __all__ = ["code_state", "router"]

@@ -7,11 +7,11 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from sqlalchemy import func, select
 from sqlalchemy.orm import joinedload
 
+from regularized.site.dependencies import Read, SiteOf, Write
 from regularized.site.models import Comment, ModerationEvent, Paper, Person, Report, Submission
 from regularized.site.moderation import CORRECTABLE, MODERATOR, Moderation, NotPossible
 from regularized.site.pages import BadRequest, NotFound, paper_or_404
 from regularized.site.rendering import page as render
-from regularized.site.state import Read, SiteOf, Write
 from regularized.site.visitors import SignedIn, VisitorOf
 
 __all__ = ["ModeratorOf", "Reason", "router"]

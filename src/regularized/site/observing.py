@@ -16,10 +16,10 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import func, select
 
+from regularized.site.dependencies import Read, SiteOf
 from regularized.site.middleware import Application, Receive, Scope, Send
 from regularized.site.models import Comment, Outgoing, Paper, Person, Report, Vote
 from regularized.site.pages import NotFound
-from regularized.site.state import Read, SiteOf
 
 __all__ = ["Metrics", "Observed", "open_access_log", "router"]
 

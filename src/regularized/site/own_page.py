@@ -9,12 +9,12 @@ from sqlalchemy import delete, select, update
 from regularized.papers.card import FAMILIES
 from regularized.site import queries, trending
 from regularized.site.database import insert_new
+from regularized.site.dependencies import Read, SiteOf, Write
 from regularized.site.models import Comment, Follow, Paper, Person, Subscription, Vote
 from regularized.site.moderation import MODERATOR
 from regularized.site.names import is_reserved, shown_name, skeleton
 from regularized.site.pages import BadRequest, NotFound, PageNumber, show_list
 from regularized.site.rendering import page as render
-from regularized.site.state import Read, SiteOf, Write
 from regularized.site.visitors import SignedIn, VisitorOf
 
 __all__ = ["router"]

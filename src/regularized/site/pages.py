@@ -12,15 +12,26 @@ from sqlalchemy.orm import Session
 from regularized.papers.card import FAMILIES
 from regularized.papers.catalogue import UnknownPaper, find
 from regularized.site import queries, search
+from regularized.site.dependencies import Read, SiteOf
 from regularized.site.guides import guide
 from regularized.site.models import Follow, LastImport, Paper, Vote
 from regularized.site.plots import plots_of
 from regularized.site.queries import VERDICTS, Filters, Order, Page, Period
 from regularized.site.rendering import page as render
-from regularized.site.state import Read, Site, SiteOf
+from regularized.site.state import Site
 from regularized.site.visitors import Visitor, VisitorOf
 
-__all__ = ["BadRequest", "FiltersOf", "NotFound", "PageNumber", "bibtex", "router", "show_list"]
+__all__ = [
+    "BadRequest",
+    "FiltersOf",
+    "NotFound",
+    "PageNumber",
+    "bibtex",
+    "leading",
+    "related",
+    "router",
+    "show_list",
+]
 
 router: APIRouter = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
@@ -132,7 +143,7 @@ def best(site: SiteOf, request: Request, session: Read, visitor: VisitorOf, numb
         empty=empty,
         feed="/feeds/best",
         counts=queries.counts(session),
-        all_families=queries.families(session),
+        all_families=site.families.of(session, site.settings.now),
     )
 
 
@@ -222,7 +233,7 @@ def _period(
         site,
         request,
         visitor,
-        queries.list_papers(session, period=period, page=number),
+        queries.list_papers(session, filters=Filters(period=period), page=number),
         title=f"Papers of {period.words}",
         lead=f"What was posted on this {kind}, best proven first."
         if kind == "day"
@@ -289,7 +300,7 @@ def search_page(
         encoder=site.meaning is not None,
         verdicts=VERDICTS,
         years=queries.years(session),
-        tags=queries.tags(session),
+        tags=site.tags.of(session, site.settings.now),
     )
 
 
@@ -359,7 +370,7 @@ def paper_page(
         plots=plots_of(
             paper.slug, paper.fingerprint, package=site.settings.package, folder=site.settings.folder / "plots"
         ),
-        related=queries.related(session, paper) if paper.tags else search.similar(session, paper),
+        related=related(session, paper),
         comments=queries.comments_of(session, paper, comments),
         reported=queries.reported_by(session, visitor.person, paper),
         comments_page=comments,
@@ -370,12 +381,22 @@ def paper_page(
     )
 
 
+def related(session: Session, paper: Paper) -> list[Paper]:
+    """Papers that share tags and families with a paper; where it has no tags, words of its title."""
+    return queries.related(session, paper) if paper.tags else search.similar(session, paper)
+
+
+def leading(session: Session) -> dict[str, list[Paper]]:
+    """For each problem the techniques of which most is proven, with their claims."""
+    measured = [paper for paper in queries.comparison(session) if paper.held]
+    boards = {name: [paper for paper in measured if name in paper.families][:_LEADERS] for name in FAMILIES}
+    return {name: papers for name, papers in boards.items() if papers}
+
+
 @router.get("/leaders")
 def leaders(site: SiteOf, request: Request, session: Read, visitor: VisitorOf) -> Response:
     """For each problem, the techniques of which most is proven."""
-    measured = [paper for paper in queries.comparison(session) if paper.held]
-    boards = {name: [paper for paper in measured if name in paper.families][:_LEADERS] for name in FAMILIES}
-    return render(site, request, visitor, "leaders.html", boards={name: of for name, of in boards.items() if of})
+    return render(site, request, visitor, "leaders.html", boards=leading(session))
 
 
 @router.get("/changes")

@@ -6,7 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from sqlalchemy import ColumnElement, Select, exists, func, literal, select, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    Integer,
+    Select,
+    exists,
+    func,
+    intersect,
+    literal,
+    literal_column,
+    select,
+    tuple_,
+)
 from sqlalchemy.orm import Session, joinedload, load_only, selectinload
 
 from regularized.evidence.claims import Verdict
@@ -29,6 +41,7 @@ __all__ = [
     "VERDICTS",
     "Day",
     "Filters",
+    "Ids",
     "Order",
     "Page",
     "Period",
@@ -39,6 +52,7 @@ __all__ = [
     "comparison",
     "counts",
     "how_many",
+    "in_all",
     "in_order",
     "list_papers",
     "page_of_comment",
@@ -54,7 +68,12 @@ __all__ = [
 
 _thread = func.coalesce(Comment.thread_id, Comment.id)
 
+Ids: TypeAlias = Select[int]
+"""A selection of papers by their numbers."""
+
 PER_PAGE = 20
+_FEW = 2000
+"""Papers that are looked up one by one at most; of more, an index is read."""
 COMMENTS_PER_PAGE = 50
 VERDICTS = tuple(verdict.value for verdict in Verdict)
 Order: TypeAlias = Literal["best", "new", "trending"]
@@ -78,6 +97,7 @@ class Filters:
         year: year in which they were posted.
         verdict: verdict that at least one of their claims has.
         runs: only those with code that runs here.
+        period: only those on the list of this day, week or month.
 
     Examples:
         >>> Filters(family="curriculum", runs=True).query()
@@ -89,29 +109,33 @@ class Filters:
     year: int | None = None
     verdict: str = ""
     runs: bool = False
+    period: "Period | None" = None
 
-    def conditions(self) -> list[ColumnElement[bool]]:
-        """As conditions on :class:`Paper`."""
-        wanted: list[ColumnElement[bool]] = []
+    def ids(self) -> "list[Ids]":
+        """For each filter, the numbers of the papers that pass it: each is read from an index, and no paper is."""
+        wanted: list[Ids] = []
         if self.family:
-            wanted.append(Paper.id.in_(select(PaperFamily.paper_id).where(PaperFamily.family == self.family)))
+            wanted.append(select(PaperFamily.paper_id).where(PaperFamily.family == self.family))
         if self.tag:
-            wanted.append(Paper.id.in_(select(PaperTag.paper_id).where(PaperTag.tag == self.tag)))
+            wanted.append(select(PaperTag.paper_id).where(PaperTag.tag == self.tag))
         if self.year is not None:
-            wanted.append(Paper.date.between(datetime.date(self.year, 1, 1), datetime.date(self.year, 12, 31)))
+            first, last = datetime.date(self.year, 1, 1), datetime.date(self.year, 12, 31)
+            wanted.append(select(Paper.id).where(Paper.date.between(first, last)))
         if self.verdict:
-            wanted.append(Paper.id.in_(select(ClaimRow.paper_id).where(ClaimRow.verdict == self.verdict)))
+            wanted.append(select(ClaimRow.paper_id).where(ClaimRow.verdict == self.verdict).distinct())
         if self.runs:
-            wanted.append(Paper.runs.is_(True))
+            wanted.append(select(Paper.id).where(Paper.runs))
+        if self.period is not None:
+            wanted.append(select(Paper.id).where(Paper.listed_on.between(self.period.first, self.period.last)))
         return wanted
 
     def query(self) -> dict[str, str]:
-        """As parameters of an address."""
+        """As parameters of an address; the period stands in its path."""
         given = {"family": self.family, "tag": self.tag, "year": str(self.year or ""), "verdict": self.verdict}
         return {name: value for name, value in (given | {"runs": "1" if self.runs else ""}).items() if value}
 
     def __bool__(self) -> bool:
-        return bool(self.query())
+        return bool(self.ids())
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,10 +225,6 @@ class Period:
         day = f"{self.first.day} {self.first:%B %Y}"
         return f"the week of {day}" if self.kind == "week" else day
 
-    def condition(self) -> ColumnElement[bool]:
-        """As a condition on :class:`Paper`."""
-        return Paper.listed_on.between(self.first, self.last)
-
 
 def in_order(statement: Select[Any], order: Order) -> Select[Any]:
     """A selection of papers in one of the three orders. Votes count in ``trending`` alone."""
@@ -221,22 +241,32 @@ def list_papers(
     *,
     filters: Filters = Filters(),
     families: Sequence[str] | None = None,
-    period: Period | None = None,
     page: int = 1,
     per_page: int = PER_PAGE,
 ) -> Page:
     """A page of a list."""
-    conditions = filters.conditions()
+    wanted = filters.ids()
     if families is not None:
-        conditions.append(Paper.id.in_(select(PaperFamily.paper_id).where(PaperFamily.family.in_(families))))
-    if period is not None:
-        conditions.append(period.condition())
-    statement = in_order(select(Paper).options(load_only(*_SHOWN)).where(*conditions), order)
-    count = select(func.count()).select_from(Paper).where(*conditions)
+        wanted.append(select(PaperFamily.paper_id).where(PaperFamily.family.in_(families)).distinct())
     if order == "trending":
-        count = count.where(Paper.heat.is_not(None))
-    papers = session.scalars(statement.limit(per_page).offset((page - 1) * per_page)).all()
-    return Page(papers, session.scalar(count) or 0, page, per_page)
+        wanted.append(select(Paper.id).where(Paper.heat.is_not(None)))
+    together = in_all(wanted)
+    total = session.scalar(select(func.count()).select_from(together.subquery())) or 0
+    listed = in_order(select(Paper.id), order)
+    if wanted:
+        # Few are looked up and sorted. Of many, a walk along the index of the order meets a page of them sooner; the
+        # plus keeps SQLite from looking them up all the same.
+        number = Paper.id if total <= _FEW else literal_column("+paper.id", Integer)
+        listed = listed.where(number.in_(together))
+    ids = session.scalars(listed.limit(per_page).offset((page - 1) * per_page)).all()
+    return Page(shown(session, ids), total, page, per_page)
+
+
+def in_all(wanted: "Sequence[Ids]") -> "Ids | CompoundSelect[int]":
+    """Numbers of the papers that are in all of some selections; of all papers without any."""
+    if not wanted:
+        return select(Paper.id)
+    return wanted[0] if len(wanted) == 1 else intersect(*wanted)
 
 
 def shown(session: Session, ids: Sequence[int]) -> list[Paper]:
@@ -305,12 +335,14 @@ def comments_of(session: Session, paper: Paper, page: int = 1) -> Sequence[Comme
 
 
 def related(session: Session, paper: Paper, limit: int = 5) -> list[Paper]:
-    """Papers that share most tags and families with a paper, the better proven first among equals.
+    """Papers that share most tags and families with a paper; among equals those with a card, and the better proven.
 
-    A family counts among papers with a card only: of others there may be tens of thousands.
+    A family counts among papers with a card only: of others there may be tens of thousands. Of thousands that share as
+    much, the newest are looked at.
     """
     if not paper.tags and not paper.families:
         return []
+    carded = select(Paper.id).where(Paper.has_card)
     common = (
         select(PaperTag.paper_id.label("id"), (2 * func.count()).label("shared"))
         .where(PaperTag.tag.in_(paper.tags), PaperTag.paper_id != paper.id)
@@ -318,21 +350,21 @@ def related(session: Session, paper: Paper, limit: int = 5) -> list[Paper]:
         .union_all(
             select(PaperFamily.paper_id, func.count())
             .where(PaperFamily.family.in_(paper.families), PaperFamily.paper_id != paper.id)
-            .where(PaperFamily.paper_id.in_(select(Paper.id).where(Paper.has_card)))
+            .where(PaperFamily.paper_id.in_(carded))
             .group_by(PaperFamily.paper_id)
         )
         .subquery()
     )
-    total = select(common.c.id, func.sum(common.c.shared).label("shared")).group_by(common.c.id).subquery()
-    return list(
-        session.scalars(
-            select(Paper)
-            .options(load_only(*_SHOWN))
-            .join(total, total.c.id == Paper.id)
-            .order_by(total.c.shared.desc(), Paper.standing.desc(), Paper.date.desc(), Paper.id)
-            .limit(limit)
-        )
+    shared = func.sum(common.c.shared).label("shared")
+    found = select(common.c.id, shared).group_by(common.c.id)
+    most = dict(
+        session.execute(
+            found.order_by(shared.desc(), common.c.id.in_(carded).desc(), common.c.id.desc()).limit(10 * limit)
+        ).all()
     )
+    papers = shown(session, list(most))
+    papers.sort(key=lambda other: (most[other.id], other.standing, other.date, -other.id), reverse=True)
+    return papers[:limit]
 
 
 def comparison(session: Session) -> Sequence[Paper]:

@@ -9,18 +9,34 @@ With a sentence encoder, the ranking by words and that by meaning are joined by 
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from sqlalchemy import ColumnElement, Select, String, bindparam, column, func, literal_column, select, table, text
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    Float,
+    Integer,
+    Select,
+    String,
+    bindparam,
+    column,
+    func,
+    literal_column,
+    or_,
+    select,
+    table,
+    text,
+)
 from sqlalchemy.orm import Session
 
 from regularized.papers.search import RUNNABLE, WEIGHTS, Question, nearest_word, rank, strong
-from regularized.site.meaning import Meaning
 from regularized.site.models import Paper, SearchWord
-from regularized.site.queries import PER_PAGE, Filters, Page, list_papers, shown
+from regularized.site.queries import PER_PAGE, Filters, Ids, Page, in_all, list_papers, shown
+
+if TYPE_CHECKING:
+    from regularized.site.meaning import Meaning
 
 __all__ = ["Found", "find"]
 
@@ -30,13 +46,33 @@ COMMON = 2000
 _MOST_WORDS = 24
 
 _MOST_COMMON = 6
-"""Common words, and pairs of neighbours, of a question that are looked at: each costs a look at thousands of papers."""
+"""Common words of a question that are looked at: each costs a look at thousands of papers."""
+
+_MOST_PAIRS = 6
+_MOST_COMMON_PAIRS = 3
+"""Pairs of neighbours that are looked at, and those of two common words: they cost most."""
+
+_SOME = 500
+"""Papers that are looked at where all words are common: the newest, beside the catalogue's own."""
+
+_SAMPLE = 200
+"""Papers from which the rarity of two neighbours is told."""
 
 _NEAREST = 50
 """Papers that the meaning adds at most."""
 
 _RANK = 60.0
 """Added to a rank before it is inverted: the usual constant of reciprocal-rank fusion."""
+
+
+# The plus keeps SQLite from asking the full-text index, and for the rarity of its words, once for each of these papers.
+_ROWID: ColumnElement[int] = literal_column("+paper_fts.rowid", Integer)
+
+# bm25() is negative, the better the lower.
+_SCORE: ColumnElement[float] = literal_column(f"-bm25(paper_fts, {', '.join(map(str, WEIGHTS.values()))})", Float)
+
+Wanted: TypeAlias = Ids | CompoundSelect[int] | None
+"""Numbers of the papers that pass the filters; None for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +95,7 @@ def find(
     filters: Filters = Filters(),  # noqa: B008 - frozen
     page: int = 1,
     per_page: int = PER_PAGE,
-    meaning: Meaning | None = None,
+    meaning: "Meaning | None" = None,
 ) -> Found:
     """Papers that fit a question, best first; the default list where nothing is asked.
 
@@ -73,22 +109,33 @@ def find(
     """
     if not query.strip():
         return Found(list_papers(session, "best", filters=filters, page=page, per_page=per_page), False)
-    conditions = filters.conditions()
+    wanted = in_all(filters.ids()) if filters else None
     kind = _Sqlite if session.get_bind().dialect.name == "sqlite" else _Postgresql
-    words = kind(session, _bounded(Question.parse(query[:400])), conditions)
-    runnable = set(session.scalars(select(Paper.id).where(Paper.runs)))
-    scores = strong({n: score * (RUNNABLE if n in runnable else 1.0) for n, score in words.scores().items()})
+    words = kind(session, _bounded(Question.parse(query[:400])), wanted)
+    own = {
+        row.id: row
+        for row in session.execute(
+            select(Paper.id, Paper.runs, Paper.standing, Paper.margin, Paper.date).where(Paper.has_card)
+        )
+    }
+    scores = strong({n: score * (RUNNABLE if n in own and own[n].runs else 1.0) for n, score in words.scores().items()})
     if meaning is not None:
-        near = _only(session, meaning.nearest(session, query[:400], _NEAREST), conditions)
+        near = _only(session, meaning.nearest(session, query[:400], _NEAREST), wanted)
         scores = _joined(scores, near)
-    ids = _by_score(session, scores)
+
+    def place(number: int) -> tuple[Any, ...]:
+        """Among equals the better proven, then the newest."""
+        standing = (own[number].standing, own[number].margin, own[number].date) if number in own else ()
+        return scores[number], standing, number
+
+    ids = sorted(scores, key=place, reverse=True)
     shown_ids = ids[(page - 1) * per_page : page * per_page]
     return Found(Page(shown(session, shown_ids), len(ids), page, per_page), meaning is not None)
 
 
 def _bounded(question: Question) -> Question:
     """A question whose cost is bounded: nobody types more, who wants an answer."""
-    return Question(question.words[:_MOST_WORDS], question.pairs[:_MOST_COMMON])
+    return Question(question.words[:_MOST_WORDS], question.pairs[:_MOST_PAIRS])
 
 
 def _joined(*rankings: Mapping[int, float]) -> dict[int, float]:
@@ -106,41 +153,20 @@ def _joined(*rankings: Mapping[int, float]) -> dict[int, float]:
     return scores
 
 
-def _only(session: Session, scores: Mapping[int, float], conditions: Sequence[ColumnElement[bool]]) -> dict[int, float]:
-    if not conditions or not scores:
+def _only(session: Session, scores: Mapping[int, float], wanted: Wanted) -> dict[int, float]:
+    if wanted is None or not scores:
         return dict(scores)
-    kept = set(session.scalars(select(Paper.id).where(Paper.id.in_(list(scores)), *conditions)))
+    kept = set(session.scalars(select(Paper.id).where(Paper.id.in_(list(scores)), Paper.id.in_(wanted))))
     return {number: score for number, score in scores.items() if number in kept}
-
-
-def _by_score(session: Session, scores: Mapping[int, float]) -> list[int]:
-    """Numbers, best first; among equals the better proven."""
-    if not scores:
-        return []
-    ordered = sorted(scores, key=lambda number: -scores[number])
-    values = [scores[number] for number in ordered]
-    if len(set(values)) == len(values):
-        return ordered
-    # Equal scores are rare beyond small catalogues; only of those the standing is looked up.
-    twice = [n for i, n in enumerate(ordered) if values[i] in (values[i - 1 : i] + values[i + 1 : i + 2])][:COMMON]
-    standing = {
-        row[0]: tuple(row[1:])
-        for row in session.execute(
-            select(Paper.id, Paper.standing, Paper.margin, Paper.date).where(Paper.id.in_(twice))
-        )
-    }
-    best = sorted(standing, key=lambda number: standing[number], reverse=True)
-    place = {number: i for i, number in enumerate(best)}
-    return sorted(ordered, key=lambda number: (-scores[number], place.get(number, len(place))))
 
 
 class _Words:
     """Scores by words. What the databases do differently is in the subclasses."""
 
-    def __init__(self, session: Session, question: Question, conditions: Sequence[ColumnElement[bool]]) -> None:
+    def __init__(self, session: Session, question: Question, wanted: Wanted) -> None:
         self._session = session
         self._question = question
-        self._conditions = conditions
+        self._wanted = wanted
 
     def scores(self) -> dict[int, float]:
         raise NotImplementedError
@@ -158,7 +184,13 @@ class _Words:
 
 
 class _Sqlite(_Words):
-    _fts = table("paper_fts", column("rowid"))
+    """Scores by FTS5.
+
+    Its BM25 reads, for every word of an expression, all papers that hold it, to know how rare it is; for two
+    neighbours, all places of both. That is asked once for a common word, and not at all for two common neighbours.
+    """
+
+    _fts = table("paper_fts", column("rowid", Integer))
 
     def scores(self) -> dict[int, float]:
         expressions = {
@@ -166,20 +198,20 @@ class _Sqlite(_Words):
             for position, word in enumerate(self._question.words)
         }
         everywhere = [word for word, expression in expressions.items() if expression and self._is_common(expression)]
-        common = set(everywhere[:_MOST_COMMON])
-        for word in everywhere[_MOST_COMMON:]:
-            expressions[word] = ""
-        rare = {word: self._match(e) for word, e in expressions.items() if e and word not in common}
-        among = ""
+        common = everywhere[:_MOST_COMMON]
+        rare = {
+            word: self._match(expression)
+            for word, expression in expressions.items()
+            if expression and word not in everywhere
+        }
         base: dict[int, float] = {}
-        if any(rare.values()):
-            among = " OR ".join(expressions[word] for word in rare if rare[word])
-            for found in rare.values():
-                for number, score in found.items():
-                    base[number] = base.get(number, 0.0) + score
+        for found in rare.values():
+            for number, score in found.items():
+                base[number] = base.get(number, 0.0) + score
+        among = " OR ".join(expressions[word] for word, found in rare.items() if found)
         together: Mapping[int, float] = {}
         if common and not base:
-            together = self._some(" AND ".join(expressions[word] for word in sorted(common)))
+            together = self._some(" AND ".join(expressions[word] for word in common))
 
         def hits(word: str, _unfinished: bool) -> Mapping[int, float]:
             if word in rare:
@@ -194,13 +226,13 @@ class _Sqlite(_Words):
                 return {number: score / len(common) for number, score in together.items()}
             return self._some(expressions[word])
 
+        both_common = [pair for pair in self._question.pairs if set(pair.split()) <= set(everywhere)]
+
         def match(pair: str) -> Mapping[int, float]:
-            if not common:
+            told = pair.strip('"')
+            if told not in both_common:
                 return self._match(pair)
-            if base:
-                both = self._match(f"{pair} AND ({among})")
-                return {number: score - base[number] for number, score in both.items() if number in base}
-            return self._some(pair)
+            return self._side_by_side(pair, among) if told in both_common[:_MOST_COMMON_PAIRS] else {}
 
         return rank(self._question, hits, match)
 
@@ -218,39 +250,45 @@ class _Sqlite(_Words):
         return self._count(expression, COMMON + 1) > COMMON
 
     def _count(self, expression: str, most: int) -> int:
-        found: Select[Any] = (
-            select(literal_column("1")).select_from(self._fts).where(self._matches(expression)).limit(most)
-        )
+        found = self._ids(expression).limit(most)
         return self._session.scalar(select(func.count()).select_from(found.subquery())) or 0
 
-    def _matches(self, expression: str) -> ColumnElement[bool]:
-        return text("paper_fts MATCH :expression").bindparams(bindparam("expression", expression, type_=String))  # type: ignore[return-value]
-
-    @cached_property
-    def _score(self) -> ColumnElement[float]:
-        # bm25() is negative, the better the lower.
-        return literal_column(f"-bm25(paper_fts, {', '.join(map(str, WEIGHTS.values()))})")
-
-    def _selection(self, expression: str) -> "Select[tuple[int, float]]":
-        return select(self._fts.c.rowid, self._score).select_from(self._fts).where(self._matches(expression))
+    def _ids(self, expression: str) -> "Select[int]":
+        asked = text("paper_fts MATCH :expression").bindparams(bindparam("expression", expression, type_=String))
+        return select(self._fts.c.rowid).select_from(self._fts).where(asked)
 
     def _match(self, expression: str) -> dict[int, float]:
-        return self._rows(self._filtered(self._selection(expression)))
+        return self._rows(self._filtered(self._ids(expression)).add_columns(_SCORE))
 
     def _some(self, expression: str) -> dict[int, float]:
         """Of many: the catalogue's own, and the newest."""
-        own = self._fts.c.rowid.in_(select(Paper.id).where(Paper.has_card, *self._conditions))
-        newest = self._filtered(self._selection(expression)).order_by(self._fts.c.rowid.desc()).limit(COMMON)
-        return self._rows(newest) | self._rows(self._selection(expression).where(own))
+        newest = self._session.scalars(
+            self._filtered(self._ids(expression)).order_by(self._fts.c.rowid.desc()).limit(_SOME)
+        ).all()
+        if len(newest) < _SOME:
+            return self._match(expression)
+        own = _ROWID.in_(select(Paper.id).where(Paper.has_card))
+        some = self._filtered(self._ids(expression)).where(or_(newest[-1] <= _ROWID, own))
+        return self._rows(some.add_columns(_SCORE))
 
-    def _filtered(self, selection: "Select[tuple[int, float]]") -> "Select[tuple[int, float]]":
-        if not self._conditions:
-            return selection
-        # The plus keeps SQLite from asking the full-text index once for each paper that passes the filters.
-        return selection.where(literal_column("+paper_fts.rowid").in_(select(Paper.id).where(*self._conditions)))
+    def _side_by_side(self, pair: str, among: str) -> dict[int, float]:
+        """Two common neighbours count as if they stood once in a text: the logarithm of how rare they are."""
+        asked = self._ids(f"{pair} AND ({among})" if among else pair)
+        newest_first = self._fts.c.rowid.desc()
+        found = set(self._session.scalars(self._filtered(asked).order_by(newest_first).limit(COMMON)))
+        # Asked for each by its number, which is cheap as long as nothing is scored.
+        found |= set(self._session.scalars(asked.where(self._fts.c.rowid.in_(select(Paper.id).where(Paper.has_card)))))
+        newest = self._session.scalars(self._ids(pair).order_by(newest_first).limit(_SAMPLE)).all()
+        last = self._session.scalar(select(func.max(Paper.id))) or 1
+        # As many as they are among the newest, they are everywhere.
+        between = last - newest[-1] + 1 if len(newest) == _SAMPLE else last
+        return dict.fromkeys(found, math.log(1.0 + between / max(1, len(newest))))
 
-    def _rows(self, selection: "Select[tuple[int, float]]") -> dict[int, float]:
-        rows: list[Any] = list(self._session.execute(selection))
+    def _filtered(self, selection: "Select[int]") -> "Select[int]":
+        return selection if self._wanted is None else selection.where(_ROWID.in_(self._wanted))
+
+    def _rows(self, selection: "Select[int, float]") -> dict[int, float]:
+        rows: list[Any] = list(self._session.execute(selection).all())
         return {row[0]: row[1] for row in rows}
 
 
@@ -280,8 +318,8 @@ class _Postgresql(_Words):
             func.ts_rank(literal_column("'{0.1,0.3,0.6,1.0}'::float4[]"), self._table.c.vector, asked).label("rank"),
             func.count().over().label("number"),
         ).where(self._table.c.vector.op("@@")(asked))
-        if self._conditions:
-            rows = rows.where(self._table.c.paper_id.in_(select(Paper.id).where(*self._conditions)))
+        if self._wanted is not None:
+            rows = rows.where(self._table.c.paper_id.in_(self._wanted))
         found = self._session.execute(rows.order_by(text("rank DESC")).limit(COMMON)).all()
         return {row.id: row.rank * math.log(1.0 + self._total / row.number) for row in found}
 

@@ -12,6 +12,7 @@ from sqlalchemy import delete, select
 
 from regularized.site import outbox
 from regularized.site.database import insert_new
+from regularized.site.dependencies import SiteOf, Write
 from regularized.site.limits import HOUR, limit, limit_mail, where
 from regularized.site.mail import valid_address
 from regularized.site.models import Person, SignInToken
@@ -19,7 +20,6 @@ from regularized.site.pages import BadRequest
 from regularized.site.rendering import page as render
 from regularized.site.rendering import said
 from regularized.site.security import hashed, local_path, new_token
-from regularized.site.state import SiteOf, Write
 from regularized.site.visitors import CheckedForm, VisitorOf, end_session, start_session
 
 __all__ = ["LINK_AGE", "router"]

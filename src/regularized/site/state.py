@@ -1,11 +1,10 @@
-"""What a running site holds, and what the handlers of a request ask for."""
+"""What a running site holds. Commands that send or moderate use it, too: it needs no web framework."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from fastapi import Depends, Request
 from jinja2 import Environment
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
@@ -13,24 +12,38 @@ from sqlalchemy.orm import Session, sessionmaker
 from regularized.site import queries
 from regularized.site.database import sessions
 from regularized.site.mail import Mailer
-from regularized.site.meaning import Meaning
 from regularized.site.settings import Settings
 
-__all__ = ["Read", "Site", "SiteOf", "Write"]
+if TYPE_CHECKING:
+    from regularized.site.meaning import Meaning
+
+__all__ = ["Counted", "Site"]
+
+T = TypeVar("T")
 
 
-class Totals:
-    """How many papers there are, and how many of them run: counted once a minute at most."""
+class Counted(Generic[T]):
+    """What is counted over all papers, once a minute at most: pages show it again and again, and it hardly changes.
 
-    def __init__(self) -> None:
-        self._counted: tuple[int, tuple[int, int]] | None = None
+    Args:
+        count: asks the tables.
+    """
 
-    def of(self, session: Session, now: int) -> tuple[int, int]:
-        """Papers, and those that run."""
-        counted = self._counted
-        if counted is None or not counted[0] <= now < counted[0] + 60:
-            counted = self._counted = (now, queries.how_many(session))
-        return counted[1]
+    def __init__(self, count: Callable[[Session], T]) -> None:
+        self._count = count
+        self._found: tuple[int, T] | None = None
+
+    def of(self, session: Session, now: int) -> T:
+        """What was counted in the last minute.
+
+        Args:
+            session: the database.
+            now: seconds since 1970.
+        """
+        found = self._found
+        if found is None or not found[0] <= now < found[0] + 60:
+            found = self._found = (now, self._count(session))
+        return found[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +56,9 @@ class Site:
         templates: its pages.
         mailer: sends its messages.
         meaning: search by meaning; None where there is no encoder.
-        totals: how many papers there are.
+        totals: how many papers there are, and how many of them run.
+        families: problem families that have papers, with their number.
+        tags: the most frequent tags.
         posted: set when a message waits in the outbox, so that the sender does not sleep on.
     """
 
@@ -51,9 +66,11 @@ class Site:
     engine: Engine
     templates: Environment
     mailer: Mailer
-    meaning: Meaning | None
+    meaning: "Meaning | None"
     posted: threading.Event = field(default_factory=threading.Event)
-    totals: Totals = field(default_factory=Totals)
+    totals: Counted[tuple[int, int]] = field(default_factory=lambda: Counted(queries.how_many))
+    families: Counted[dict[str, int]] = field(default_factory=lambda: Counted(queries.families))
+    tags: Counted[list[str]] = field(default_factory=lambda: Counted(queries.tags))
 
     @property
     def read(self) -> sessionmaker[Session]:
@@ -64,27 +81,3 @@ class Site:
     def write(self) -> sessionmaker[Session]:
         """Makes sessions that write."""
         return sessions(self.engine, writes=True)
-
-
-def _site(request: Request) -> Site:
-    site: Site = request.app.state.site
-    return site
-
-
-SiteOf: TypeAlias = Annotated[Site, Depends(_site)]
-
-
-def _reading(site: SiteOf) -> Iterator[Session]:
-    with site.read() as session:
-        yield session
-
-
-def _writing(site: SiteOf) -> Iterator[Session]:
-    # Committed when the handler is done; an error in it takes everything back.
-    with site.write.begin() as session:
-        yield session
-
-
-Read: TypeAlias = Annotated[Session, Depends(_reading)]
-# Before the answer goes out: who is told that a vote counts must find it counted.
-Write: TypeAlias = Annotated[Session, Depends(_writing, scope="function")]

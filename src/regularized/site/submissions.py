@@ -8,6 +8,7 @@ from sqlalchemy import select
 
 from regularized.site import importing, remote
 from regularized.site.database import insert_new
+from regularized.site.dependencies import SiteOf, Write
 from regularized.site.limits import DAY, limit
 from regularized.site.listing import ImportFailed
 from regularized.site.models import Paper, RemovedPaper, Submission
@@ -16,7 +17,6 @@ from regularized.site.moderation_pages import ModeratorOf, Reason
 from regularized.site.pages import BadRequest, NotFound
 from regularized.site.rendering import page as render
 from regularized.site.rendering import said
-from regularized.site.state import SiteOf, Write
 from regularized.site.visitors import SignedIn, VisitorOf
 
 __all__ = ["router"]

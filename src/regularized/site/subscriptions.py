@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from regularized.papers.card import FAMILIES
 from regularized.site import outbox
 from regularized.site.database import insert_new
+from regularized.site.dependencies import Read, SiteOf, Write
 from regularized.site.limits import DAY, limit_mail
 from regularized.site.mail import valid_address
 from regularized.site.models import Follow, Subscription
@@ -17,10 +18,10 @@ from regularized.site.pages import BadRequest
 from regularized.site.rendering import page as render
 from regularized.site.rendering import said
 from regularized.site.security import new_token, open_link, seal_link
-from regularized.site.state import Read, Site, SiteOf, Write
+from regularized.site.state import Site
 from regularized.site.visitors import CheckedForm, VisitorOf
 
-__all__ = ["FREQUENCIES", "router", "unsubscribe_link"]
+__all__ = ["FREQUENCIES", "router"]
 
 router: APIRouter = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
@@ -110,12 +111,6 @@ def confirm(
         "You are subscribed",
         f"The {value['frequency']} digest goes to {value['email']}. Each message ends it with one click.",
     )
-
-
-def unsubscribe_link(site: Site, subscription: Subscription) -> str:
-    """Address that ends a subscription, for the headers and the foot of its messages."""
-    sealed = seal_link(site.settings, [subscription.id, subscription.key], purpose="unsubscribe")
-    return f"{site.settings.url}/digest/unsubscribe?key={sealed}"
 
 
 Key = Annotated[str, Query(max_length=300)]

@@ -17,7 +17,7 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session, selectinload
 
 from regularized.evidence.bench_rows import load as load_rows
-from regularized.evidence.claims import Outcome, Verdict, count_verdicts, effect_text, interval_text
+from regularized.evidence.claims import Outcome, Verdict, count_verdicts, counts_text, effect_text, interval_text
 from regularized.evidence.statistics import failure_bound
 from regularized.papers.catalogue import Entry
 from regularized.papers.proof import margin, standing
@@ -38,7 +38,7 @@ __all__ = ["Changes", "find_known", "index_paper", "sync_catalogue", "title_key"
 
 log: logging.Logger = logging.getLogger(__name__)
 
-_LAYOUT = 4
+_LAYOUT = 5
 """Raised when what is written for an unchanged card changes, so that all rows are written again."""
 
 
@@ -92,6 +92,9 @@ def find_known(session: Session, *, arxiv: str | None = None, title: str = "", s
 
 def sync_catalogue(session: Session, entries: Iterable[Entry], *, now: int) -> Changes:
     """Write what cards and ledgers say.
+
+    Whether evidence is older than the code of its experiment is said where that is known (see :attr:`Entry.code_key`):
+    finding it out takes longer than all else, and a site that starts does it afterwards.
 
     Args:
         session: a session that writes; the caller commits.
@@ -244,7 +247,7 @@ def _claim(outcome: Outcome) -> dict[str, Any]:
             **{name: getattr(claim, name) for name in keys},
             "effect_text": effect_text(claim, outcome.effect),
             "interval_text": interval_text(claim, outcome),
-            "counts_from": effect_text(claim, claim.smallest_effect),
+            "counts": counts_text(claim),
             "differs": list(claim.differs),
             "p_value": outcome.p_value,
             "worst_seed": None if worst is None else {"seed": worst[0], "effect": worst[1]},
@@ -292,7 +295,7 @@ def _evidence(entry: Entry) -> dict[str, Any] | None:
     if ledger is None:
         return None
     about = {name: str(ledger.environment.get(name, "")) for name in ("torch", "cpu", "commit", "python")}
-    stale = ledger.is_stale(entry.code_key) if entry.implemented else True
+    stale = not entry.implemented or (entry.knows_code_key and ledger.is_stale(entry.code_key))
     ledger_hash = hashlib.sha256(entry.ledger.read_bytes()).hexdigest()
     return {"scale": ledger.scale, "seeds": len(ledger.seeds), "stale": stale, "ledger": ledger_hash, **about}
 

@@ -13,9 +13,10 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from regularized.site import security
+from regularized.site.dependencies import Read, SiteOf
 from regularized.site.models import LoginSession, Person
 from regularized.site.settings import Settings
-from regularized.site.state import Read, Site, SiteOf
+from regularized.site.state import Site
 
 __all__ = [
     "CheckedForm",

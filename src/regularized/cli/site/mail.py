@@ -40,7 +40,7 @@ def show(as_json: Json = False) -> None:
     from sqlalchemy import select
 
     from regularized.site.models import Outgoing
-    from regularized.site.rendering import moment
+    from regularized.site.templating import moment
 
     names = ("id", "recipient", "written", "next_try", "tries", "error")
     with opened.read() as session:

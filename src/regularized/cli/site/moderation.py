@@ -115,7 +115,7 @@ def log(
     from sqlalchemy import select
 
     from regularized.site.models import ModerationEvent
-    from regularized.site.rendering import moment
+    from regularized.site.templating import moment
 
     names = ("at", "moderator", "action", "subject", "reason", "details")
     with opened.read() as session:

@@ -1,5 +1,6 @@
 """What the commands of the site share: the extra that they need, and the site, opened with errors that people read."""
 
+import importlib.util
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,11 +18,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else
 
 def needs_extra() -> None:
     """Say how to install what the site needs, where it is missing."""
-    try:
-        import fastapi  # noqa: F401
-        import sqlalchemy  # noqa: F401
-    except ImportError:
-        raise ImportError('the site needs more packages: pip install "regularized[site]"') from None
+    # Looked for and not imported: a command that serves no page needs no web framework.
+    if not all(map(importlib.util.find_spec, ("fastapi", "sqlalchemy"))):
+        raise ImportError('the site needs more packages: pip install "regularized[site]"')
 
 
 def settings_for_command(**options: Any) -> "Settings":
@@ -42,7 +41,7 @@ def open_for_command(*, catalogue: bool = True, **options: Any) -> "Site":
     settings = settings_for_command(**options)
     from sqlalchemy.exc import OperationalError
 
-    from regularized.site.app import open_site
+    from regularized.site.opening import open_site
     from regularized.site.settings import SettingsError
 
     try:

@@ -42,6 +42,7 @@ def serve(
     from uvicorn.supervisors import Multiprocess
 
     from regularized.site.app import create_app
+    from regularized.site.opening import find_stale
     from regularized.site.plots import draw_all
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -65,8 +66,13 @@ def serve(
     if opened.meaning is None:
         note("no sentence encoder: search goes by words alone")
     closing = threading.Event()
-    plots = threading.Thread(target=draw_all, args=(opened, closing), name="plots", daemon=True)
-    plots.start()
+
+    def afterwards() -> None:
+        find_stale(opened, closing)
+        draw_all(opened, closing)
+
+    later = threading.Thread(target=afterwards, name="afterwards", daemon=True)
+    later.start()
     note(f"the catalogue is at {opened.settings.url} (stop with Ctrl-C)")
     os.environ.setdefault("REGULARIZED_SITE_URL", opened.settings.url)  # for workers, which read the settings again
     # Who sent a request is told by the connection; a proxy in front is believed by the site itself, where it is set.
@@ -85,7 +91,7 @@ def serve(
         listener.close()
         # Python aborts when it ends while a thread is drawing: that one drawing is waited for.
         closing.set()
-        plots.join()
+        later.join()
 
 
 @commands.command()
@@ -130,6 +136,9 @@ def export(
     """Write the whole catalogue as static pages, which open from any file server or from the disk."""
     opened = open_for_command()
     from regularized.site.export import ExportError, export
+    from regularized.site.opening import find_stale
+
+    find_stale(opened)
 
     try:
         written = export(opened, folder)
