@@ -1,6 +1,7 @@
 """Plots of a comparison by matplotlib: for a page (SVG that follows its light or dark style) and as files."""
 
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from regularized.evidence._svg import FAINT, INK, figure, inline, plain, style
@@ -14,6 +15,13 @@ __all__ = ["COLOURS", "arm_colour", "curve_names", "curve_svg", "effect_svg", "s
 # white and on near-black alike. Baselines come first in ARMS: the first is grey and dashed.
 COLOURS = ("#8a8f98", "#2f82d9", "#dd6426", "#16a07a", "#c46bab", "#4fb3d9", "#c6941c", "#a8505f")
 _LINES = ("--", "-", "-", "-", "-.", "-.", ":", "-")
+_LINES_AGAIN = ((0, (1, 1)), (0, (6, 1, 1, 1, 1, 1)), (0, (3, 3)))
+"""Lines where all colours are taken once, twice, three times."""
+_LABEL = 58
+"""Letters of a label that fit below a plot."""
+_LEGEND_COLUMNS = 2
+_LEGEND_ROW = 0.19
+"""Inches."""
 
 
 def arm_colour(result: ReproduceResult, arm: str) -> str:
@@ -31,8 +39,10 @@ def curve_names(result: ReproduceResult) -> list[str]:
 def curve_svg(result: ReproduceResult, name: str, *, prefix: str) -> str:
     """One learning curve, mean and band for each arm, as inline SVG; ``prefix`` keeps its ids its own."""
     with style(INK, FAINT):
-        drawn = figure(5.2, 3.3)
+        shown = [arm for arm in result.arms if any(name in run.curves for run in result.runs_of(arm))]
+        drawn = figure(5.2, 2.9 + _legend_height(len(shown), _LEGEND_COLUMNS))
         _draw_curve(drawn.subplots(), result, name)
+        _legend(drawn, _LEGEND_COLUMNS)
         return inline(drawn, prefix, f"Learning curves of {name}")
 
 
@@ -41,7 +51,7 @@ def effect_svg(result: ReproduceResult, outcome: Outcome, *, prefix: str) -> str
     claim = outcome.claim
     factor = 100.0 if claim.relative else 1.0
     with style(INK, FAINT):
-        drawn = figure(5.2, 1.35)
+        drawn = figure(5.2, 1.55)
         axes = drawn.subplots()
         colour = arm_colour(result, claim.method)
         axes.axvline(0.0, color=INK, linewidth=0.8)
@@ -68,9 +78,10 @@ def effect_svg(result: ReproduceResult, outcome: Outcome, *, prefix: str) -> str
         axes.margins(x=0.12)
         axes.spines["left"].set_visible(False)
         unit = "% of the baseline" if claim.relative else claim.unit
-        axes.set_xlabel(
+        told = (
             f"improvement{f' ({plain(unit)})' if unit else ''}: dots are seeds, the bar is the interval of their mean"
         )
+        axes.set_xlabel("\n".join(wrap(told, _LABEL)))
         return inline(drawn, prefix, f"Effect of each seed for {claim.id}")
 
 
@@ -81,14 +92,16 @@ def save_curves(result: ReproduceResult, folder: Path) -> list[Path]:
         return []
     columns = min(2, len(names))
     rows = -(-len(names) // columns)
+    in_legend = _LEGEND_COLUMNS * columns
     files = [folder / "curves.png", folder / "curves.svg"]
     with style("#1d2127", "#d5d9e0"):
-        drawn = figure(5.2 * columns, 3.3 * rows)
+        drawn = figure(5.2 * columns, 2.9 * rows + _legend_height(len(result.arms), in_legend))
         grid = list(drawn.subplots(rows, columns, squeeze=False).flat)
         for axes, name in zip(grid, names):
             _draw_curve(axes, result, name)
         for axes in grid[len(names) :]:
             axes.set_axis_off()
+        _legend(drawn, in_legend)
         drawn.suptitle(plain(f"{result.slug}, {result.scale} scale, {len(result.seeds)} seeds"))
         drawn.savefig(files[0], dpi=160, facecolor="white")
         drawn.savefig(files[1], metadata={"Date": None})
@@ -104,11 +117,22 @@ def _draw_curve(axes: Any, result: ReproduceResult, name: str) -> None:
         unit = runs[0].curve_unit
         x, mean, low, high = band([run.curves[name] for run in runs])
         colour = arm_colour(result, arm)
-        axes.plot(x, mean, color=colour, linestyle=_LINES[position % len(_LINES)], linewidth=1.8, label=plain(arm))
+        again = position // len(COLOURS)
+        line = _LINES[position] if not again else _LINES_AGAIN[(again - 1) % len(_LINES_AGAIN)]
+        axes.plot(x, mean, color=colour, linestyle=line, linewidth=1.8, label=plain(arm))
         if low is not None and high is not None:
             axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
     axes.set_title(plain(name), loc="left")
     axes.set_xlabel(plain(unit))
     axes.grid(axis="y", color=axes.spines["left"].get_edgecolor(), linewidth=0.6)
-    if axes.lines:
-        axes.legend(frameon=False, fontsize=8.5)
+
+
+def _legend_height(arms: int, columns: int) -> float:
+    return 0.15 + _LEGEND_ROW * -(-arms // columns)
+
+
+def _legend(drawn: Any, columns: int) -> None:
+    """One for all plots of a figure, below them: among the curves it hides some, and there may be twenty arms."""
+    lines = {line.get_label(): line for axes in drawn.axes for line in axes.lines}
+    if lines:
+        drawn.legend(lines.values(), lines.keys(), loc="outside lower left", ncols=columns, frameon=False, fontsize=8.5)
