@@ -86,7 +86,6 @@ def compare(
     if family not in FAMILIES:
         raise ValueError(f"problem {problem!r} is no family of problems; there are {sorted(FAMILIES)}")
     given = data if isinstance(data, Problem) else problem_of(data, target=target, clean_test=clean_test)
-    where = f", target={target!r}" if target is not None else ""
     return compare_problem(
         given,
         _all_candidates(),
@@ -106,8 +105,25 @@ def compare(
         progress=progress,
         pool=pool,
         on_plan=on_plan,
-        source=f"problem = problem_of({str(data)!r}{where})" if isinstance(data, str | Path) else "",
+        source=_source(data, target),
     )
+
+
+def _source(data: Any, target: str | None) -> str:
+    """The line of the snippet that reads the data; empty where the words for tensors will do.
+
+    Examples:
+        >>> _source(Path("a.csv"), "y")
+        "problem = problem_of('a.csv', target='y')"
+        >>> _source([{"x": 1.0, "y": 0}], "y")
+        "problem = problem_of(data, target='y')  # your list, as you gave it"
+    """
+    where = f", target={target!r}" if target is not None else ""
+    if isinstance(data, str | Path):
+        return f"problem = problem_of({str(data)!r}{where})"
+    if isinstance(data, tuple | Problem):
+        return ""
+    return f"problem = problem_of(data{where})  # your {type(data).__name__}, as you gave it"
 
 
 def candidates() -> tuple[Candidate, ...]:
