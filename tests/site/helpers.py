@@ -100,7 +100,7 @@ def sign_in(client: TestClient, outbox: Outbox, address: str, goes_to: str = "/"
 def without_code(site: Site, slug: str) -> None:
     """Show a paper as one that has a card and no code."""
     with site.write.begin() as session:
-        session.execute(update(Paper).where(Paper.slug == slug).values(runs=False, standing=0.0))
+        session.execute(update(Paper).where(Paper.slug == slug).values(runs=False, standing=0.0, held=0, verdicts={}))
 
 
 def something_new(site, clock: Clock, slug: str) -> None:
