@@ -30,6 +30,7 @@ def path_importance(path: Tensor, change: Tensor, *, xi: float = 0.1) -> Tensor:
         Importance >= 0, of the shape of ``path``; a weight on which the loss rose counts 0.
 
     Examples:
+        >>> import torch
         >>> path_importance(torch.tensor([2.0, -1.0]), torch.tensor([1.0, 1.0]), xi=1.0).tolist()
         [1.0, 0.0]
     """
