@@ -12,7 +12,7 @@ Public names:
     ``difference(before, again, ignored) -> str``
 """
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -22,11 +22,10 @@ from typing import Any
 
 from regularized.evidence import ledger
 from regularized.evidence.experiment import resolve, unchanged, unrepeatable
-from regularized.evidence.pool import AnyPool, Job, Pool
-from regularized.evidence.provenance import code_key, environment, versions
+from regularized.evidence.pool import OTHER_CODE, AnyPool, Job, Pool
+from regularized.evidence.provenance import code_key, cores, environment, versions
 from regularized.evidence.runner import run_jobs
 from regularized.evidence.store import Run, Store, canonical
-from regularized.evidence.worker_process import WorkerProcess, path_of
 
 __all__ = ["Confirmation", "confirm", "difference"]
 
@@ -106,8 +105,9 @@ def confirm(
         ignored = unrepeatable(experiment)
         compared = {run.arm: difference(before[run.arm, seed], run, ignored) for run in again}
         differing = {arm: what for arm, what in compared.items() if what}
+        former: Mapping[str, Run] = {}
         if differing and beside is not None:
-            former = _made_in(beside, module_name, shipped, sorted(differing), seed)
+            former = _made_in(beside, module_name, shipped, sorted(differing), seed, workers)
             compared = {run.arm: difference(former[run.arm], run, ignored) for run in again if run.arm in former}
             differing = {arm: f"beside the former code, {what}" for arm, what in compared.items() if what}
         left_out = tuple(arm for arm in experiment.ARMS if arm not in arms)
@@ -121,7 +121,7 @@ def confirm(
             "seed": seed,
             "arms": list(arms),
             "outcome": "equal to the last bit",
-            "beside": sorted(compared) if beside is not None else [],
+            "beside": sorted(former),
         }
         repeated = {(canonical(run.settings), run.seed) for run in again}
         taken = [
@@ -137,33 +137,27 @@ def confirm(
 
 
 def _made_in(
-    checkout: Path, module_name: str, shipped: ledger.Ledger, arms: Sequence[str], seed: int
+    checkout: Path, module_name: str, shipped: ledger.Ledger, arms: Collection[str], seed: int, workers: int | None
 ) -> dict[str, Run]:
     """What the code of a checkout gives here: a run of each arm, as the ledger would keep it."""
     before = {run.arm: run for run in shipped.runs if run.seed == seed}
+    jobs = [Job(arm, seed, shipped.scale) for arm in arms]
     package = checkout / "src" / "regularized"
-    process = WorkerProcess(package / "evidence" / "worker.py")
-    try:
-        about = process.ask({"path": path_of(package), "module": module_name})
-        if about is None or about["status"] != "ready":
-            why = process.last_words() if about is None else about["error"]
-            raise ledger.LedgerError(f"{checkout}: {module_name} does not load from there: {why}")
-        if about["code_key"] != shipped.code_key:
-            raise ledger.LedgerError(
-                f"{checkout} does not hold the code of the ledger (key {shipped.code_key}, there {about['code_key']}); "
-                f"check out the commit that it was written at, which was made with {shipped.environment.get('commit')}"
-            )
-        made = {}
-        for arm in arms:
-            answer = process.ask({"arm": arm, "seed": seed, "scale": shipped.scale, "overrides": {}})
-            if answer is None or answer["status"] != "done":
-                why = process.last_words() if answer is None else answer["error"]
-                raise ledger.LedgerError(f"{checkout}: the run of {arm} failed: {why}")
-            curves = {name: [(x, y) for x, y in points] for name, points in answer["curves"].items()}
-            made[arm] = replace(before[arm], metrics=answer["metrics"], curves=curves, data=answer["data"])
-        return made
-    finally:
-        process.end()
+    count = min(workers or cores(), len(jobs))
+    made = {}
+    with Pool(module_name, jobs, workers=count, code_key=shipped.code_key, package=package) as former:
+        for job, answer in former.answers():
+            if answer["status"] == "done":
+                curves = {name: [(x, y) for x, y in points] for name, points in answer["curves"].items()}
+                made[job.arm] = replace(before[job.arm], metrics=answer["metrics"], curves=curves, data=answer["data"])
+            elif answer.get("error") == OTHER_CODE:
+                raise ledger.LedgerError(
+                    f"{checkout} does not hold the code of the ledger, whose key is {shipped.code_key}: check out a "
+                    f"commit at which the ledger was current; it was made with {shipped.environment.get('commit')}"
+                )
+            elif answer["status"] != "started":
+                raise ledger.LedgerError(f"{checkout}: the run of {job.arm} failed: {answer['error']}")
+    return made
 
 
 def _check_machine(slug: str, shipped: ledger.Ledger, here: Mapping[str, Any], *, codes: bool) -> None:
@@ -173,9 +167,8 @@ def _check_machine(slug: str, shipped: ledger.Ledger, here: Mapping[str, Any], *
             "other versions round differently, so it has to be made anew"
         )
     there = {name: shipped.environment.get(name) for name in _SAME_MACHINE}
-    if not codes and (
-        other := [f"{name} {value}, here {here[name]}" for name, value in there.items() if value != here[name]]
-    ):
+    other = [f"{name} {value}, here {here[name]}" for name, value in there.items() if value != here[name]]
+    if other and not codes:
         raise ledger.LedgerError(
             f"the ledger of {slug} was made on another kind of machine ({'; '.join(other)}), which may round "
             "differently: confirm it there, or with a checkout of its code beside (--beside)"

@@ -5,13 +5,14 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from regularized.evidence.worker_process import TookTooLong, WorkerProcess
+from regularized.evidence.worker_process import TookTooLong, WorkerProcess, path_of, program_of
 
-__all__ = ["Answer", "AnyPool", "Here", "Job", "Lost", "Pool"]
+__all__ = ["OTHER_CODE", "Answer", "AnyPool", "Here", "Job", "Lost", "Pool"]
 
 STARTS = 3  # a process that is killed while it starts is started again, so often in all
 PAUSE_SECONDS = 1.0  # before it is: what killed it, most often a lack of memory, may have passed
@@ -122,19 +123,28 @@ class Pool:
         code_key: the code that the caller knows; a worker that loaded other code ends the whole run.
         time_limit: seconds that a run may take, its process's start not counted; one that takes longer is ended, and
             has failed. Default none.
+        package: where the processes import this package from; default where this process did.
 
     Raises:
         ValueError: ``time_limit`` is not above 0.
     """
 
     def __init__(
-        self, module_name: str, jobs: Sequence[Job], *, workers: int, code_key: str, time_limit: float | None = None
+        self,
+        module_name: str,
+        jobs: Sequence[Job],
+        *,
+        workers: int,
+        code_key: str,
+        time_limit: float | None = None,
+        package: Path | None = None,
     ) -> None:
         if time_limit is not None and not time_limit > 0:
             raise ValueError(f"time_limit must be a number of seconds above 0, got {time_limit}")
         self._module_name = module_name
         self._code_key = code_key
         self._time_limit = time_limit
+        self._package = package
         self._jobs = deque(jobs)
         self._left = len(jobs)
         self._answers: SimpleQueue[tuple[Job, Answer]] = SimpleQueue()
@@ -228,7 +238,8 @@ class Pool:
             except OSError as error:
                 problem = (f"no process can be started: {error}", "")
                 continue
-            about = process.ask({"path": sys.path, "module": self._module_name})
+            path = sys.path if self._package is None else path_of(self._package)
+            about = process.ask({"path": path, "module": self._module_name})
             if about is not None and about["status"] == "ready" and about["code_key"] == self._code_key:
                 self._some_started = True
                 return process, about["environment"]
@@ -237,7 +248,7 @@ class Pool:
                 problem = process.last_words()
             self._forget(process)
             if about is not None and about["status"] == "ready":
-                raise Lost("fatal", _CODE_CHANGED)
+                raise Lost("fatal", OTHER_CODE)
             if about is not None:
                 status = "unavailable" if about["status"] == "unavailable" else "fatal"
                 raise Lost(status, about["error"], about["traceback"])
@@ -250,7 +261,7 @@ class Pool:
         with self._lock:
             if self._stopping.is_set():
                 raise Lost("failed", "the comparison was ended")
-            process = WorkerProcess()
+            process = WorkerProcess() if self._package is None else WorkerProcess(program_of(self._package))
             self._processes.add(process)
         return process
 
@@ -283,6 +294,6 @@ class Lost(Exception):
         self.answer: Answer = {"status": status, "error": error, "traceback": traceback}
 
 
-_CODE_CHANGED = (
+OTHER_CODE = (
     "the code of the experiment changed between the start of the comparison and the start of a worker: call it again"
 )

@@ -1,6 +1,6 @@
 """A worker process seen from the one that started it: messages there and back, and its end.
 
-Public names: :class:`WorkerProcess`, :func:`path_of`, :class:`TookTooLong`. What the process does:
+Public names: :class:`WorkerProcess`, :func:`path_of`, :func:`program_of`, :class:`TookTooLong`. What the process does:
 :mod:`regularized.evidence.worker`.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-__all__ = ["TookTooLong", "WorkerProcess", "path_of"]
+__all__ = ["TookTooLong", "WorkerProcess", "path_of", "program_of"]
 
 PROGRAM = Path(__file__).with_name("worker.py")
 _TAIL = 4000  # characters of a dead process's last words that are kept
@@ -40,8 +40,13 @@ class TookTooLong(Exception):
     """No answer came within the time that was given."""
 
 
+def program_of(package: Path) -> Path:
+    """The worker of a copy of this package."""
+    return package / "evidence" / "worker.py"
+
+
 def path_of(package: Path) -> list[str]:
-    """The path of imports on which a checkout's package stands in the place of this one."""
+    """The path of imports on which a copy of this package stands in the place of this one."""
     own = str(Path(__file__).resolve().parents[2])
     return [str(package.parent), *(entry for entry in sys.path if entry != own)]
 
