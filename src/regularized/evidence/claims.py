@@ -200,10 +200,8 @@ def threshold_text(claim: Claim) -> str:
         >>> threshold_text(Claim("c", "s", "m", "higher", "a", "b", smallest_effect=-0.0206, relative=True))
         'a loss of at most 2.06 %'
     """
-    least = claim.smallest_effect
-    if least is None or least >= 0:
-        return effect_text(claim, least)
-    return f"a loss of at most {effect_text(claim, -least).lstrip('+')}"
+    loss = _allowed_loss(claim)
+    return f"a loss of at most {loss}" if loss else effect_text(claim, claim.smallest_effect)
 
 
 def counts_text(claim: Claim) -> str:
@@ -215,10 +213,14 @@ def counts_text(claim: Claim) -> str:
         >>> counts_text(Claim("c", "s", "m", "higher", "a", "b", smallest_effect=-0.5, unit="points"))
         'may lose at most 0.5 points'
     """
+    loss = _allowed_loss(claim)
+    return f"may lose at most {loss}" if loss else f"counts from {effect_text(claim, claim.smallest_effect)}"
+
+
+def _allowed_loss(claim: Claim) -> str:
+    """What a claim with a negative smallest effect may lose; empty for any other."""
     least = claim.smallest_effect
-    if least is None or least >= 0:
-        return f"counts from {effect_text(claim, least)}"
-    return f"may lose at most {effect_text(claim, -least).lstrip('+')}"
+    return "" if least is None or least >= 0 else effect_text(claim, -least).lstrip("+")
 
 
 def interval_text(claim: Claim, outcome: Outcome) -> str:
@@ -243,7 +245,7 @@ def reason_text(outcome: Outcome) -> str:
     if outcome.problem or outcome.verdict is not Verdict.OPEN:
         return outcome.problem
     least = threshold_text(outcome.claim)
-    if least.startswith("a loss"):
+    if _allowed_loss(outcome.claim):
         return f"surely neither {least} nor a larger one: more seeds would tell"
     return f"surely neither at least {least} nor less: more seeds would tell"
 

@@ -94,9 +94,9 @@ def total(found: Iterable[Cost]) -> str:
     runs = f"{sum(cost.runs for cost in found):,} runs of {len(found)} papers"
     if not known:
         return f"{runs}; the time of none is known"
-    hours = sum(cost.hours.value or 0.0 for cost in known)
+    hours = Figure(sum(cost.hours.value or 0.0 for cost in known), "")
     rest = f"; the time of the other {len(found) - len(known)} is unknown" if len(known) < len(found) else ""
-    return f"{runs}; those of {len(known)} take {hours:,.3g} hours on one machine{rest}"
+    return f"{runs}; those of {len(known)} take {hours} hours on one machine{rest}"
 
 
 def asked_memory(folder: Path) -> tuple[bool, Figure]:

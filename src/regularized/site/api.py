@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from pydantic import BaseModel
 
 from regularized.evidence.claims import Kind, Verdict
 from regularized.papers.card import FAMILIES
@@ -37,6 +38,7 @@ from regularized.site.plots import plots_of
 from regularized.site.queries import Filters, Order, Period
 from regularized.site.rendering import page as render
 from regularized.site.responses import cached
+from regularized.site.state import Site
 from regularized.site.templating import shown_name, with_query
 from regularized.site.visitors import VisitorOf
 
@@ -102,9 +104,7 @@ def list_papers(
     else:
         listed = queries.list_papers(session, order, filters=filters, page=page, per_page=per_page)
         by_meaning = False
-    following = None
-    if page < listed.last:
-        following = site.settings.url + with_query("/api/v1/papers", dict(request.query_params), page=page + 1)
+    following = _following(site, "/api/v1/papers", dict(request.query_params), page, listed.last)
     body = PaperList(
         total=listed.total,
         page=page,
@@ -113,8 +113,7 @@ def list_papers(
         by_meaning=by_meaning,
         papers=[PaperItem(**_item(site, paper)) for paper in listed.papers],
     )
-    headers = {"link": f'<{following}>; rel="next"'} if following else None
-    return cached(request, body.model_dump_json().encode(), "application/json", headers=headers)
+    return _answer(request, body, following=following)
 
 
 @router.get("/api/v1/papers/{slug}", response_model=PaperPage, responses=_OR_NONE, summary="A paper with its evidence")
@@ -144,7 +143,7 @@ def show_paper(site: SiteOf, request: Request, session: Read, slug: Slug) -> Res
         guide=guide(paper.slug, site.settings.package) if paper.runs else "",
         related=[other.slug for other in related(session, paper)],
     )
-    return cached(request, body.model_dump_json().encode(), "application/json")
+    return _answer(request, body)
 
 
 @router.get(
@@ -163,9 +162,7 @@ def list_comments(
     """A page of the comments on a paper, oldest first; the answers to one come behind it and name it."""
     paper = paper_or_404(site, session, slug)
     last = queries.comment_pages(session, paper)
-    following = None
-    if page < last:
-        following = site.settings.url + with_query(f"/api/v1/papers/{paper.slug}/comments", {}, page=page + 1)
+    following = _following(site, f"/api/v1/papers/{paper.slug}/comments", {}, page, last)
     shown = f"{site.settings.url}/papers/{paper.slug}" + (f"?comments={page}" if page > 1 else "")
     body = CommentList(
         page=page,
@@ -173,8 +170,7 @@ def list_comments(
         next=following,
         comments=[_comment(comment, shown) for comment in queries.comments_of(session, paper, page)],
     )
-    headers = {"link": f'<{following}>; rel="next"'} if following else None
-    return cached(request, body.model_dump_json().encode(), "application/json", headers=headers)
+    return _answer(request, body, following=following)
 
 
 @router.get(
@@ -227,7 +223,7 @@ def show_changes(site: SiteOf, request: Request, session: Read) -> Response:
             worked_at=None if last.worked_at is None else _moment(last.worked_at),
         )
     body = Changes(days=days, last_import=imported)
-    return cached(request, body.model_dump_json().encode(), "application/json")
+    return _answer(request, body)
 
 
 @router.get("/api/v1/totals", response_model=Totals, responses=_ANSWERS, summary="How much there is")
@@ -241,7 +237,7 @@ def show_totals(site: SiteOf, request: Request, session: Read) -> Response:
         years=queries.years(session),
         tags=site.tags.of(session, site.settings.now),
     )
-    return cached(request, body.model_dump_json().encode(), "application/json")
+    return _answer(request, body)
 
 
 @router.get("/api/v1/families", response_model=list[FamilyItem], responses=_ANSWERS, summary="Problem families")
@@ -265,6 +261,16 @@ def list_changes(request: Request, session: Read, limit: Annotated[int, Query(ge
 def nothing(rest: str) -> Response:
     """Any other address below the API."""
     raise NotFound(f"There is nothing at /api/{rest}.")
+
+
+def _following(site: Site, path: str, query: Mapping[str, str], page: int, last: int) -> str | None:
+    """Address of the next page; None behind the last one."""
+    return site.settings.url + with_query(path, query, page=page + 1) if page < last else None
+
+
+def _answer(request: Request, body: BaseModel, *, following: str | None = None) -> Response:
+    headers = {"link": f'<{following}>; rel="next"'} if following else None
+    return cached(request, body.model_dump_json().encode(), "application/json", headers=headers)
 
 
 def _rows(request: Request, rows: list[Any]) -> Response:

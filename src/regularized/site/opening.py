@@ -58,12 +58,13 @@ def find_stale(site: Site, closing: threading.Event | None = None) -> None:
     from regularized.papers.catalogue import load_catalogue
     from regularized.site.sync import sync_catalogue
 
-    entries = [entry for entry in load_catalogue(site.settings.package) if entry.implemented and entry.ledger.is_file()]
-    unknown = [entry for entry in entries if not entry.knows_code_key]
+    entries = load_catalogue(site.settings.package)
+    measured = [entry for entry in entries if entry.implemented and entry.ledger.is_file()]
+    unknown = [entry for entry in measured if not entry.knows_code_key]
     for entry in unknown:
         if closing is not None and closing.is_set():
             return
         log.debug("the code of %s is %s", entry.slug, entry.code_key)
     if unknown:
         with site.write.begin() as session:
-            sync_catalogue(session, load_catalogue(site.settings.package), now=site.settings.now)
+            sync_catalogue(session, entries, now=site.settings.now)

@@ -18,7 +18,6 @@ from regularized.evidence.contract.trainer_runs import State, apart, whole_run
 from regularized.evidence.processes import run_launched
 from regularized.mechanisms.distributed import leave_process_group
 from regularized.training.options import Compute
-from regularized.training.sharded import check_declared
 from regularized.training.step import Batch, call_model
 
 __all__ = ["check_fsdp2", "check_trainer_processes"]
@@ -44,16 +43,12 @@ def check_fsdp2(subject: Subject) -> None:
 
 
 def _refusal_of_shards(terms: Terms) -> str | None:
-    """Why the Trainer refuses to train with weights in shards; None: it does."""
-    try:
-        check_declared(terms)
-    except ValueError:
-        for term in terms.values():
-            if (why := getattr(term, "unsharded", None)) is not None:
-                return str(why)
-            if getattr(term, "sharding", None) is None:
-                return "it does not say what it needs of weights in shards"
-        raise
+    """Why the Trainer refuses to train with weights in shards, in short; None: it does not."""
+    for term in terms.values():
+        if (why := getattr(term, "unsharded", None)) is not None:
+            return str(why)
+        if getattr(term, "sharding", None) is None:
+            return "it does not say what it needs of weights in shards"
     return None
 
 
