@@ -6,7 +6,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert, select, text
 from starlette.testclient import TestClient
 from tests.site.helpers import START, URL, Clock, settings_in
 
@@ -14,10 +14,12 @@ from regularized.papers.card import FAMILIES
 from regularized.papers.catalogue import load_catalogue
 from regularized.site import trending
 from regularized.site.app import create_app
-from regularized.site.database import migrate, open_database
+from regularized.site.database import insert_new, migrate, open_database
 from regularized.site.importing import Incoming, store
+from regularized.site.locks import lock_papers, lock_person
 from regularized.site.mail import Mailer
 from regularized.site.models import Comment, Follow, LoginSession, Paper, Person, SearchWord, Subscription, Vote
+from regularized.site.moderation import Moderation
 from regularized.site.security import form_token, hashed, new_token, seal_cookie, seal_link
 from regularized.site.state import Site
 from regularized.site.sync import sync_catalogue
@@ -142,6 +144,43 @@ def test_who_leaves_while_voting_stays_away(small):
     with small.read() as session:
         assert [session.scalar(select(func.count()).select_from(table)) for table in (Person, Vote)] == [0, 0]
         assert session.scalar(select(Paper.votes).where(Paper.slug == slug)) == 0
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("ends", ["delete", "ban"])
+def test_a_vote_that_is_being_written_while_its_person_goes(small, ends):
+    """Fails when who deletes or bans a person looks for their votes before those that are on the way are there.
+
+    SQLite has one writer at a time.
+    """
+    (client,) = browsers(small, 1)
+
+    def leave():
+        if ends == "delete":
+            return post(client, "/me/delete")
+        with small.write.begin() as session:
+            Moderation(session, "command line", START).ban(session.scalars(select(Person)).one(), "Sold votes.")
+        return 303
+
+    with ThreadPoolExecutor(1) as pool:
+        with small.write.begin() as session:
+            paper = session.scalars(select(Paper).order_by(Paper.id)).first()
+            person = session.scalar(select(Person.id))
+            lock_person(session, person)
+            lock_papers(session, paper.id)
+            insert_new(session, Vote, [{"person_id": person, "paper_id": paper.id, "at": START}])
+            trending.update(session, paper)
+            assert paper.votes == 1
+            session.flush()
+            left = pool.submit(leave)
+            waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            while not left.done():
+                with small.read() as other:
+                    if other.scalar(waiting):
+                        break
+        assert left.result() == 303
+    with small.read() as session:
+        assert session.scalar(select(Paper.votes).where(Paper.id == paper.id)) == 0
 
 
 def test_two_that_import_the_same(small):

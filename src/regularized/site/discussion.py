@@ -11,6 +11,7 @@ from regularized.site import queries, trending
 from regularized.site.database import insert_new
 from regularized.site.dependencies import SiteOf, Write
 from regularized.site.limits import DAY, HOUR, limit
+from regularized.site.locks import lock_papers, lock_person
 from regularized.site.markdown import render as render_markdown
 from regularized.site.models import Comment, Paper, Person, Report, Vote
 from regularized.site.pages import BadRequest, NotFound, paper_or_404
@@ -37,7 +38,8 @@ def vote(
     """Vote, or take the vote back, and return to the list or the paper's page. Voting twice is voting once."""
     limit(site, f"vote {person.id}", most=60, seconds=HOUR)
     paper = paper_or_404(site, session, slug)
-    trending.lock(session, paper.id)
+    lock_person(session, person.id)
+    lock_papers(session, paper.id)
     if on:
         insert_new(session, Vote, [{"person_id": person.id, "paper_id": paper.id, "at": site.settings.now}])
     else:
@@ -89,7 +91,8 @@ def _say(
     text = body.replace("\0", "").replace("\r\n", "\n").strip()
     if not text:
         raise BadRequest("A comment cannot be empty. Go back and write one.")
-    trending.lock(session, paper.id)
+    lock_person(session, person.id)
+    lock_papers(session, paper.id)
     own = Comment(
         paper_id=paper.id,
         person_id=person.id,
@@ -137,7 +140,7 @@ def delete_comment(session: Write, person: SignedIn, number: int) -> Response:
     if own is None or own.person_id != person.id:
         raise NotFound("You have no such comment.")
     paper = session.get_one(Paper, own.paper_id)
-    trending.lock(session, paper.id)
+    lock_papers(session, paper.id)
     session.execute(delete(Comment).where(Comment.id == number))
     trending.update(session, paper)
     return RedirectResponse(f"/papers/{paper.slug}#discussion", 303)

@@ -5,7 +5,7 @@ removed or corrected paper said before stands in the log.
 """
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from regularized.site import trending
 from regularized.site.database import insert_new, one_at_a_time
+from regularized.site.locks import lock_papers, lock_person
 from regularized.site.models import (
     Comment,
     LoginSession,
@@ -23,8 +24,8 @@ from regularized.site.models import (
     RemovedPaper,
     Report,
     Submission,
-    Vote,
 )
+from regularized.site.queries import papers_of
 from regularized.site.sync import index_paper, title_key
 
 __all__ = ["CORRECTABLE", "MODERATOR", "Moderation", "NotPossible"]
@@ -80,7 +81,7 @@ class Moderation:
         self._decide(comment, None)
 
     def _decide(self, comment: Comment, hidden: str | None) -> None:
-        trending.lock(self.session, comment.paper_id)
+        lock_papers(self.session, comment.paper_id)
         comment.hidden_because = hidden
         self.session.execute(delete(Report).where(Report.comment_id == comment.id))
         self.session.flush()
@@ -99,26 +100,29 @@ class Moderation:
         if person.role == MODERATOR:
             raise NotPossible("a moderator cannot be banned; take the role away first")
         self._log("ban", f"person {person.id}", reason, email=person.email, name=person.name)
+        papers = self._taking_part(person)
         person.banned_because = reason.strip()
         self.session.execute(delete(LoginSession).where(LoginSession.person_id == person.id))
         if hide_comments:
             shown = Comment.hidden_because.is_(None) & (Comment.person_id == person.id)
             for comment in self.session.scalars(select(Comment).where(shown)).all():
                 self.hide(comment, reason)
-        self._count_again(person)
+        self._count_again(papers)
 
     def unban(self, person: Person, reason: str) -> None:
         """Let a person take part again; their votes count again."""
         self._log("unban", f"person {person.id}", reason)
+        papers = self._taking_part(person)
         person.banned_because = None
-        self._count_again(person)
+        self._count_again(papers)
 
-    def _count_again(self, person: Person) -> None:
-        papers = {
-            *self.session.scalars(select(Vote.paper_id).where(Vote.person_id == person.id)),
-            *self.session.scalars(select(Comment.paper_id).where(Comment.person_id == person.id)),
-        }
-        trending.lock(self.session, *papers)
+    def _taking_part(self, person: Person) -> list[int]:
+        lock_person(self.session, person.id, alone=True)
+        papers = papers_of(self.session, person)
+        lock_papers(self.session, *papers)
+        return papers
+
+    def _count_again(self, papers: Sequence[int]) -> None:
         self.session.flush()
         for number in papers:
             trending.update(self.session, self.session.get_one(Paper, number))

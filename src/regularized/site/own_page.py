@@ -10,7 +10,8 @@ from regularized.papers.card import FAMILIES
 from regularized.site import queries, trending
 from regularized.site.database import insert_new
 from regularized.site.dependencies import Read, SiteOf, Write
-from regularized.site.models import Comment, Follow, Paper, Person, Subscription, Vote
+from regularized.site.locks import lock_papers, lock_person
+from regularized.site.models import Follow, Paper, Person, Subscription
 from regularized.site.moderation import MODERATOR
 from regularized.site.names import is_reserved, shown_name, skeleton
 from regularized.site.pages import BadRequest, NotFound, PageNumber, show_list
@@ -74,11 +75,9 @@ def rename(session: Write, person: SignedIn, name: Annotated[str, Form(max_lengt
 @router.post("/me/delete")
 def delete_me(site: SiteOf, session: Write, person: SignedIn) -> Response:
     """Delete the person with all votes, comments and subscriptions."""
-    papers = {
-        *session.scalars(select(Vote.paper_id).where(Vote.person_id == person.id)),
-        *session.scalars(select(Comment.paper_id).where(Comment.person_id == person.id)),
-    }
-    trending.lock(session, *papers)
+    lock_person(session, person.id, alone=True)
+    papers = queries.papers_of(session, person)
+    lock_papers(session, *papers)
     session.execute(delete(Subscription).where(Subscription.email == person.email))
     session.execute(delete(Person).where(Person.id == person.id))
     for number in papers:

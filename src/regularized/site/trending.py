@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from regularized.site.models import Comment, Paper, Person, Vote
 
-__all__ = ["COMMENT_WEIGHT", "HALF_LIFE", "heat", "lock", "score", "update"]
+__all__ = ["COMMENT_WEIGHT", "HALF_LIFE", "heat", "score", "update"]
 
 HALF_LIFE = 7 * 24 * 3600
 """Seconds after which a vote or a comment counts half."""
@@ -57,19 +57,6 @@ def score(heat: float | None, now: int) -> float:
         (1.0, 0.5)
     """
     return 0.0 if heat is None else 2.0 ** (heat - now / HALF_LIFE)
-
-
-def lock(session: Session, *papers: int) -> None:
-    """Wait until nobody else votes for these papers or comments on them, until the transaction ends.
-
-    Before anything is written: who counts must see what was counted before. In one order, so that nobody waits for who
-    waits for him.
-
-    Args:
-        session: a session that writes.
-        papers: their numbers.
-    """
-    session.execute(select(Paper.id).where(Paper.id.in_(papers)).order_by(Paper.id).with_for_update())
 
 
 def update(session: Session, paper: Paper) -> None:
