@@ -3,6 +3,7 @@
 In CI that is only what needs a GPU or does not apply, elsewhere also what needs a missing program.
 """
 
+import gc
 import os
 import random
 import shutil
@@ -28,6 +29,17 @@ def same_random_numbers() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 -- what scikit-learn and others draw from
     torch.manual_seed(0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is loaded by collecting stays for the whole session: no collection of garbage need go through it again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)

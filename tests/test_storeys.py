@@ -4,10 +4,12 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -36,11 +38,37 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Dotted names that a file imports, wherever in it; relative ones resolved."""
+class Read(NamedTuple):
+    """What the rules ask of a file, read once.
+
+    Attributes:
+        imports: dotted names that it imports, wherever in it; relative ones resolved.
+        top: first parts of the names that it imports when it is loaded.
+        words: of its names and strings; docstrings and comments may give examples.
+    """
+
+    imports: tuple[str, ...]
+    top: frozenset[str]
+    words: frozenset[str]
+
+
+@cache
+def read(path: Path) -> Read:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = list(ast.walk(tree))
+    imported = tuple(_imports(path, nodes)) if path.is_relative_to(PACKAGE) else ()
+    top = {name.split(".")[0] for node in tree.body for name in _named(node)}
+    return Read(imported, frozenset(top), frozenset(_words(nodes)))
+
+
+def imports(path: Path) -> tuple[str, ...]:
+    return read(path).imports
+
+
+def _imports(path: Path, nodes: Iterable[ast.AST]) -> Iterator[str]:
     module = module_of(path)
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -48,6 +76,29 @@ def imports(path: Path) -> Iterator[str]:
             target = ".".join(part for part in (base, node.module) if part)
             yield target
             yield from (f"{target}.{alias.name}" for alias in node.names)
+
+
+def _named(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.ImportFrom):
+        return [node.module or ""]
+    return [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+
+
+def _words(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    docstrings = {
+        id(node.body[0].value)
+        for node in nodes
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    for node in nodes:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield from re.findall(r"\w+", node.value)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from re.findall(r"\w+", node.module)
+        elif isinstance(node, ast.alias | ast.FunctionDef | ast.ClassDef):
+            yield from re.findall(r"\w+", node.name)
 
 
 def storey(module: str) -> int | None:
@@ -119,12 +170,7 @@ def test_techniques_import_torch_alone(path):
     allowed = {*sys.stdlib_module_names, "torch", "regularized"}
     others = {name.split(".")[0] for name in imports(path)} - allowed
     # An extra may be imported where it is used, never when the module is loaded.
-    top = {
-        name.split(".")[0]
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
-    }
+    top = read(path).top
     assert not others & top, f"{module_of(path)} imports {sorted(others & top)}"
     assert not others & {"numpy", "scipy", "sklearn", "accelerate", "rich", "matplotlib"}
 
@@ -182,31 +228,10 @@ def test_names_of_the_package_exist(name):
 MAY_NAME_PAPERS = {ROOT / "tests" / "papers" / name for name in ("test_search.py", "test_image_experiments.py")}
 
 
-def code_words(path: Path) -> set[str]:
-    """Words of the names and strings of a file; docstrings and comments may give examples."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    docstrings = {
-        id(node.body[0].value)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        and node.body
-        and isinstance(node.body[0], ast.Expr)
-    }
-    texts = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
-            texts.append(node.value)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            texts.append(node.module)
-        elif isinstance(node, ast.alias | ast.FunctionDef | ast.ClassDef):
-            texts.append(node.name)
-    return {word for text in texts for word in re.findall(r"\w+", text)}
-
-
 @pytest.fixture(scope="module")
-def words() -> dict[Path, set[str]]:
+def words() -> dict[Path, frozenset[str]]:
     files = [*SOURCES, *(ROOT / "tests").rglob("*.py")]
-    return {path: code_words(path) for path in files if path not in MAY_NAME_PAPERS}
+    return {path: read(path).words for path in files if path not in MAY_NAME_PAPERS}
 
 
 # A slug that is an ordinary word occurs everywhere.

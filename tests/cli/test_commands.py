@@ -47,6 +47,12 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def known(home, tell_what_is_known):
+    """Commands in processes of their own find in this home what is known of the papers."""
+    tell_what_is_known()
+
+
+@pytest.fixture
 def measured(monkeypatch):
     """The runner replaced by canned runs: every arm measures 1, 2, ... for every metric; returns what it was asked."""
     asked: list[dict[str, object]] = []
@@ -106,6 +112,7 @@ def test_tab_separated_in_a_pipe():
     assert lines[1][5] == ENTRIES[0].card.problem
 
 
+@pytest.mark.usefixtures("known")
 def test_table_in_a_terminal():
     """Fails when a person in front of a terminal gets tab-separated values."""
     leader, follower = pty.openpty()
@@ -503,30 +510,35 @@ def test_help_is_fast_and_tells_the_exit_codes():
 LISTING = [["papers", "--json"], ["papers", "--search", "labels"], ["show", PAPER.slug], ["show", PAPER.slug, "--json"]]
 
 
-def heavy_modules(*arguments: str) -> set[str]:
-    """What takes long to import and is loaded after a command."""
+def heavy_modules(*commands: Sequence[str]) -> list[set[str]]:
+    """What takes long to import and is loaded after each command of one process."""
     code = (
         "import sys\nfrom regularized.cli.app import app\n"
-        f"try: app({list(arguments)!r}, prog_name='regularized')\nexcept SystemExit as done: assert not done.code\n"
         "heavy = {'torch', 'sklearn', 'matplotlib', 'accelerate', 'scipy'}\n"
-        "print(*(heavy & set(sys.modules)), file=sys.stderr)"
+        f"for arguments in {[list(command) for command in commands]!r}:\n"
+        "    try: app(arguments, prog_name='regularized')\n"
+        "    except SystemExit as done: assert not done.code\n"
+        "    print('loaded', *(heavy & set(sys.modules)), file=sys.stderr)"
     )
     result = run(code, python=["-c"])
     assert result.returncode == 0, result.stderr
-    return set(result.stderr.split())
+    loaded = [set(line.split()[1:]) for line in result.stderr.splitlines() if line.startswith("loaded")]
+    assert len(loaded) == len(commands)
+    return loaded
 
 
-@pytest.mark.parametrize("arguments", [*LISTING, ["--help"], ["show", PAPER.slug, "--help"], ["--version"]])
-def test_no_torch(arguments):
-    """Fails when listing or showing papers, or reading help, loads torch, even where nothing is known yet."""
-    assert heavy_modules(*arguments) <= {"scipy"}
+def test_listing_loads_no_torch_and_is_computed_once(home):
+    """Fails when listing or showing papers, or reading help, loads torch, even where nothing is known yet.
 
-
-def test_what_is_known_of_papers_is_not_computed_again():
-    """Fails when every listing parses all code and judges all claims anew, which is most of its time."""
-    heavy_modules("show", PAPER.slug)
-    for arguments in LISTING:
-        assert heavy_modules(*arguments) == set(), arguments
+    Or when every listing parses all code and judges all claims anew, which is most of its time.
+    """
+    assert heavy_modules(["--version"], ["--help"], ["show", PAPER.slug, "--help"]) == [set()] * 3
+    assert set().union(*heavy_modules(*LISTING)) <= {"scipy"}  # which judges claims
+    (kept,) = (home / "cache").iterdir()
+    known = kept.read_bytes()
+    assert heavy_modules(*LISTING) == [set()] * len(LISTING)
+    assert kept.read_bytes() == known
+    assert {f"{entry.slug} missing" for entry in ENTRIES} <= set(json.loads(json.loads(known)["known"]))
 
 
 def test_papers_are_listed_from_a_read_only_disk(home, read_only):
@@ -546,6 +558,7 @@ def test_usage_errors():
     assert "after the command" in call("--json", "papers").stderr
 
 
+@pytest.mark.usefixtures("known")
 @pytest.mark.parametrize(
     "arguments", ["papers", "papers --json", "--help", "--version", f"cite {PAPER.slug}", f"show {PAPER.slug}"]
 )
@@ -557,6 +570,7 @@ def test_output_that_cannot_be_written(arguments):
     assert result.stderr == "error: cannot write to standard output: No space left on device\n"
 
 
+@pytest.mark.usefixtures("known")
 def test_streams_that_are_closed(tmp_path):
     """Fails when a closed stream ends in a traceback, or lends its number to a file that is then written over."""
     command = f"{sys.executable} -m regularized.cli cite {PAPER.slug}"
@@ -568,6 +582,7 @@ def test_streams_that_are_closed(tmp_path):
         assert (silent.returncode, silent.stdout) == (0, call("cite", PAPER.slug).stdout)
 
 
+@pytest.mark.usefixtures("known")
 def test_text_that_the_terminal_does_not_know(tmp_path):
     """Fails when a character beyond the encoding of the output, or half a surrogate pair, costs the whole result."""
     command = [sys.executable, "-m", "regularized.cli", "papers"]
@@ -592,6 +607,7 @@ def test_json_of_half_a_surrogate_pair(capsys):
     assert json.loads(capsys.readouterr().out) == {"error": "no file \udc80"}
 
 
+@pytest.mark.usefixtures("known")
 def test_closed_pipe():
     """Fails when `regularized papers | head -1` ends in a traceback."""
     command = f"{sys.executable} -m regularized.cli papers --json | head -c 10"
@@ -600,8 +616,7 @@ def test_closed_pipe():
     assert "Exception ignored" not in result.stderr
 
 
-@pytest.mark.slow
-def test_real_smoke_run(home):
+def test_real_smoke_run(home, warm_workers):
     """Fails when command, runner, store and report do not fit together; the second call makes no run again."""
     first = as_json("reproduce", PAPER.slug, "--scale", "smoke", "--seeds", "2")
     assert all(claim["verdict"] in ("open", "not run") for claim in first["claims"])

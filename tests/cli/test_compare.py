@@ -1,17 +1,15 @@
 """``regularized compare``: plan, result, and what a person gets wrong."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from regularized.cli.app import app
+from regularized.evidence import progress
 
 
 def call(*arguments: str):
@@ -41,8 +39,7 @@ def test_a_plan_makes_no_run(table, home):
     assert not list(home.glob("**/*.sqlite*"))
 
 
-@pytest.mark.slow
-def test_a_comparison_in_json_with_its_report(table, tmp_path):
+def test_a_comparison_in_json_with_its_report(table, tmp_path, warm_workers):
     """Fails when --json is not the whole result, or the report needs another file."""
     few = ("--candidates", "dropout", "--trials", "1", "--splits", "3", "--epochs", "1", "--workers", "1")
     result = call(table, "--target", "y", *few, "--report", str(tmp_path / "report"), "--json")
@@ -82,32 +79,37 @@ def test_no_such_file():
     assert "there is no nowhere.csv" in result.stderr
 
 
-@pytest.mark.slow
-def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path, home):
-    """Fails when Ctrl-C loses trainings that were made, ends in a traceback, or the same call makes them again."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(600, 8))
-    np.savez(tmp_path / "data.npz", x=x, y=(x.sum(1) > 0).astype(int))
-    few = ["--candidates", "dropout", "--trials", "2", "--splits", "3", "--epochs", "3", "--workers", "1"]
-    data = [str(tmp_path / "data.npz"), "--target", "y"]
-    command = [sys.executable, "-m", "regularized", "compare", *data, *few, "--json"]
-    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    # What is started in the background of a shell ignores interrupts, and so do its children.
-    heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
-    first = subprocess.Popen(command, **piped, **heeding, start_new_session=True)
-    for line in first.stderr:
-        if re.match(r"\[3/", line):  # three trainings are kept
-            break
-    os.killpg(first.pid, signal.SIGINT)  # as a terminal does: to the command and to its workers
-    out, err = first.communicate(timeout=120)
-    assert (first.returncode, out) == (130, ""), err
-    assert "Traceback" not in err
-    kept = int(re.search(r"interrupted: (\d+) of \d+ runs are kept", err)[1])
-    assert kept >= 3
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
+def test_an_interrupted_comparison_goes_on_where_it_was(table, monkeypatch, warm_workers):
+    """Fails when Ctrl-C loses trainings that were made, ends in a traceback, or the same call makes them again.
+
+    What the signal does to processes: tests/evidence/test_runner.py.
+    """
+    few = ("--candidates", "dropout", "--trials", "1", "--splits", "3", "--epochs", "2", "--workers", "1", "--json")
+    command = (table, "--target", "y", *few)
+    show = progress._Lines.show
+
+    def interrupting(display, job, answer):
+        show(display, job, answer)
+        if display._done == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as terminal:
+        terminal.setattr(progress._Lines, "show", interrupting)
+        # What is started in the background of a shell ignores interrupts.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            first = call(*command)
+        finally:
+            signal.signal(signal.SIGINT, before)
+    assert (first.exit_code, first.stdout) == (130, ""), first.stderr
+    assert isinstance(first.exception, SystemExit)
+    kept = int(re.search(r"interrupted: (\d) of 6 runs are kept", first.stderr)[1])
+    assert kept >= 2
+    again = call(*command)
+    assert again.exit_code == 0, again.stderr
     told = json.loads(again.stdout)
     assert told["reused"] == kept
-    untouched = subprocess.run([*command, "--fresh"], capture_output=True, text=True)
+    untouched = json.loads(call(*command, "--fresh").stdout)
+    assert untouched["reused"] == 0
     values = [arm["values"] for arm in told["arms"]]
-    assert [arm["values"] for arm in json.loads(untouched.stdout)["arms"]] == values, "interrupting changed a result"
+    assert [arm["values"] for arm in untouched["arms"]] == values, "interrupting changed a result"

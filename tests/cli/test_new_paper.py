@@ -144,20 +144,14 @@ def test_filled_in_paper_is_a_technique(checkout):
     ):
         checked = python(checkout, "-m", *tool)
         assert checked.returncode == 0, checked.stdout + checked.stderr
-    doctest = python(
-        checkout,
-        "-m",
-        "pytest",
-        "-q",
-        "--doctest-modules",
-        "-p",
-        "no:cacheprovider",
-        "src/regularized/curriculum/new_idea.py",
-        "tests",
-    )
-    assert doctest.returncode == 0, doctest.stdout
     code = """
+import pytest
+assert pytest.main(
+    ["-q", "--doctest-modules", "-p", "no:cacheprovider", "src/regularized/curriculum/new_idea.py", "tests"]
+) == 0
+
 from regularized import NewIdea
+from regularized.cli.app import app
 from regularized.evidence import bench, contract, conformance
 from regularized.evidence.experiment import run_arm
 from regularized.papers.catalogue import find
@@ -174,11 +168,12 @@ for workload in entry.bench().workloads()[:1]:
     for step in workload.build():
         step()
 exec(entry.usage, {})
+print("what is shown:")
+app(["show", "new_idea"], prog_name="regularized")
 """
     ran = python(checkout, "-c", code)
-    assert ran.returncode == 0, ran.stderr
-    shown = python(checkout, "-m", "regularized.cli", "show", "new_idea")
-    assert "new_idea_penalty" in shown.stdout, shown.stderr
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "new_idea_penalty" in ran.stdout.partition("what is shown:")[2]
 
 
 def test_nothing_is_overwritten(checkout):

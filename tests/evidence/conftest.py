@@ -2,10 +2,6 @@
 
 import importlib.util
 import math
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +13,7 @@ from regularized.evidence.results import Failure, ReproduceResult, Trial, Tuning
 from regularized.evidence.store import Run
 
 HERE = Path(__file__).parent
-WARM_WORKER, COLD_WORKER = HERE / "warm_worker.py", worker_process.PROGRAM
+COLD_WORKER = worker_process.PROGRAM
 
 
 @pytest.fixture
@@ -25,30 +21,6 @@ def home(tmp_path, monkeypatch):
     """A data folder of the test's own."""
     monkeypatch.setenv("REGULARIZED_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
-
-
-@pytest.fixture(scope="session")
-def fork_server(tmp_path_factory):
-    """Address of the server that forks workers; see warm_worker.py."""
-    address = str(tmp_path_factory.mktemp("workers") / "socket")
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(address)
-        listener.listen()
-        server = subprocess.Popen(
-            [sys.executable, "-P", str(WARM_WORKER), str(listener.fileno())],
-            stdin=subprocess.PIPE,
-            pass_fds=[listener.fileno()],
-            env=os.environ | worker_process._ENVIRONMENT,
-        )
-    yield address
-    server.communicate()
-
-
-@pytest.fixture
-def warm_workers(fork_server, monkeypatch):
-    """Workers start in milliseconds instead of seconds."""
-    monkeypatch.setenv("WARM_WORKERS", fork_server)
-    monkeypatch.setattr(worker_process, "PROGRAM", WARM_WORKER)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The bench measures ratios of interleaved steps; checked on steps whose cost is known."""
 
+import multiprocessing as mp
 import time
 from functools import partial
 
@@ -8,6 +9,7 @@ import pytest
 from regularized.evidence import bench as bench_module
 from regularized.evidence.bench import Workload, bench
 from regularized.evidence.bench_rows import BenchRow, departures, load, save
+from regularized.evidence.processes import start_method
 
 
 class Clock:
@@ -56,6 +58,13 @@ def test_ratio_floor_and_interval(monkeypatch):
     assert (first.peak_memory_ratio, first.processes) == (None, 1)
 
 
+@pytest.fixture
+def forked(monkeypatch):
+    """Processes of a bench start in tenths of a second: they are as fresh, but for what they have imported."""
+    context = mp.get_context(start_method())
+    monkeypatch.setattr(mp, "get_context", lambda _method: context)
+
+
 STATE = """
 import os
 import time
@@ -73,6 +82,7 @@ def workloads():
 """
 
 
+@pytest.mark.usefixtures("forked")
 def test_the_interval_of_several_processes_is_what_they_gave(tmp_path, monkeypatch):
     """Fails when the repeats share a process, or the interval is that of the pairs within one."""
     (tmp_path / "state_bench.py").write_text(STATE)
@@ -129,6 +139,7 @@ def test_peak_memory_is_of_fresh_processes(tmp_path, monkeypatch):
     assert 2.5 < row.peak_memory_ratio < 5.0
 
 
+@pytest.mark.usefixtures("forked")
 def test_what_is_kept_is_counted_in_bytes(tmp_path, monkeypatch):
     """Fails when the two sizes are swapped, or a row without them gets some."""
     (tmp_path / "small_bench.py").write_text(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from regularized.evidence import runner
+from regularized.evidence import runner, worker_process
 from regularized.evidence.claims import Verdict
 from regularized.evidence.experiment import Unavailable
 from regularized.evidence.provenance import CheckoutState
@@ -31,7 +31,7 @@ def run(fake, claim):
     return call
 
 
-def test_runs_all_arms_and_seeds_and_a_second_call_reuses_them(run, cold_workers, capfd):
+def test_runs_all_arms_and_seeds_and_a_second_call_reuses_them(run, cold_workers, monkeypatch, capfd):
     """Fails when a verdict is computed from wrong pairs, or finished runs are made twice, or output soils stdout."""
     first = run(seeds=5, workers=2, progress=True)
     assert first.outcomes[0].verdict is Verdict.OPEN, "five of ten declared seeds are a look"
@@ -43,6 +43,7 @@ def test_runs_all_arms_and_seeds_and_a_second_call_reuses_them(run, cold_workers
     shown = capfd.readouterr()
     assert shown.out == "", "standard output belongs to --json"
     assert "[15/15]" in shown.err
+    monkeypatch.setattr(worker_process, "PROGRAM", HERE / "warm_worker.py")
     again = run()
     assert again.outcomes[0].verdict is Verdict.HOLDS
     assert again.reused == 15

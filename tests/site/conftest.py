@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ pytest.importorskip("fastapi", reason='needs the extra "site"')
 
 from starlette.testclient import TestClient
 from tests.site.helpers import START, Clock, Outbox, settings_in, sign_in
-from tests.site.postgresql import empty_postgresql, postgresql  # noqa: F401 - fixtures
+from tests.site.postgresql import _template, empty_postgresql, filled_postgresql, postgresql  # noqa: F401 - fixtures
 
 from regularized.papers.catalogue import load_catalogue
+from regularized.site import plots
 from regularized.site.app import create_app
 from regularized.site.database import migrate, open_database, sessions
 from regularized.site.mail import Mailer
@@ -34,6 +36,14 @@ def filled(tmp_path_factory) -> Path:
         connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
     engine.dispose()
     return file
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _drawn_once() -> Iterator[None]:
+    """Matplotlib takes seconds for a paper, and each test has a folder of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "_draw", cache(plots._draw))
+        yield
 
 
 @pytest.fixture

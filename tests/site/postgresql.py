@@ -8,8 +8,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from tests.site.helpers import START
 
-from regularized.site.database import open_database
+from regularized.papers.catalogue import load_catalogue
+from regularized.site.database import migrate, open_database, sessions
+from regularized.site.sync import sync_catalogue
 
 
 @pytest.fixture(scope="session")
@@ -61,3 +64,35 @@ def empty_postgresql(postgresql):
         connection.exec_driver_sql("CREATE SCHEMA public")
     engine.dispose()
     return postgresql
+
+
+@pytest.fixture(scope="session")
+def _template(postgresql):
+    """Address of a database with the catalogue, made once."""
+    _administer(postgresql, "CREATE DATABASE filled")
+    address = _named(postgresql, "filled")
+    engine = open_database(address)
+    migrate(engine)
+    with sessions(engine, writes=True).begin() as session:
+        sync_catalogue(session, load_catalogue(), now=START)
+    engine.dispose()
+    return postgresql
+
+
+@pytest.fixture
+def filled_postgresql(_template):
+    """Address of a database with the catalogue, a copy for each test."""
+    _administer(_template, "CREATE DATABASE copied TEMPLATE filled")
+    yield _named(_template, "copied")
+    _administer(_template, "DROP DATABASE copied WITH (FORCE)")
+
+
+def _named(address: str, database: str) -> str:
+    return address.replace("/postgres?", f"/{database}?")
+
+
+def _administer(address: str, command: str) -> None:
+    engine = open_database(address)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql(command)
+    engine.dispose()

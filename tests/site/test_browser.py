@@ -341,41 +341,65 @@ CONTRAST = """
 """
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(("name", "viewport"), [("wide", WIDE), ("phone", PHONE)])
-def test_looks(visit, served, name, viewport, scheme):
-    """Fails when a text is too pale to read (WCAG AA), or a page is wider than its screen."""
-    visited = visit(f"{name}_{scheme}", viewport, scheme)
-    waiting = ENTRIES[-1]
-    without_code(served, waiting.slug)
-    pages = {"best": "/", "search_page": "/search?q=labels", "paper": f"/papers/{PAPER.slug}", "compare": "/compare"}
-    pages |= {
-        "about": "/about",
-        "day": f"/day/{PAPER.card.date}",
-        "waiting": f"/papers/{waiting.slug}",
-        "feeds": "/feeds",
-    }
-    for look, address in pages.items():
-        visited.goto(address)
-        visited.look(look)
-        assert visited.page.evaluate(CONTRAST) == [], (look, scheme)
+LISTS = {
+    "best": "/",
+    "new": "/new",
+    "trending": "/trending",
+    "day": f"/day/{PAPER.card.date}",
+    "family": f"/families/{PAPER.card.families[0]}",
+    "search_page": "/search?q=labels",
+}
+TEXTS = {
+    "paper": f"/papers/{PAPER.slug}",
+    "waiting": f"/papers/{ENTRIES[-1].slug}",
+    "compare": "/compare",
+    "leaders": "/leaders",
+    "changes": "/changes",
+    "about": "/about",
+}
+FORMS = {
+    "feeds": "/feeds",
+    "api": "/api",
+    "sign_in": "/sign-in",
+    "digest": "/digest",
+    "submit": "/submit",
+    "nothing": "/nothing-here",
+}
+ROOMS = (
+    ("wide_light", WIDE, "light"),
+    ("wide_dark", WIDE, "dark"),
+    ("phone_dark", PHONE, "dark"),
+    ("phone_light", PHONE, "light"),
+)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(("name", "viewport"), [("wide", WIDE), ("phone", PHONE)])
-def test_for_everybody(visit, served, name, viewport, scheme):
-    """Fails when who listens to a page, sees little or uses no mouse cannot: axe's rules on every kind of page."""
+@pytest.mark.parametrize("kinds", [LISTS, TEXTS, FORMS], ids=["lists", "texts", "forms"])
+def test_looks_and_for_everybody(visit, served, kinds):
+    """Fails when a page is wider than its screen, or has a text that is too pale to read (WCAG AA).
+
+    Or when who listens to it, sees little or uses no mouse cannot: axe's rules. A page is loaded once and looked at on
+    both screens in both schemes. Of axe's rules a scheme decides contrast alone, so that the others need not be asked
+    in both.
+    """
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe").Axe()
-    visited = visit(f"axe_{name}_{scheme}", viewport, scheme)
-    period = PAPER.card.date
-    kinds = ["/", "/new", "/trending", f"/day/{period}", f"/families/{PAPER.card.families[0]}", "/search?q=labels"]
-    kinds += [f"/papers/{PAPER.slug}", "/compare", "/leaders", "/changes", "/about", "/feeds", "/api"]
-    kinds += ["/sign-in", "/digest", "/submit", "/nothing-here"]
+    visited = visit("looks")
+    page = visited.page
+    without_code(served, ENTRIES[-1].slug)
+    every = {"resultTypes": ["violations"]}
+    contrast = every | {"runOnly": ["color-contrast"]}
     found = {}
-    for address in kinds:
+    for kind, address in kinds.items():
         visited.goto(address)
-        results = axe.run(visited.page, options={"resultTypes": ["violations"]}).response
-        for violation in results["violations"]:
-            found[address, violation["id"]] = [node["html"][:160] for node in violation["nodes"][:3]]
-    visited.wrong[:] = [text for text in visited.wrong if "/nothing-here" not in text and "404" not in text]
+        widths = set()
+        for name, viewport, scheme in ROOMS:
+            visited.name = name
+            page.set_viewport_size(viewport)
+            page.emulate_media(color_scheme=scheme)
+            visited.look(kind)
+            assert page.evaluate(CONTRAST) == [], (kind, name)
+            results = axe.run(page, options=contrast if viewport["width"] in widths else every).response
+            widths.add(viewport["width"])
+            for violation in results["violations"]:
+                found[kind, name, violation["id"]] = [node["html"][:160] for node in violation["nodes"][:3]]
     assert found == {}
+    visited.wrong[:] = [text for text in visited.wrong if "nothing" not in kinds or "404" not in text]

@@ -31,15 +31,11 @@ PAPER = ENTRIES[-1]
 
 
 @pytest.fixture
-def site(empty_postgresql, tmp_path):
-    """The site on PostgreSQL, freshly filled."""
-    settings = settings_in(tmp_path, database=empty_postgresql, clock=Clock())
+def site(filled_postgresql, tmp_path):
+    """The site on PostgreSQL."""
+    settings = settings_in(tmp_path, database=filled_postgresql, clock=Clock())
     engine = open_database(settings.database)
-    migrate(engine)
-    found = Site(settings, engine, environment(), Mailer(settings), None)
-    with found.write.begin() as session:
-        sync_catalogue(session, ENTRIES, now=START)
-    yield found
+    yield Site(settings, engine, environment(), Mailer(settings), None)
     engine.dispose()
 
 

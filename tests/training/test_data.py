@@ -1,4 +1,5 @@
 import tracemalloc
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -124,7 +125,8 @@ def test_the_order_of_an_epoch_stays_a_tensor(shuffle):
         tracemalloc.stop()
     assert peak < 2 * size
     order = epoch_order(size, seed=0, epoch=0, shuffle=shuffle)
-    assert torch.equal(torch.cat([first, *(batch.index for batch in batches)]), order)
+    seen = torch.cat([first, *(batch.index for batch in islice(batches, 9))])
+    assert torch.equal(seen, order[: len(seen)])
 
 
 def test_sampler_of_its_own_is_asked_once_an_epoch_and_kept():

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.multiprocessing.spawn import start_processes
 
-__all__ = ["run_in_processes", "run_launched"]
+__all__ = ["run_in_processes", "run_launched", "start_method"]
 
 # What takes long to import. Of these, the server loads what the calling process has loaded when the server starts.
 _HEAVY = (
@@ -32,6 +32,8 @@ _HEAVY = (
     "pytorch_lightning",
     "sklearn",
     "scipy.optimize",
+    "regularized.training.trainer",
+    "regularized.evidence.contract",
 )
 
 
@@ -50,13 +52,17 @@ def run_in_processes(
         torch.multiprocessing.ProcessException: a process failed; the others are ended, and the message has its
             traceback.
     """
-    method = "spawn"
-    if sys.platform == "linux":
-        method = "forkserver"
-        mp.set_forkserver_preload([name for name in _HEAVY if name in sys.modules])
     # The server keeps the environment in which it was started.
     whole = {**os.environ, **(environment or {})}
-    start_processes(_call, args=(whole, function, arguments), nprocs=count, start_method=method)
+    start_processes(_call, args=(whole, function, arguments), nprocs=count, start_method=start_method())
+
+
+def start_method() -> str:
+    """How a process starts soonest here, in the words of ``multiprocessing``."""
+    if sys.platform != "linux":
+        return "spawn"
+    mp.set_forkserver_preload([name for name in _HEAVY if name in sys.modules])
+    return "forkserver"
 
 
 def run_launched(function: Callable[..., None], *arguments: Any, count: int = 2) -> None:

@@ -16,7 +16,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -68,7 +68,7 @@ def code_key(module_name: str) -> str:
         # The experiment is known by its content alone: its name would tie the key to where a test or a copy lies.
         digest.update(f"{'experiment' if name == module_name else name}\0".encode())
         for part in _source(name).text(parts):
-            digest.update(part.encode("utf-8", "backslashreplace") + b"\0")
+            digest.update(part)
     return digest.hexdigest()[:16]
 
 
@@ -202,6 +202,8 @@ class _Source:
         imported: name -> where the import at the top that binds it takes it from.
         always: positions of statements that run whatever is used: calls, loops, assignments to parts of things.
         lazy: for a package, names that a table like ``{"Trainer": "trainer"}`` loads when they are first used.
+        words: position -> its statement as it is hashed, once that is known: experiments share most of what they reach.
+        references: position -> what its statement refers to, once that is known.
     """
 
     name: str
@@ -211,6 +213,8 @@ class _Source:
     imported: Mapping[str, _Reference]
     always: Sequence[int]
     lazy: Mapping[str, _Reference]
+    words: dict[int, bytes] = field(default_factory=dict)
+    references: dict[int, tuple[_Reference, ...]] = field(default_factory=dict)
 
     def positions(self, names: Set[str]) -> list[int]:
         """Statements that make names, without those that they need in turn."""
@@ -218,26 +222,33 @@ class _Source:
             return list(range(len(self.statements)))
         return sorted({*self.always, *(i for name in names for i in self.defined.get(name, ()))})
 
-    def text(self, names: Set[str]) -> Iterator[str]:
+    def text(self, names: Set[str]) -> Iterator[bytes]:
         """What is hashed for names: the statements, and where imported names come from."""
         for position in self.positions(names):
-            yield from _tokens(self.statements[position])
-        yield from (f"{name} from {self.imported[name]}" for name in sorted(names & set(self.imported)))
+            if position not in self.words:
+                self.words[position] = b"".join(map(_hashed, _tokens(self.statements[position])))
+            yield self.words[position]
+        yield from (_hashed(f"{name} from {self.imported[name]}") for name in sorted(names & set(self.imported)))
 
     def needs(self, name: str) -> Iterator[_Reference]:
         """What a name refers to in its turn, in this module and elsewhere."""
         for position in self.positions({name}):
-            for node in ast.walk(self.statements[position]):
-                if isinstance(node, ast.Name) and (node.id in self.defined or node.id in self.imported):
-                    yield self.name, node.id
-                elif isinstance(node, ast.Import | ast.ImportFrom):
-                    yield from (target for _, target in _bindings(node, self.name, self.path))
-                elif (module := _loaded_by_call(node)) is not None:
-                    yield module, _WHOLE
+            if position not in self.references:
+                self.references[position] = tuple(dict.fromkeys(self._referred(self.statements[position])))
+            yield from self.references[position]
         if name in self.imported:
             yield self.imported[name]
         if name == _WHOLE:
             yield from self.lazy.values()
+
+    def _referred(self, statement: ast.stmt) -> Iterator[_Reference]:
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Name) and (node.id in self.defined or node.id in self.imported):
+                yield self.name, node.id
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                yield from (target for _, target in _bindings(node, self.name, self.path))
+            elif (module := _loaded_by_call(node)) is not None:
+                yield module, _WHOLE
 
 
 def _reach(module_name: str) -> dict[str, set[str]]:
@@ -439,18 +450,22 @@ def _tokens(node: ast.AST) -> Iterator[str]:
     left out, so that all agree.
     """
     yield f"({type(node).__name__}"
-    for field, value in ast.iter_fields(node):
-        if field == "body" and isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+    for name, value in ast.iter_fields(node):
+        if name == "body" and isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             value = _without_docstring(value)
-        if value is None or value == [] or field in ("type_comment", "ctx"):
+        if value is None or value == [] or name in ("type_comment", "ctx"):
             continue
-        yield field
+        yield name
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, ast.AST):
                 yield from _tokens(item)
             else:
                 yield f"{type(item).__name__} {item!r}"
     yield ")"
+
+
+def _hashed(word: str) -> bytes:
+    return word.encode("utf-8", "backslashreplace") + b"\0"
 
 
 def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:

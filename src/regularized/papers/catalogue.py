@@ -88,7 +88,9 @@ class Entry:
     @cached_property
     def missing(self) -> tuple[str, ...]:
         """What is lacking before the paper counts as implemented; empty when nothing is."""
-        return tuple(self.memory.recall(f"{self.slug} missing", self._find_missing))
+        found = tuple(self.memory.recall(f"{self.slug} missing", self._find_missing))
+        self.memory.save()
+        return found
 
     def _find_missing(self) -> list[str]:
         if self.card.implementation is None:

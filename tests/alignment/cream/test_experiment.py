@@ -62,7 +62,11 @@ def test_the_loop_runs_on_a_real_language_model():
     """Fails when prompts of a chat template, its end token, or frozen blocks do not fit the loop."""
     try:
         found = run_arm(
-            experiment, "cream_mean", 0, "smollm2", rounds=1, sft=4, prompts=4, validation=2, test=2, new_tokens=4
+            experiment,
+            "cream_mean",
+            0,
+            "smollm2",
+            **{"rounds": 1, "responses": 3, "sft": 2, "prompts": 2, "validation": 2, "test": 2, "new_tokens": 3},
         )
     except Unavailable as absent:
         pytest.skip(str(absent))

@@ -1,9 +1,7 @@
 """Whole comparisons on small data, and what every recipe must keep."""
 
 import math
-import os
-import subprocess
-import sys
+from inspect import getsource
 from itertools import combinations
 
 import pytest
@@ -88,23 +86,16 @@ def test_runs_know_the_network_and_the_data():
         assert small(store=store, make_model=lambda: nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))).reused == 0
 
 
-def test_in_this_process_as_in_others():
+def test_in_this_process_as_in_others(tmp_path, monkeypatch, warm_workers):
     """Fails when a network that no other process can import gives other numbers than one that it can."""
-    code = """
-import sys
-sys.path.insert(0, {folder!r})
-from test_comparing import small, tiny_network
-from regularized.evidence.store import Store
-with Store() as store:
-    print(small(store=store, make_model=tiny_network)["dropout"].values)
-"""
+    (tmp_path / "importable_network.py").write_text(f"from torch import nn\n\n\n{getsource(tiny_network)}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from importable_network import tiny_network as importable
+
     with Store() as store:
-        here = small(store=store)
-    folder = os.path.dirname(__file__)
-    done = subprocess.run(
-        [sys.executable, "-c", code.format(folder=folder)], capture_output=True, text=True, check=False
-    )
-    assert done.stdout.strip() == str(here["dropout"].values), done.stderr
+        here, there = small(store=store), small(store=store, make_model=importable)
+    assert there.reused == 0
+    assert there["dropout"].values == here["dropout"].values
 
 
 def test_what_helps_is_recommended_with_its_price(monkeypatch):

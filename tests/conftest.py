@@ -1,0 +1,58 @@
+"""What tests of several storeys share so that the same is not computed a hundred times."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from regularized.evidence import worker_process
+from regularized.papers import catalogue
+from regularized.papers.memory import Memory, folder
+
+WARM_WORKER = Path(__file__).parent / "evidence" / "warm_worker.py"
+
+
+@pytest.fixture(scope="session")
+def fork_server(tmp_path_factory) -> Iterator[str]:
+    """Address of the server that forks workers; see warm_worker.py."""
+    address = str(tmp_path_factory.mktemp("workers") / "socket")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        server = subprocess.Popen(
+            [sys.executable, "-P", str(WARM_WORKER), str(listener.fileno())],
+            stdin=subprocess.PIPE,
+            pass_fds=[listener.fileno()],
+            env=os.environ | worker_process._ENVIRONMENT,
+        )
+    yield address
+    server.communicate()
+
+
+@pytest.fixture
+def warm_workers(fork_server, monkeypatch) -> None:
+    """Workers start in milliseconds instead of seconds."""
+    monkeypatch.setenv("WARM_WORKERS", fork_server)
+    monkeypatch.setattr(worker_process, "PROGRAM", WARM_WORKER)
+
+
+@pytest.fixture
+def tell_what_is_known() -> Callable[[], None]:
+    """Puts what this process knows of the catalogue into the cache folder of the moment.
+
+    Commands that a test starts with a home of their own need not find it out each, which takes seconds.
+    """
+
+    def tell() -> None:
+        known = catalogue._read_cards(catalogue.PACKAGE).memory
+        for entry in catalogue.load_catalogue():
+            assert entry.missing is not None
+        kept = Memory(folder() / known._file.name, known._stamp)
+        kept._known, kept._is_new = known._known, True
+        kept.save()
+
+    return tell
