@@ -41,6 +41,8 @@ def run(settings, seed):
         time.sleep(3600.0)
     if os.environ.get("FAKE_READ") == f"{arm}/{seed}":
         input("are you sure? ")
+    if seed >= int(os.environ.get("FAKE_HOLD", "1000000")):
+        time.sleep(3600.0)
     time.sleep(float(os.environ.get("FAKE_SLEEP", "0")))
     print("noise on standard output")
     rng = np.random.default_rng(seed)

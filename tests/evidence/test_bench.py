@@ -71,11 +71,18 @@ import time
 from pathlib import Path
 from regularized.evidence.bench import Workload
 
+now = 0.0
+time.perf_counter = lambda: now  # only steps let it go on, as above
+
+def step(seconds):
+    global now
+    now += seconds
+
 def build():
     calls = Path(__file__).with_name("processes")
     number = len(calls.read_text().splitlines()) if calls.exists() else 0
     calls.write_text("".join([*(calls.read_text().splitlines(True) if number else []), f"{os.getpid()}\\n"]))
-    return lambda: time.sleep(0.002), lambda: time.sleep(0.002 * (1 + 2 * number))
+    return lambda: step(0.002), lambda: step(0.002 * (1 + 2 * number))
 
 def workloads():
     return [Workload("slower in each process", build)]

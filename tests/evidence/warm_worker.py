@@ -10,6 +10,7 @@ import select
 import signal
 import socket
 import sys
+from contextlib import suppress
 
 
 def hand_over() -> int:
@@ -58,8 +59,13 @@ def _work_for(connection: socket.socket) -> None:
         main()
         os._exit(0)
     _close(descriptors)
+    ended = os.pidfd_open(child)
+    ready, _, _ = select.select([ended, connection], [], [])
+    if ended not in ready:  # whoever asked was killed, and means this one
+        os.kill(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    connection.sendall(str(code).encode())
+    with suppress(OSError):
+        connection.sendall(str(code).encode())
     os._exit(0)
 
 

@@ -109,18 +109,22 @@ def learn_blocks(train, valid, *, start=(0.1, 0.1), names=NAMES, order=1, tolera
     return learn_strengths(objective, names, valid, model=model, data=train, tolerance=tolerance)
 
 
-def test_two_strengths_find_the_best_of_a_fine_grid():
+@pytest.fixture(scope="module")
+def learnt():
+    return learn_blocks(*blocks())
+
+
+def test_two_strengths_find_the_best_of_a_fine_grid(learnt):
     """One ridge per tensor: fails if strengths are mixed up or tied."""
     train, valid = blocks()
     grid = torch.linspace(-5, 3, 161, dtype=torch.float64).exp()
     pairs = torch.cartesian_prod(grid, grid)
     losses, _ = exact_loss(train, valid, pairs.repeat_interleave(6, dim=1))
     best = pairs[losses.argmin()]
-    result = learn_blocks(train, valid)
-    assert result.validation_loss <= float(losses.min()) + 1e-6
+    assert learnt.validation_loss <= float(losses.min()) + 1e-6
     for name, strength in zip(NAMES, best):
-        assert result.strengths[name] == pytest.approx(float(strength), rel=0.05)  # the grid's distance
-    assert result.strengths[NAMES[1]] > 2.0 * result.strengths[NAMES[0]]
+        assert learnt.strengths[name] == pytest.approx(float(strength), rel=0.05)  # the grid's distance
+    assert learnt.strengths[NAMES[1]] > 2.0 * learnt.strengths[NAMES[0]]
 
 
 class Concave(Term):
@@ -252,19 +256,18 @@ class Scaled(Term):
         return self.scale * self.term(step)
 
 
-def test_invariances():
+def test_invariances(learnt):
     """Order, rows and start do not matter: fails if any enters the optimum."""
     train, valid = blocks()
-    plain = learn_blocks(train, valid)
     rows = torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(0))
     others = {
         "other order": learn_blocks((train[0][rows], train[1][rows]), valid, names=NAMES[::-1], order=-1),
         "other start": learn_blocks(train, valid, start=(1.0, 0.02)),
     }
     for name, result in others.items():
-        assert result.validation_loss == pytest.approx(plain.validation_loss, rel=1e-6), name
+        assert result.validation_loss == pytest.approx(learnt.validation_loss, rel=1e-6), name
         for strength in NAMES:
-            assert result.strengths[strength] == pytest.approx(plain.strengths[strength], rel=1e-2), name
+            assert result.strengths[strength] == pytest.approx(learnt.strengths[strength], rel=1e-2), name
 
 
 def test_scaling_a_term_divides_its_strength():
