@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason='needs the extra "site"')
 
+from jinja2 import Environment
 from starlette.testclient import TestClient
 from tests.site.helpers import START, Clock, Outbox, settings_in, sign_in
 from tests.site.postgresql import _template, empty_postgresql, filled_postgresql, postgresql  # noqa: F401 - fixtures
@@ -56,11 +57,17 @@ def settings(tmp_path, clock) -> Settings:
     return settings_in(tmp_path, clock=clock)
 
 
+@pytest.fixture(scope="session")
+def templates() -> Environment:
+    """Each is compiled once."""
+    return environment()
+
+
 @pytest.fixture
-def site(filled, settings) -> Iterator[Site]:
+def site(filled, settings, templates) -> Iterator[Site]:
     shutil.copy(filled, settings.folder / "site.sqlite")
     engine = open_database(settings.database)
-    yield Site(settings, engine, environment(), Mailer(settings), None)
+    yield Site(settings, engine, templates, Mailer(settings), None)
     engine.dispose()
 
 
