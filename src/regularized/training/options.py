@@ -114,9 +114,14 @@ class Compute:
         find_unused_parameters: DDP's option for models of which a forward pass may leave out parameters; default False.
         timeout: seconds that a process waits for the others before it stops and names the one that is missing; default
             None, that of the process group: torch's own are half an hour, and ten minutes on NCCL.
+        compile: a backend of ``torch.compile``, by which model and terms become one graph, forward and backward:
+            ``"inductor"`` makes kernels; ``"aot_eager"`` makes none, and shows in seconds whether a graph can be made.
+            The first step is computed without. A term that breaks the graph is computed between its pieces. Default
+            ``"no"``.
 
     Raises:
-        ValueError: an unknown device, precision or sharding, or a time that is not positive.
+        ValueError: an unknown device, precision, sharding or backend, ``compile`` together with ``sharding``, or a
+            time that is not positive.
 
     Examples:
         >>> Compute(device="cpu").precision
@@ -128,6 +133,7 @@ class Compute:
     sharding: Literal["no", "fsdp2"] = "no"
     find_unused_parameters: bool = False
     timeout: float | None = None
+    compile: Literal["no", "inductor", "aot_eager"] = "no"
 
     def __post_init__(self) -> None:
         check_fields(
@@ -136,4 +142,10 @@ class Compute:
             precision=Choice("no", "bf16", "fp16"),
             sharding=Choice("no", "fsdp2"),
             timeout=positive("a number of seconds").or_none("torch's own"),
+            compile=Choice("no", "inductor", "aot_eager"),
         )
+        if self.compile != "no" and self.sharding != "no":
+            raise ValueError(
+                f"compile={self.compile!r} and sharding={self.sharding!r} exclude each other: shards are gathered by "
+                'hooks around each block, at which the graph of a step would break; give one of them as "no"'
+            )

@@ -16,6 +16,7 @@ from regularized.mechanisms.ranges import allowed, count, positive
 from regularized.mechanisms.surgery import check_optimizer_is_current
 from regularized.mechanisms.taps import Taps
 from regularized.training.checkpoint_folder import CheckpointFolder
+from regularized.training.compiled import CompiledObjective, check_traceable
 from regularized.training.data import as_source
 from regularized.training.devices import average_gradients, make_accelerator, synchronise
 from regularized.training.finite import FiniteCheck, term_of_gradient
@@ -124,7 +125,9 @@ class Trainer:
         self.precision = compute.precision
 
         self.model: nn.Module = model.to(self.device)
-        self.objective: Objective = Objective(terms).to(self.device)
+        self.objective: Objective = (
+            Objective(terms) if compute.compile == "no" else CompiledObjective(terms, backend=compute.compile)
+        ).to(self.device)
         if compute.sharding != "no":
             _check_shardable(self.objective, optimizer)
         synchronise(self.model, self.device)  # before terms derive anything from it
@@ -135,7 +138,11 @@ class Trainer:
         # One process alone has nothing to shard.
         shards = compute.sharding == "fsdp2" and self.world > 1
         self._sharded = Sharded(self.model, dict(self.objective.terms.items()), self.device) if shards else None
-        self._wrapped = self.model if self._sharded is not None else self.accelerator.prepare_model(self.model)
+        # DDP's wrapper would break the graph of a compiled step, after which gradients are averaged instead.
+        compiled = compute.compile != "no"
+        self._wrapped = self.model if shards or compiled else self.accelerator.prepare_model(self.model)
+        if compiled:
+            synchronise(self.model, self.device)
         synchronise(self.objective, self.device)
         self.optimizer: torch.optim.Optimizer = self._build(optimizer)
         if self._sharded is not None and hasattr(self.optimizer, "backward"):
@@ -149,9 +156,11 @@ class Trainer:
         self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         own = {id(p) for p in self.model.parameters()}
-        self._term_parameters = [p for p in self.objective.parameters() if p.requires_grad and id(p) not in own]
+        self._averaged = [p for p in self.objective.parameters() if p.requires_grad and id(p) not in own]
         if self._sharded is not None:
-            self._term_parameters += [p for p in self._sharded.unsharded if p.requires_grad]
+            self._averaged += [p for p in self._sharded.unsharded if p.requires_grad]
+        elif compiled:
+            self._averaged += [p for p in self.model.parameters() if p.requires_grad]
         self._clip = nn.utils.clip_grad_norm_ if self._sharded is None else clip_sharded
 
         self.schedule: Schedule = as_schedule(schedule, name="schedule")
@@ -375,8 +384,8 @@ class Trainer:
             losses.append(loss.detach())
         if self._sharded is not None:
             self._sharded.reshard()
-        if self.world > 1 and self._term_parameters:
-            average_gradients(self._term_parameters)
+        if self.world > 1 and self._averaged:
+            average_gradients(self._averaged)
         return step, losses
 
     @staticmethod
@@ -463,12 +472,15 @@ class Trainer:
         if self._sharded is not None:
             self._sharded.synchronise_gradients(last)
             return nullcontext()
-        return nullcontext() if last or self.world == 1 else self.accelerator.no_sync(self._wrapped)
+        free = last or self.world == 1 or self._wrapped is self.model
+        return nullcontext() if free else self.accelerator.no_sync(self._wrapped)
 
     # -- the start of a run ------------------------------------------------------------------------
 
     def _begin(self, run: Run, *, resume: bool) -> None:
         """Start afresh, or go to the newest checkpoint; open the trackers there."""
+        if isinstance(self.objective, CompiledObjective):
+            check_traceable()
         if not self.model.training:  # else its parts keep the modes that they have: frozen statistics, say
             self.model.train()
         self.objective.train()
