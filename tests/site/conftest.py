@@ -48,6 +48,16 @@ def _drawn_once() -> Iterator[None]:
 
 
 @pytest.fixture
+def filled_home(filled, tmp_path, monkeypatch, tell_what_is_known) -> Path:
+    """A data folder in which commands find the site and what is known of the papers, and need not make both."""
+    monkeypatch.setenv("REGULARIZED_HOME", str(tmp_path))
+    (tmp_path / "site").mkdir()
+    shutil.copy(filled, tmp_path / "site" / "site.sqlite")
+    tell_what_is_known()
+    return tmp_path
+
+
+@pytest.fixture
 def clock() -> Clock:
     return Clock()
 

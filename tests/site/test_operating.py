@@ -128,11 +128,11 @@ def test_access_log_can_be_moved_away(site, tmp_path):
 
 
 @pytest.mark.slow
-def test_several_workers(tmp_path):
+def test_several_workers(filled_home):
     """Fails when several processes do not serve one site, or who comes before they are ready is turned away."""
     command = [sys.executable, "-m", "regularized.cli", "site", "--port", "0", "--workers", "2"]
     known = {name: value for name, value in os.environ.items() if not name.startswith("REGULARIZED_")}
-    environment = known | {"REGULARIZED_HOME": str(tmp_path), "REGULARIZED_SITE_ENCODER": "off"}
+    environment = known | {"REGULARIZED_HOME": str(filled_home), "REGULARIZED_SITE_ENCODER": "off"}
     environment |= {"REGULARIZED_METRICS_TOKEN": "m" * 20}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         try:

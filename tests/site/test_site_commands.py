@@ -35,6 +35,7 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.usefixtures("filled_home")
 def test_import(tmp_path):
     """Fails when a saved page does not come in, or a second import says anything but known."""
     first = call("papers", "import", str(PAGE), "--json")
@@ -52,6 +53,7 @@ def test_import(tmp_path):
     assert added == [{"slug": "paper-something-new", "title": "Something new", "outcome": "added"}]
 
 
+@pytest.mark.usefixtures("filled_home")
 def test_what_is_skipped_is_said(tmp_path):
     """Fails when one bad entry goes in silently, or keeps the others out although they were asked for."""
     file = tmp_path / "bad.txt"
@@ -82,6 +84,7 @@ def test_what_cannot_be_imported(tmp_path):
     assert call("papers", "fetch", "--day", "2026-03-02", "--week", "2026-W10").exit_code == 2
 
 
+@pytest.mark.usefixtures("filled_home")
 def test_add_and_fetch(server, monkeypatch):  # noqa: F811
     """Fails when a command does not ask, or does not store what it was told."""
     monkeypatch.setattr(remote, "ARXIV", server.url)
@@ -114,6 +117,7 @@ def test_digest_send():
     assert json.loads(result.stdout) == {"written": 0, "nothing_new": 0, "sent": 0, "later": 0, "refused": 0}
 
 
+@pytest.mark.usefixtures("filled_home")
 def test_what_waits_in_the_outbox(home):
     """Fails when an operator cannot see what waits and why, or send it."""
     from regularized.site import outbox
@@ -183,6 +187,7 @@ def test_sending_stays_light(home, filled):
     assert done.stdout.split() == ["0"], done.stdout + done.stderr
 
 
+@pytest.mark.usefixtures("filled_home")
 def test_the_server_starts_and_stops(home):
     """Fails when the command does not serve, listens to more than this machine, or does not say where it is."""
     command = [sys.executable, "-m", "regularized.cli", "site", "--port", "0"]
