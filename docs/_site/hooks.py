@@ -24,6 +24,7 @@ import json
 import logging
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -174,9 +175,37 @@ def _claims(entry: Entry) -> str:
     claims = [outcome for outcome in entry.outcomes if outcome.claim.kind == "claim"]
     sanity = [outcome for outcome in entry.outcomes if outcome.claim.kind == "sanity"]
     parts = [_judged(claims)]
+    if attempts := _attempts(entry.outcomes):
+        parts += ["More than one attempt, each judged by itself:", attempts]
     if sanity:
         parts += ["True by construction, or equal at 0 or 100 %: checks of the set-up, not counted.", _judged(sanity)]
     return "\n\n".join(parts)
+
+
+def _attempts(outcomes: Sequence[Outcome]) -> str:
+    """What each attempt says of each claim, where others than the shipped runs speak of it."""
+    rows = [
+        [
+            f"`{outcome.claim.id}`",
+            f"`{one.name}`",
+            ", ".join(_literal(word) for word in (one.by, one.where, one.when) if word),
+            f"{one.seeds[0]} to {one.seeds[-1]}" if one.seeds else "–",
+            effect_text(outcome.claim, one.effect),
+            interval_text(outcome.claim, one),
+            _badge(one.verdict),
+            _literal("; ".join(filter(None, [one.beside, one.apart and f"does not count: {one.apart}"]))),
+        ]
+        for outcome in outcomes
+        if len(outcome.attempts) > 1
+        for one in outcome.attempts
+    ]
+    heads = ["claim", "attempt", "who, where, when", "seeds", "improvement", "95 % interval", "verdict", "beside ours"]
+    return _table(heads, rows, frozenset({4, 5})) if rows else ""
+
+
+def _literal(text: str) -> str:
+    """A stranger's words as they are: neither Markdown nor HTML."""
+    return re.sub(r"[^\w\s.,;:-]", lambda sign: f"&#{ord(sign[0])};", text)
 
 
 def _judged(outcomes: list[Outcome]) -> str:
@@ -525,7 +554,7 @@ _COLUMNS = {
     "holds": {Verdict.HOLDS},
     "smaller than promised": {Verdict.SMALLER},
     "no effect shown, or opposite": {Verdict.NO_EFFECT, Verdict.OPPOSITE},
-    "open": {Verdict.OPEN},
+    "open, or contested": {Verdict.OPEN, Verdict.CONTESTED},
 }
 
 

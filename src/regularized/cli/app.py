@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from regularized.cli.attempts import export_evidence, import_evidence
 from regularized.cli.checking import bench, conform, contract
 from regularized.cli.comparing import compare
 from regularized.cli.costing import cost
@@ -24,7 +25,14 @@ SCHEMA_VERSION = 1
 
 
 class _Commands(TyperGroup):
-    """Turns errors that a person can mend into one message and an exit code."""
+    """Turns errors that a person can mend into one message and an exit code; knows commands of two words."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """``ledger export`` before ``ledger``, whose first argument is a paper: none can have such a name."""
+        two = " ".join(args[:2])
+        if len(args) > 1 and two in self.commands:
+            return two, self.commands[two], args[2:]
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -112,6 +120,8 @@ def new_paper(
 app.add_typer(papers_app, name="papers")
 for command in (show, cite, cost, reproduce, tune, conform, contract, bench, rates, ledger):
     app.command()(command)
+app.command("ledger export")(export_evidence)
+app.command("ledger import")(import_evidence)
 app.command("new-paper")(new_paper)
 app.command()(compare)
 register_site(app, papers_app)

@@ -85,7 +85,8 @@ def ledger(
 ) -> None:
     """Make the runs of the laptop scale that are missing, and write the evidence that ships with the package.
 
-    For developers, in a checkout without uncommitted changes to the code that is measured.
+    For developers, in a checkout without uncommitted changes to the code that is measured. `ledger export` writes a
+    paper's evidence as a folder to attach, `ledger import` keeps that of others.
     """
     from regularized.evidence.ledger import LedgerError
     from regularized.evidence.recording import check_committed, record

@@ -24,6 +24,12 @@ def reproduce(
     seeds: Annotated[
         int | None, typer.Option(min=1, help="How many of the declared seeds; default all. Fewer give no verdict.")
     ] = None,
+    first: Annotated[
+        int | None,
+        typer.Option(
+            help="Another block of as many seeds, for an attempt of your own: 0, 100, ..., 900. Default the declared."
+        ),
+    ] = None,
     arms: Annotated[
         str, typer.Option(help="Only these arms, with commas; claims about others are not shown. Default all.")
     ] = "",
@@ -40,6 +46,7 @@ def reproduce(
     Runs are kept: the same command goes on where it was interrupted. Exits with 0 whatever the verdict is.
     """
     from regularized.evidence import report as reports
+    from regularized.evidence.claims import Verdict, reason_text
     from regularized.evidence.runner import reproduce as run
 
     entry = implemented(slug)
@@ -52,11 +59,17 @@ def reproduce(
         entry.card.claims,
         scale=scale,
         seeds=seeds,
+        first=first,
         arms=[name.strip() for name in arms.split(",")] if arms else None,
         workers=workers,
         fresh=fresh,
         time_limit=time_limit,
         **on_engine(engine, gpus),
+    )
+    result.notes += tuple(
+        f"Claim {outcome.claim.id} is contested, {reason_text(outcome)}. All of them: regularized show {slug}"
+        for outcome in entry.outcomes
+        if outcome.verdict is Verdict.CONTESTED
     )
     unwritten = ""
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Template
 
 from regularized.cli.errors import CommandError, Exit
-from regularized.papers.card import FAMILIES, MARK
+from regularized.papers.card import FAMILIES, MARK, RESERVED
 
 __all__ = ["lay_out"]
 
@@ -34,10 +34,10 @@ def lay_out(slug: str, *, family: str, title: str, checkout: Path) -> list[Path]
         CommandError: slug, family or title is not allowed, this is no checkout, or a file is there already; nothing is
             written then.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", slug) or keyword.iskeyword(slug):
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", slug) or keyword.iskeyword(slug) or slug in RESERVED:
         raise CommandError(
             f"SLUG must be lower-case letters and digits, words joined by underscores, such as early_stopping, and no "
-            f"word of Python; got {slug!r}",
+            f"word of Python or of the commands; got {slug!r}",
             Exit.USAGE,
         )
     if family not in FAMILIES:

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from regularized.evidence.claims import Outcome, Verdict
@@ -22,6 +23,7 @@ _STYLES = {
     Verdict.NO_EFFECT: "red",
     Verdict.OPPOSITE: "red",
     Verdict.OPEN: "yellow",
+    Verdict.CONTESTED: "magenta",
     Verdict.NOT_RUN: "dim",
 }
 
@@ -48,6 +50,7 @@ def to_json(entry: Entry) -> dict[str, Any]:
         "usage": entry.usage,
         "claims": [_claim(outcome) for outcome in entry.outcomes],
         "abstract": [sentence.to_dict() for sentence in entry.abstract],
+        "abstract_claims": [pair for sentence in entry.abstract for pair in sentence.pairs()],
         "evidence": _evidence(entry),
         "cost": _cost(entry),
         "bibtex": card.bibtex(),
@@ -75,6 +78,7 @@ def _claim(outcome: Outcome) -> dict[str, Any]:
         "sampling": outcome.about.get("sampling"),
         "toy": outcome.toy,
         "problem": outcome.problem,
+        "attempts": [one.to_dict() for one in outcome.attempts],
         "reported": [asdict(reported) for reported in claim.reported],
     }
 
@@ -195,7 +199,7 @@ def _print_claims(entry: Entry, console: "Console") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from regularized.evidence.claims import counts_text, effect_text, interval_text, reason_text
+    from regularized.evidence.claims import attempt_text, counts_text, effect_text, interval_text, reason_text
     from regularized.evidence.numbers import NARROW, number
 
     if not entry.card.claims:
@@ -218,6 +222,8 @@ def _print_claims(entry: Entry, console: "Console") -> None:
             f"the paper: {number(r.baseline)} to {number(r.method)}, {r.setting} ({r.source})" for r in claim.reported
         ]
         details += [text for text in (reason_text(outcome), claim.note) if text]
+        if len(outcome.attempts) > 1:
+            details += map(partial(attempt_text, claim), outcome.attempts)
         verdict = Text(outcome.verdict.value, style=_STYLES[outcome.verdict])
         told = Text(claim.statement).append("".join(f"\n{text}" for text in details), style="dim")
         if narrow:  # beside the longest verdict there would be no room

@@ -20,6 +20,7 @@ _BADGES = {
     Verdict.NO_EFFECT: "fails",
     Verdict.OPPOSITE: "fails",
     Verdict.OPEN: "open",
+    Verdict.CONTESTED: "contested",
     Verdict.NOT_RUN: "none",
 }
 
@@ -48,7 +49,8 @@ figure { margin: 0 0 1rem; } figure img { display: block; width: 100%; image-ren
 .badge { display: inline-block; border-radius: 1rem; padding: .1rem .7rem; font-size: .85rem; font-weight: 600;
 white-space: nowrap; } .holds { color: var(--good); background: var(--good-bg); } .smaller { color: var(--ink);
 background: var(--open-bg); } .fails { color: var(--bad);
-background: var(--bad-bg); } .open { color: var(--open); background: var(--open-bg); } .none { color: var(--soft);
+background: var(--bad-bg); } .contested { color: var(--bad); border: 1px dashed var(--bad); }
+.open { color: var(--open); background: var(--open-bg); } .none { color: var(--soft);
 border: 1px solid var(--line); } .effect { font-size: 1.45rem; font-weight: 650; font-variant-numeric: tabular-nums;
 margin: .5rem 0 0; } .arm { white-space: nowrap; }
 .scroll { overflow-x: auto; }
@@ -112,6 +114,7 @@ def _audio(data: str, _label: str) -> str:
 
 def _head(result: ReproduceResult, title: str) -> str:
     command = f"regularized reproduce {result.slug} --scale {result.scale} --seeds {len(result.seeds)}"
+    command += f" --first {result.seeds[0]}" if result.own_block else ""
     dates = sorted(run.created[:10] for run in result.runs)
     when = f", {dates[0]}" if dates else ""
     if dates and dates[-1] != dates[0]:
@@ -140,10 +143,29 @@ def _claim(result: ReproduceResult, outcome: Outcome, position: int) -> str:
     if claim.note:
         lines.append(f'<p class="soft">{escape(claim.note)}</p>')
     plot = effect_svg(result, outcome, prefix=f"effect{position}") if outcome.effects else ""
+    others = _attempts(outcome) if len(outcome.attempts) > 1 else ""
     return (
         f'<div class="panel"><div class="claim"><div>{"".join(lines)}</div><div>{plot}</div></div>'
-        f"{_reported(result, outcome)}</div>\n"
+        f"{others}{_reported(result, outcome)}</div>\n"
     )
+
+
+def _attempts(outcome: Outcome) -> str:
+    """What each attempt to measure a claim says."""
+    rows = [
+        [
+            one.name,
+            ", ".join(filter(None, [one.by, one.where, one.when])),
+            f"{one.seeds[0]} to {one.seeds[-1]}" if one.seeds else "–",
+            effect_text(outcome.claim, one.effect),
+            interval_text(outcome.claim, one),
+            one.verdict.value,
+            "; ".join(filter(None, [one.beside, one.apart])),
+        ]
+        for one in outcome.attempts
+    ]
+    heading = ["attempt", "who, where, when", "seeds", "effect", "95 % interval", "verdict", "beside the shipped runs"]
+    return f'<div class="scroll">{table(heading, rows, numeric=(3, 4))}</div>'
 
 
 def _reported(result: ReproduceResult, outcome: Outcome) -> str:

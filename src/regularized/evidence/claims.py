@@ -1,21 +1,23 @@
 """What a paper claims, in a form that a run can refute."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 from regularized.evidence.numbers import number
 from regularized.mechanisms.tables import html_table
 
 __all__ = [
     "SHORT",
+    "Attempted",
     "Claim",
     "Direction",
     "Kind",
     "Outcome",
     "Reported",
     "Verdict",
+    "attempt_text",
     "claims_table",
     "count_verdicts",
     "counts_text",
@@ -32,7 +34,8 @@ Kind: TypeAlias = Literal["claim", "sanity"]
 class Verdict(StrEnum):
     """Outcome of a claim, from paired differences over seeds; see :mod:`regularized.evidence.verdicts` for the rule.
 
-    Exactly one of the first five is given to a claim that was measured.
+    Exactly one of the first five is given to a claim by one set of runs; ``contested`` is a claim on whose verdict
+    several attempts to measure it disagree, see :mod:`regularized.evidence.attempts`.
     """
 
     HOLDS = "holds"
@@ -40,6 +43,7 @@ class Verdict(StrEnum):
     NO_EFFECT = "no effect shown"
     OPPOSITE = "opposite"
     OPEN = "open"
+    CONTESTED = "contested"
     NOT_RUN = "not run"
 
 
@@ -49,6 +53,7 @@ SHORT = {
     Verdict.NO_EFFECT: "no effect",
     Verdict.OPPOSITE: "opposite",
     Verdict.OPEN: "open",
+    Verdict.CONTESTED: "contested",
     Verdict.NOT_RUN: "not run",
 }
 """Verdicts in a word or two, for counts."""
@@ -130,6 +135,51 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Attempted:
+    """What one attempt says of a claim: the runs that ship, or those of another machine or person.
+
+    Args:
+        name: ``"shipped"``, or the name of the attempt's file: lower-case letters, digits, hyphens.
+        verdict: by its own runs, corrected over all claims of the card.
+        effect: mean improvement over its seeds; None where nothing was measured.
+        interval: 95 % interval of ``effect``; None with fewer than two seeds.
+        seeds: its seeds.
+        by: who made it. Free text of a stranger, like the next three: whoever shows it escapes it.
+        where: on what machine, in the maker's words.
+        when: the day on which its last run ended.
+        beside: what sets it apart from the runs that ship: seeds, processor, versions. Empty for these.
+        apart: why it has no say in whether the claim is contested; empty where it has one.
+    """
+
+    name: str
+    verdict: Verdict
+    effect: float | None = None
+    interval: tuple[float, float] | None = None
+    seeds: Sequence[int] = ()
+    by: str = ""
+    where: str = ""
+    when: str = ""
+    beside: str = ""
+    apart: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON knows it; an interval always has two ends, which are None while it is unknown."""
+        return {
+            **asdict(self),
+            "verdict": self.verdict.value,
+            "interval": list(self.interval or (None, None)),
+            "seeds": list(self.seeds),
+        }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
+        """The same from JSON."""
+        low, high = plain["interval"]
+        given: dict[str, Any] = {**plain, "verdict": Verdict(plain["verdict"]), "seeds": tuple(plain["seeds"])}
+        return cls(**given | {"interval": None if low is None else (low, high)})
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """A claim with what was measured for it.
 
@@ -147,6 +197,7 @@ class Outcome:
         toy: whether data or model are small where the paper's are not.
         problem: why there is no verdict although there are numbers: a seed failed, a value is not finite, the scale is
             too small. Empty otherwise.
+        attempts: what each attempt says, the runs that ship first; empty for a set of runs by itself.
     """
 
     claim: Claim
@@ -159,6 +210,7 @@ class Outcome:
     about: Mapping[str, Any] = field(default_factory=dict)
     toy: bool = False
     problem: str = ""
+    attempts: Sequence[Attempted] = ()
 
     @property
     def worst_seed(self) -> tuple[int, float] | None:
@@ -223,7 +275,7 @@ def _allowed_loss(claim: Claim) -> str:
     return "" if least is None or least >= 0 else effect_text(claim, -least).lstrip("+")
 
 
-def interval_text(claim: Claim, outcome: Outcome) -> str:
+def interval_text(claim: Claim, outcome: Outcome | Attempted) -> str:
     """The interval in the unit of :func:`effect_text`."""
     if outcome.interval is None:
         return "–"
@@ -233,7 +285,7 @@ def interval_text(claim: Claim, outcome: Outcome) -> str:
 
 
 def reason_text(outcome: Outcome) -> str:
-    """Why a claim has no verdict; empty where it has one.
+    """Why a claim has no verdict, or which ones are at odds; empty where it has one.
 
     Examples:
         >>> claim = Claim("c", "s", "m", "higher", "a", "b", smallest_effect=2.0, unit="points")
@@ -241,13 +293,35 @@ def reason_text(outcome: Outcome) -> str:
         'surely neither at least +2 points nor less: more seeds would tell'
         >>> reason_text(Outcome(claim, Verdict.HOLDS, effect=5.0))
         ''
+        >>> said = [Attempted("shipped", Verdict.HOLDS), Attempted("ada-1a2b3c4d", Verdict.NO_EFFECT)]
+        >>> reason_text(Outcome(claim, Verdict.CONTESTED, effect=5.0, attempts=said))
+        'attempts disagree: shipped holds; ada-1a2b3c4d no effect shown'
     """
+    if outcome.verdict is Verdict.CONTESTED:
+        return "attempts disagree: " + "; ".join(f"{one.name} {one.verdict.value}" for one in outcome.attempts)
     if outcome.problem or outcome.verdict is not Verdict.OPEN:
         return outcome.problem
     least = threshold_text(outcome.claim)
     if _allowed_loss(outcome.claim):
         return f"surely neither {least} nor a larger one: more seeds would tell"
     return f"surely neither at least {least} nor less: more seeds would tell"
+
+
+def attempt_text(claim: Claim, one: Attempted) -> str:
+    """An attempt at a claim in a line. It has a stranger's words in it: plain text, no markup.
+
+    Examples:
+        >>> claim = Claim("c", "s", "m", "higher", "a", "b", smallest_effect=2.0, unit="points")
+        >>> ada = Attempted("ada-1a2b3c4d", Verdict.OPEN, 1.5, (-1.0, 4.0), range(300, 310), "Ada", when="2026-03-02")
+        >>> attempt_text(claim, ada)
+        'ada-1a2b3c4d (Ada, 2026-03-02): open, +1.5 points [-1, 4], seeds 300 to 309'
+    """
+    who = ", ".join(filter(None, [one.by, one.where, one.when]))
+    seeds = f", seeds {one.seeds[0]} to {one.seeds[-1]}" if one.seeds else ""
+    told = (
+        f"{one.name} ({who}): {one.verdict.value}, {effect_text(claim, one.effect)} {interval_text(claim, one)}{seeds}"
+    )
+    return "; ".join(filter(None, [told, one.beside, one.apart and f"does not count: {one.apart}"]))
 
 
 def claims_table(outcomes: Iterable[Outcome]) -> str:

@@ -47,6 +47,7 @@ __all__ = [
     "Seeds",
     "Tuning",
     "Unavailable",
+    "block_of",
     "data_fingerprint",
     "describe_arms",
     "resolve",
@@ -274,6 +275,39 @@ def seeds_of(experiment: ModuleType) -> Seeds:
     """The seeds that an experiment declares; ten from 0 where it says nothing."""
     declared: Seeds = getattr(experiment, "SEEDS", Seeds())
     return declared
+
+
+_BLOCKS = range(0, 1000, 100)
+
+
+def block_of(experiment: ModuleType, first: int) -> Seeds:
+    """A block of seeds for another attempt: as many as the experiment declares, so that nobody adds some after a look.
+
+    Args:
+        experiment: the module.
+        first: its first seed: the one that the experiment declares, or 0, 100, ..., 900. Data sets deal out their rows
+            anew for each such block, and a start of anybody's choice would leave many blocks to choose from.
+
+    Raises:
+        ValueError: there is no such block, or its seeds were used to choose the settings.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> block_of(SimpleNamespace(SEEDS=Seeds()), 300).numbers[-1]
+        309
+    """
+    declared = seeds_of(experiment)
+    if first == declared.first:
+        return declared
+    if first not in _BLOCKS:
+        raise ValueError(
+            f"a block of seeds starts at {declared.first}, as declared, or at one of {[*_BLOCKS]}; got {first!r}"
+        )
+    block = Seeds(declared.count, first, "Another attempt, on seeds of its own.")
+    tuning: Tuning | None = getattr(experiment, "TUNING", None)
+    if tuning is not None and (both := sorted(set(block.numbers) & set(tuning.seeds))):
+        raise ValueError(f"seeds {both} were used to choose the settings and cannot be evidence: take another block")
+    return block
 
 
 def describe_arms(experiment: ModuleType, scale: str) -> dict[str, dict[str, Any]]:

@@ -44,6 +44,7 @@ _STYLES = {
     Verdict.NO_EFFECT: "bold red",
     Verdict.OPPOSITE: "bold red",
     Verdict.OPEN: "bold yellow",
+    Verdict.CONTESTED: "bold magenta",
     Verdict.NOT_RUN: "dim",
 }
 

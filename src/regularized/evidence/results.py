@@ -108,6 +108,7 @@ class ReproduceResult:
         reused: how many of the runs were made by earlier calls.
         seconds: wall time of this call.
         report: the report, once :func:`regularized.evidence.report.write` wrote it.
+        own_block: whether the seeds are another block than the experiment declares.
     """
 
     slug: str
@@ -126,6 +127,7 @@ class ReproduceResult:
     reused: int = 0
     seconds: float = 0.0
     report: Path | None = None
+    own_block: bool = False
 
     def _repr_html_(self) -> str:
         """For notebooks."""

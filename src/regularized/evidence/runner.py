@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 from regularized.evidence import ledger, pictures, sounds
 from regularized.evidence.claims import Claim
-from regularized.evidence.experiment import Tuning, Unavailable, describe_arms, resolve, seeds_of
+from regularized.evidence.experiment import Tuning, Unavailable, block_of, describe_arms, resolve, seeds_of
 from regularized.evidence.pool import Answer, AnyPool, Job, Pool
 from regularized.evidence.progress import Display, display
 from regularized.evidence.provenance import checkout_state, closure, code_key, cores, environment, versions
@@ -56,6 +56,7 @@ def reproduce(
     *,
     scale: str = "laptop",
     seeds: int | None = None,
+    first: int | None = None,
     arms: Sequence[str] | None = None,
     workers: int | None = None,
     store: Store | None = None,
@@ -75,6 +76,8 @@ def reproduce(
         claims: what to judge.
         scale: ``"smoke"``, ``"laptop"`` (default) or ``"paper"``.
         seeds: how many of the declared seeds, from the first on; default all. With fewer every claim stays open.
+        first: another block of as many seeds, for an attempt of one's own, see
+            :func:`~regularized.evidence.experiment.block_of`; default the declared.
         arms: only these arms, in the experiment's order; default all. Claims about others are left out of the result,
             but count in the correction for the number of claims.
         workers: parallel processes of one thread each; default one for each usable core.
@@ -87,15 +90,15 @@ def reproduce(
 
     Raises:
         Unavailable: data, a package or hardware of this scale is missing.
-        ValueError: the scale, an arm or an arm of a claim does not exist, or more seeds are asked for than the
-            experiment declares.
+        ValueError: the scale, an arm, an arm of a claim or the block of seeds does not exist, or more seeds are asked
+            for than the experiment declares.
         Interrupted: Ctrl-C; finished runs are kept.
         StoreError: the store cannot be used.
         RuntimeError: the experiment cannot be loaded in a process of its own.
     """
     start = time.monotonic()
     experiment = _load(module_name)
-    wanted = _seeds(seeds, experiment)
+    wanted = _seeds(seeds, experiment, first)
     _check(experiment, module_name, scale, claims)
     chosen = _chosen(arms, experiment, module_name)
     jobs = [Job(arm, seed, scale) for seed in wanted for arm in chosen]
@@ -124,6 +127,7 @@ def reproduce(
         code_key=code_key(module_name),
         reused=reused,
         seconds=time.monotonic() - start,
+        own_block=wanted[0] != seeds_of(experiment).first,
     )
 
 
@@ -393,8 +397,8 @@ def _known_tuning(slug: str, module_name: str, experiment: ModuleType, store: St
     return TuningResult(tuning.metric, tuning.direction, tuple(tuning.seeds), trials, agrees, reused=len(runs))
 
 
-def _seeds(seeds: int | None, experiment: ModuleType) -> tuple[int, ...]:
-    declared = seeds_of(experiment)
+def _seeds(seeds: int | None, experiment: ModuleType, first: int | None = None) -> tuple[int, ...]:
+    declared = seeds_of(experiment) if first is None else block_of(experiment, first)
     count = declared.count if seeds is None else seeds
     if not 1 <= count <= declared.count:
         raise ValueError(

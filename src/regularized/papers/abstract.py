@@ -45,6 +45,18 @@ class Sentence:
         """For JSON."""
         return {"says": self.says, "tested_by": list(self.tested_by), "untested": self.untested}
 
+    def pairs(self) -> list[dict[str, str | None]]:
+        """The same flat: a row for each claim that tests it, or one without a claim and with the reason.
+
+        Examples:
+            >>> Sentence("It is fast.", ("speed", "memory")).pairs()[1]
+            {'sentence': 'It is fast.', 'claim': 'memory', 'reason': ''}
+            >>> Sentence("It is proven.", untested="A theorem.").pairs()
+            [{'sentence': 'It is proven.', 'claim': None, 'reason': 'A theorem.'}]
+        """
+        claims = self.tested_by or (None,)
+        return [{"sentence": self.says, "claim": claim, "reason": self.untested} for claim in claims]
+
 
 def load_abstract(folder: Path, claims: Collection[str]) -> tuple[Sentence, ...]:
     """Read the file in a paper's folder; nothing where there is none.

@@ -392,11 +392,19 @@ def _date(value: Any) -> str:
 
 _WORD = _text(r"[a-z][a-z0-9_]*", "lower-case letters, digits and underscores, a letter first")
 _LINE = _text()
+RESERVED = ("export", "import")
+"""Names that no paper can have: words that stand in the place of one, as in `regularized ledger export`."""
+
+
+def _slug(value: Any) -> str:
+    return _WORD(value) or ("another name: it is a word of the commands" if value in RESERVED else "")
+
+
 _MAYBE = _text(empty=True)
 _PROSE = _text(one_line=False)
 
 _CARD: Mapping[str, _Key] = {
-    "slug": _Key(_WORD),
+    "slug": _Key(_slug),
     "title": _Key(_LINE),
     "date": _Key(_date),
     "arxiv": _Key(_text(r"\d{4}\.\d{4,5}", 'an arXiv identifier such as "2007.00151", or ""', empty=True)),

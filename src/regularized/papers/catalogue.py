@@ -25,13 +25,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from regularized.evidence.claims import Claim, Outcome, Verdict, count_verdicts
+from regularized.evidence.claims import Attempted, Claim, Outcome, Verdict, count_verdicts
 from regularized.papers.abstract import Sentence, load_abstract
 from regularized.papers.card import Card, CardError
 from regularized.papers.memory import Memory
 from regularized.papers.proof import best_proven_first
 
 if TYPE_CHECKING:
+    from regularized.evidence.attempts.form import Attempt
     from regularized.evidence.ledger import Ledger
 
 __all__ = ["Entry", "UnknownPaper", "broken_cards", "find", "load_catalogue", "public_names"]
@@ -125,15 +126,15 @@ class Entry:
 
     @cached_property
     def outcomes(self) -> tuple[Outcome, ...]:
-        """Each claim with its verdict from the shipped runs; ``not run`` without any."""
+        """Each claim with its verdict from the shipped runs; ``not run`` without any, ``contested`` where attempts of
+        other machines or persons are at odds with them or with each other."""
         judged = self.memory.recall(f"{self.slug} outcomes", lambda: [*map(_to_plain, self._judge())])
         return tuple(_from_plain(claim, plain) for claim, plain in zip(self.card.claims, judged, strict=True))
 
     def _judge(self) -> Sequence[Outcome]:
-        ledger = self.load_ledger()
-        if ledger is None:
-            return [Outcome(claim, Verdict.NOT_RUN) for claim in self.card.claims]
-        return ledger.outcomes(self.card.claims)
+        from regularized.evidence.attempts.judging import together
+
+        return together(self.card.claims, self.load_ledger(), self.load_attempts())
 
     @cached_property
     def code_key(self) -> str:
@@ -164,6 +165,12 @@ class Entry:
         except LedgerError as error:
             log.warning("%s", error)
             return None
+
+    def load_attempts(self) -> "tuple[Attempt, ...]":
+        """Runs of other machines or persons beside the shipped ones; a damaged one is reported by a warning."""
+        from regularized.evidence.attempts.kept import load
+
+        return load(self.folder)
 
     @cached_property
     def page(self) -> str:
@@ -375,12 +382,14 @@ def _public_names(package: str) -> dict[str, str]:
 def _to_plain(outcome: Outcome) -> dict[str, Any]:
     """An outcome without its claim, as JSON knows it."""
     plain = {part.name: getattr(outcome, part.name) for part in fields(outcome) if part.name != "claim"}
+    plain["attempts"] = [one.to_dict() for one in outcome.attempts]
     return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
 
 def _from_plain(claim: Claim, plain: Mapping[str, Any]) -> Outcome:
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in plain.items()}
-    return Outcome(claim, **{**values, "verdict": Verdict(plain["verdict"])})
+    attempts = tuple(map(Attempted.from_dict, plain["attempts"]))
+    return Outcome(claim, **{**values, "verdict": Verdict(plain["verdict"]), "attempts": attempts})
 
 
 def _folders(package: str) -> list[Path]:

@@ -347,5 +347,6 @@ def _claim(claim: ClaimRow) -> ClaimItem:
         counts_in_words=claim.details["counts"],
         note=claim.details["note"],
         reported=claim.details["reported"],
+        attempts=claim.details.get("attempts", []),
         **{name: claim.details[name] for name in keys},
     )

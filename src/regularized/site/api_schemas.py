@@ -32,6 +32,7 @@ class Verdicts(BaseModel):
     no_effect_shown: int
     opposite: int
     open: int
+    contested: int = Field(description="Attempts to measure it disagree.")
     not_run: int
 
 
@@ -68,6 +69,21 @@ class ReportedNumber(BaseModel):
     source: str
 
 
+class AttemptItem(BaseModel):
+    """What one attempt says of a claim: the runs that ship, or those of another machine or person."""
+
+    name: str = Field(description="shipped, or the name of the attempt.")
+    verdict: Verdict
+    effect: float | None
+    interval: list[float | None]
+    seeds: list[int]
+    by: str = Field(description="Who made it.")
+    where: str = Field(description="On what machine.")
+    when: str = Field(description="The day on which its last run ended.")
+    beside: str = Field(description="What is independent of the shipped runs (seeds, machine, versions) and what not.")
+    apart: str = Field(description="Why it has no say in whether the claim is contested; empty where it has one.")
+
+
 class ClaimItem(BaseModel):
     """A claim, and what was measured."""
 
@@ -99,6 +115,7 @@ class ClaimItem(BaseModel):
     scale: str
     problem: str
     note: str
+    attempts: list[AttemptItem] = Field(description="What each attempt says, the shipped runs first.")
     reported: list[ReportedNumber]
 
 

@@ -17,7 +17,15 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session, selectinload
 
 from regularized.evidence.bench_rows import load as load_rows
-from regularized.evidence.claims import Outcome, Verdict, count_verdicts, counts_text, effect_text, interval_text
+from regularized.evidence.claims import (
+    Outcome,
+    Verdict,
+    attempt_text,
+    count_verdicts,
+    counts_text,
+    effect_text,
+    interval_text,
+)
 from regularized.evidence.statistics import failure_bound
 from regularized.papers.catalogue import Entry
 from regularized.papers.proof import margin, standing
@@ -38,7 +46,7 @@ __all__ = ["Changes", "find_known", "index_paper", "sync_catalogue", "title_key"
 
 log: logging.Logger = logging.getLogger(__name__)
 
-_LAYOUT = 5
+_LAYOUT = 6
 """Raised when what is written for an unchanged card changes, so that all rows are written again."""
 
 
@@ -264,6 +272,8 @@ def _claim(outcome: Outcome) -> dict[str, Any]:
             "toy": outcome.toy,
             "seeds": len(outcome.seeds),
             "problem": outcome.problem,
+            "attempts": [one.to_dict() for one in outcome.attempts],
+            "attempts_text": [attempt_text(claim, one) for one in outcome.attempts],
             "reported": [asdict(reported) for reported in claim.reported],
         },
     }

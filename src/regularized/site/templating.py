@@ -27,6 +27,7 @@ _BADGES = {
     "no effect shown": "fails",
     "opposite": "fails",
     "open": "open",
+    "contested": "contested",
     "not run": "none",
 }
 
