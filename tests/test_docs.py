@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from regularized.evidence.bench_rows import BenchRow
-from regularized.evidence.claims import Claim, Outcome, Verdict
+from regularized.evidence.claims import Attempted, Claim, Outcome, Verdict
 from regularized.papers.card import FAMILIES
 from regularized.papers.catalogue import load_catalogue
 from regularized.papers.guide import advise
@@ -139,6 +139,23 @@ def test_what_is_cheaper_and_not_measured(hooks, tmp_path, monkeypatch):
     runs, card = hooks._cheaper("../").splitlines()[2:]
     assert runs.count("not measured") == 4
     assert "card only" in card
+
+
+def test_a_strangers_words_are_no_markup(hooks):
+    """Fails when who sent an attempt can write into a page, or attempts at a contested claim are left out."""
+    claim = Claim("c", "s", "m", "higher", "a", "b", smallest_effect=1.0)
+    stranger = {"by": "<b>| [x](y) {{ guide }}", "where": "`here`", "apart": "old"}
+    said = (
+        Attempted("shipped", Verdict.HOLDS, 2.0, (1.5, 2.5), (0, 1)),
+        Attempted("x-1", Verdict.NO_EFFECT, 0.1, (-1.0, 0.5), (100, 101), **stranger),
+    )
+    table = hooks._attempts([Outcome(claim, Verdict.CONTESTED, attempts=said)])
+    row = table.splitlines()[-1]
+    assert row.count("|") == 9
+    assert not set("<[]{}()") & set(row.replace("[-1, 0.5]", ""))
+    assert "does not count: old" in row
+    assert "100 to 101" in row
+    assert hooks._attempts([Outcome(claim, Verdict.HOLDS, attempts=said[:1])]) == ""
 
 
 def test_the_guide_names_every_technique_in_the_order_of_its_evidence(hooks):

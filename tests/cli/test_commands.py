@@ -189,6 +189,8 @@ def test_reproduce_json(measured, tmp_path):
         "smoke",
         "--seeds",
         "3",
+        "--first",
+        "300",
         "--workers",
         "1",
         "--report",
@@ -201,7 +203,8 @@ def test_reproduce_json(measured, tmp_path):
     assert all(len(values) == 3 for arm in result["arms"].values() for values in arm.values())
     assert result["report"] == str(tmp_path / "here" / "report.html")
     assert (tmp_path / "here" / "report.html").is_file()
-    assert measured == [{"scale": "smoke", "seeds": 3, "workers": 1, "fresh": False, "time_limit": None, "arms": None}]
+    asked = {"scale": "smoke", "seeds": 3, "first": 300, "workers": 1, "fresh": False, "time_limit": None, "arms": None}
+    assert measured == [asked]
 
 
 def test_reproduce_prints_verdicts_and_exits_with_zero(measured):

@@ -3,7 +3,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from regularized.evidence.experiment import About, Seeds, Tuning, describe_arms, resolve, undeclared_differences
+from regularized.evidence.experiment import (
+    About,
+    Seeds,
+    Tuning,
+    block_of,
+    describe_arms,
+    resolve,
+    undeclared_differences,
+)
 
 
 @pytest.fixture
@@ -76,6 +84,20 @@ def test_toys_are_computed(experiment):
     assert not About("d", 300, "m", 10**6).is_toy_beside(About("d", 2000, "m", 10**6))
     assert About("d", 10**6, "m", 10**4).is_toy_beside(About("d", 10**6, "m", 10**5))
     assert About("d", 300, "m", 10**6).is_toy_beside(None)
+
+
+def test_a_block_for_another_attempt_is_as_long_as_the_declared():
+    """Fails when an attempt can have more seeds, start anywhere, or take those that chose the settings."""
+    experiment = SimpleNamespace(
+        SEEDS=Seeds(12, first=50, why="x"), TUNING=Tuning("m", "higher", {}, seeds=(205, 1000))
+    )
+    assert block_of(experiment, 50) is experiment.SEEDS
+    assert block_of(experiment, 300).numbers == tuple(range(300, 312))
+    for first in (7, 1000, -100):
+        with pytest.raises(ValueError, match="starts at 50, as declared, or at one of"):
+            block_of(experiment, first)
+    with pytest.raises(ValueError, match=r"seeds \[205\] were used to choose the settings"):
+        block_of(experiment, 200)
 
 
 def test_another_block_of_seeds_needs_a_reason():

@@ -242,6 +242,7 @@ def test_committed_code_does_not_take_over_runs_of_uncommitted_code(run, monkeyp
         ({"scale": "huge"}, r"no scale 'huge'; it has \['smoke', 'laptop', 'paper'\]"),
         ({"seeds": 0}, "declares 10 seeds and was asked for 0"),
         ({"seeds": 11}, "asked for 11: .* more would be seeds added after a look"),
+        ({"first": 7}, "a block of seeds starts at 0, as declared"),
         ({"workers": 0}, "workers must be at least 1"),
     ],
 )

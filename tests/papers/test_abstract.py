@@ -33,6 +33,7 @@ def test_reading(tmp_path):
     assert found == (Sentence("It is fast.", ("speed",)), Sentence("Proven.", untested="A theorem."))
     assert coverage(found) == "1 of 2 claims of the abstract are tested"
     assert load_abstract(tmp_path / "none", set()) == ()
+    assert [list(pair) for sentence in found for pair in sentence.pairs()] == [["sentence", "claim", "reason"]] * 2
 
 
 @pytest.mark.parametrize(

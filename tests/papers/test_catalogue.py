@@ -1,6 +1,7 @@
 """The catalogue: scanned folders, computed states, verdicts from the ledger."""
 
 import cProfile
+import json
 import os
 import pstats
 import shutil
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 
 import regularized
+from regularized.cli import show
+from regularized.evidence.attempts import form, kept
 from regularized.evidence.claims import Outcome, Verdict
 from regularized.papers import catalogue as module
 from regularized.papers.abstract import Sentence
@@ -27,7 +30,7 @@ from regularized.papers.catalogue import (
     public_names,
 )
 from regularized.papers.memory import Memory
-from regularized.papers.proof import headlines, margin
+from regularized.papers.proof import headlines, margin, standing
 
 from .test_card import GOOD
 
@@ -197,6 +200,41 @@ def test_what_is_known_is_found_out_again_after_any_change(package, monkeypatch)
     assert "no experiment.py" not in look()[0]
     (root / "first" / "experiment.py").unlink()
     assert "no experiment.py" in look()[0]
+
+
+def test_an_attempt_at_odds_with_the_ledger_makes_a_claim_contested(package, monkeypatch):
+    """Fails when a contradiction is not counted, still counts as holding, or is lost between two processes."""
+    measured = min(
+        (entry for entry in load_catalogue() if any(o.verdict is Verdict.HOLDS for o in entry.outcomes)),
+        key=lambda entry: entry.ledger.stat().st_size,
+    )
+    held = next(o.claim for o in measured.outcomes if o.verdict is Verdict.HOLDS and o.claim.kind == "claim")
+    name, root = package(**{measured.slug: (measured.folder / "card.toml").read_text()})
+    folder = root / measured.slug
+    shutil.copy(measured.ledger, folder / "ledger.json")
+    data = json.loads(measured.ledger.read_text())
+    swapped = {held.baseline: held.method, held.method: held.baseline}
+    values = {(row["arm"], row["seed"]): row["metrics"] for row in data["runs"]}
+    data["runs"] = [
+        {**row, "metrics": values[swapped.get(row["arm"], row["arm"]), row["seed"]]} for row in data["runs"]
+    ]
+    maker = form.Maker("Ada", when="2026-03-02T00:00:00+00:00")
+    kept.keep(form.of_data(data, maker), folder)
+    monkeypatch.setattr(module, "_read_cards", module._read_cards.__wrapped__)
+    for _ in range(2):  # the second time from memory
+        (entry,) = module._best_proven_first.__wrapped__(name)
+        outcome = next(o for o in entry.outcomes if o.claim.id == held.id)
+        assert outcome.verdict is Verdict.CONTESTED
+        assert [one.verdict is Verdict.HOLDS for one in outcome.attempts] == [True, False]
+        counted = entry.to_dict()["verdicts"]
+        before = measured.to_dict()["verdicts"]
+        assert counted["contested"] >= 1
+        assert counted["holds"] < before["holds"]
+        assert sum(counted.values()) == sum(before.values())
+        assert standing(entry) < standing(measured)
+        shown = next(claim for claim in show.to_json(entry)["claims"] if claim["id"] == held.id)
+        assert shown["verdict"] == "contested"
+        assert [one["by"] for one in shown["attempts"]] == ["regularized", "Ada"]
 
 
 def test_memory_that_cannot_be_trusted_is_none(tmp_path, monkeypatch):

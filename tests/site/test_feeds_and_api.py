@@ -3,11 +3,13 @@
 import datetime
 import json
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
-from tests.site.helpers import send
+from tests.site.helpers import START, send
 
+from regularized.evidence.claims import Verdict
 from regularized.papers.card import FAMILIES
 from regularized.papers.catalogue import load_catalogue
 from regularized.papers.search import search as command_line
@@ -15,6 +17,7 @@ from regularized.site import queries
 from regularized.site.feeds import ENTRIES as MOST
 from regularized.site.importing import Incoming, store
 from regularized.site.models import Comment, VerdictChange
+from regularized.site.sync import sync_catalogue
 
 ENTRIES = load_catalogue()
 MEASURED = next(entry for entry in ENTRIES if entry.ledger.is_file())
@@ -172,6 +175,29 @@ def test_api_paper_has_the_evidence(client):
     assert body["implemented"]
     assert client.get("/api/v1/papers/nothing").status_code == 404
     assert {row["name"] for row in client.get("/api/v1/families").json()} == set(FAMILIES)
+
+
+def test_a_claim_on_which_attempts_disagree(client, site):
+    """Fails when a contested claim is shown as decided, cannot be asked for, or a stranger's name is markup."""
+    first, *rest = MEASURED.outcomes
+    said = (*first.attempts, replace(first.attempts[0], name="x-1a2b3c4d", by="<script>x()</script>", where="*here*"))
+    entry = replace(MEASURED)
+    entry.__dict__["outcomes"] = (replace(first, verdict=Verdict.CONTESTED, attempts=said), *rest)
+    with site.write.begin() as session:
+        sync_catalogue(session, [entry if one is MEASURED else one for one in ENTRIES], now=START + 1)
+    page = client.get(f"/papers/{entry.slug}").text
+    assert '<span class="badge contested">contested</span>' in page
+    assert "Attempts disagree" in page
+    assert "&lt;script&gt;x()&lt;/script&gt;, *here*" in page
+    assert "<script>x()" not in page
+    assert "1 contested" in client.get("/search?verdict=contested").text
+    found = client.get("/api/v1/papers?verdict=contested").json()
+    assert [(paper["slug"], paper["verdicts"]["contested"]) for paper in found["papers"]] == [(entry.slug, 1)]
+    claim = client.get(f"/api/v1/papers/{entry.slug}").json()["claims"][0]
+    assert claim["verdict"] == "contested"
+    assert [one["by"] for one in claim["attempts"]] == ["regularized", "<script>x()</script>"]
+    assert "<b>1</b> are contested" in client.get("/").text
+    assert client.get("/api/v1/totals").json()["claims"]["contested"] == 1
 
 
 def test_verdict_changes(client, changed):

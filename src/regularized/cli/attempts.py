@@ -76,12 +76,14 @@ def import_evidence(
     A file that does not fit is refused with the field, what was given, and what is needed; the others are kept all the
     same. Keeping is for developers, in a checkout; `--check` works everywhere.
     """
+    from regularized.evidence.attempts.files import named
+
     if not check:
         needs_checkout("ledger import")
     rows: list[dict[str, Any]] = []
     refused = 0
     for file in files:
-        name = str(file) if str(file).isprintable() else ascii(str(file))
+        name = named(file)
         try:
             rows.append({"file": name, **_take(file, check=check)})
         except Exception as error:  # one bad file never stops the rest; a defect of ours does

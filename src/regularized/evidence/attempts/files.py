@@ -1,6 +1,6 @@
 """The text of an attempt out of a file, a folder or a zip that a stranger sent: nothing is unpacked, all is bounded.
 
-Public names: :func:`read`, :data:`FILE`, :data:`LARGEST`, :class:`AttemptError`, :func:`shown`.
+Public names: :func:`read`, :data:`FILE`, :data:`LARGEST`, :class:`AttemptError`, :func:`shown`, :func:`named`.
 """
 
 import os
@@ -14,7 +14,7 @@ from struct import error as StructError
 
 from regularized.evidence.ledger import LedgerError
 
-__all__ = ["FILE", "LARGEST", "AttemptError", "read", "shown"]
+__all__ = ["FILE", "LARGEST", "AttemptError", "named", "read", "shown"]
 
 FILE = "attempt.json"
 """Name of the attempt in a folder or a zip; all else there is for people."""
@@ -52,6 +52,12 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
+def named(path: Path) -> str:
+    """A path for a message: whole, since its end tells files apart, and quoted where it is odd."""
+    text = str(path)
+    return text if text.isprintable() else ascii(text)
+
+
 def read(path: Path) -> str:
     """The text of an attempt.
 
@@ -68,11 +74,11 @@ def read(path: Path) -> str:
         if content.startswith(b"PK\x03\x04"):
             content = _out_of_zip(path)
         elif len(content) > LARGEST:
-            raise AttemptError([f"{shown(str(path))}: has {len(content)} bytes; an attempt has at most {LARGEST}"])
+            raise AttemptError([f"{named(path)}: has {len(content)} bytes; an attempt has at most {LARGEST}"])
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise AttemptError([f"{shown(str(path))}: must be JSON in UTF-8 ({error.reason} at {error.start})"]) from None
+        raise AttemptError([f"{named(path)}: must be JSON in UTF-8 ({error.reason} at {error.start})"]) from None
 
 
 def _bytes_of(path: Path, most: int, *, follow: bool) -> bytes:
@@ -83,17 +89,17 @@ def _bytes_of(path: Path, most: int, *, follow: bool) -> bytes:
         descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0))
         with open(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise AttemptError([f"{shown(str(path))}: must be a file, a folder with {FILE}, or a zip with it"])
+                raise AttemptError([f"{named(path)}: must be a file, a folder with {FILE}, or a zip with it"])
             content = file.read(most + 1)
     except OSError as error:
-        raise AttemptError([f"{shown(str(path))}: cannot be read ({error.strerror})"]) from None
+        raise AttemptError([f"{named(path)}: cannot be read ({error.strerror})"]) from None
     if len(content) > most:
-        raise AttemptError([f"{shown(str(path))}: is larger than the {most} bytes that are allowed"])
+        raise AttemptError([f"{named(path)}: is larger than the {most} bytes that are allowed"])
     return content
 
 
 def _out_of_zip(path: Path) -> bytes:
-    where = shown(str(path))
+    where = named(path)
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()

@@ -6,7 +6,7 @@ Public names: :func:`load`, :func:`keep`, :data:`FOLDER`.
 import logging
 from pathlib import Path
 
-from regularized.evidence.attempts.files import AttemptError, read, shown
+from regularized.evidence.attempts.files import AttemptError, named, read
 from regularized.evidence.attempts.form import Attempt, parse
 from regularized.evidence.ledger import write
 
@@ -32,7 +32,7 @@ def load(paper: Path) -> tuple[Attempt, ...]:
             if attempt.ledger.slug != paper.name:
                 raise AttemptError([f"slug: got {attempt.ledger.slug}; needed is {paper.name}, that of its folder"])
         except AttemptError as error:
-            log.warning("the attempt %s is left out: %s", shown(str(file)), error)
+            log.warning("the attempt %s is left out: %s", named(file), error)
         else:
             found.append(attempt)
     return tuple(found)
