@@ -7,7 +7,6 @@ What passes can be shown and judged; whether it belongs to a paper of this packa
 
 import hashlib
 import json
-import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +41,7 @@ _LONGEST = {"by": 80, "where": 160, "note": 600, "command": 300, "when": 40}
 _LONGEST_TEXT = 1000
 _DEEPEST = 8
 _MOST_PROBLEMS = 20
+_SMALLEST, _LARGEST = 1e-100, 2.0**63  # what effects, their squares and their shares of a baseline are computed from
 _WORD = re.compile(r"[a-z][a-z0-9_]{0,79}")
 _KEY = re.compile(r"[0-9a-f]{16}")
 _COMMIT = re.compile(r"(?:[0-9a-f]{7,64})?")
@@ -178,8 +178,8 @@ def _values(value: Any, field: str = "the file", depth: int = 0) -> Iterator[str
     elif isinstance(value, list):
         for place, inner in enumerate(value):
             yield from _values(inner, f"{field}[{place}]", depth + 1)
-    elif isinstance(value, int | float) and not (math.isfinite(value) and abs(value) < 2**63):
-        yield f"{field}: got {shown(value)}; must be a finite number"
+    elif isinstance(value, int | float) and value != 0 and not _SMALLEST < abs(value) < _LARGEST:
+        yield f"{field}: got {shown(value)}; must be a number of ordinary size: {_SMALLEST} to {_LARGEST:.0e}, or 0"
 
 
 def _fields(data: Any) -> Iterator[str]:
