@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from regularized.evidence.comparison import Candidate, Comparison, Plan, Problem, compare_problem, problem_of
-from regularized.evidence.comparison.matrix import entry_of
 from regularized.evidence.comparison.models import Factory
-from regularized.evidence.comparison.recipe import Setup
-from regularized.evidence.comparison.training import gathered
+from regularized.evidence.comparison.planning import apart
 from regularized.evidence.pool import AnyPool
 from regularized.papers.card import FAMILIES
 from regularized.papers.catalogue import load_catalogue
@@ -59,7 +57,8 @@ def compare(
         problem: family of the problem, in its words or with underscores: ``"noisy labels"``, ``"overfitting"``
             (default), ...; decides who takes part.
         target: name of the target in a frame, file or dictionaries.
-        candidates: names of techniques and baselines instead of those for the family.
+        candidates: names of techniques and baselines instead of those for the family; ``"dropout + mixup"`` is an arm
+            with both.
         metric: that decides; default accuracy, or the root mean squared error for regression.
         trials: settings tried for each arm in each split; default 8.
         splits: how often the samples are dealt anew; default 5, at least 3.
@@ -158,17 +157,10 @@ def exclusive_pairs() -> dict[frozenset[str], str]:
         >>> exclusive_pairs()[frozenset({"label_smoothing", "mixup"})]
         "label_smoothing and mixup exclude each other: each takes the place of the task's loss"
     """
-    setup = Setup("classification", 100, 2, (1, 8, 8), 1, 10, 0)
     found = {}
-    for first, second in combinations(_all_candidates(), 2):
-        pair = frozenset({first.recipe.name, second.recipe.name})
-        if own := [member.recipe.name for member in (first, second) if member.recipe.fit is not None]:
-            found[pair] = f"{' and '.join(own)} {'is' if len(own) == 1 else 'are each'} a training of its own"
-            continue
-        try:
-            gathered([first.recipe, second.recipe], setup, entry_of((first, second), 1).trials[0]["own"])
-        except ValueError as reason:
-            found[pair] = str(reason)
+    for pair in combinations(_all_candidates(), 2):
+        if reason := apart(pair, "classification", (1, 8, 8), 2):
+            found[frozenset(member.recipe.name for member in pair)] = reason
     return found
 
 

@@ -9,7 +9,7 @@ from regularized.evidence.comparison.boosted_trees import fit_boosted_trees
 from regularized.evidence.comparison.comparing import compare_problem
 from regularized.evidence.comparison.matrix import Candidate
 from regularized.evidence.comparison.models import default_model
-from regularized.evidence.comparison.problem import Problem, all_samples
+from regularized.evidence.comparison.problem import Problem, all_samples, new_samples
 from regularized.evidence.comparison.reading import problem_of
 from regularized.evidence.comparison.recipe import ANY_PROBLEM, Code, Fitting, Need, Recipe, Setup
 from regularized.evidence.comparison.result import Arm, Comparison, Plan
@@ -35,5 +35,6 @@ __all__ = [
     "compare_problem",
     "default_model",
     "fit_boosted_trees",
+    "new_samples",
     "problem_of",
 ]

@@ -12,12 +12,10 @@ from regularized.evidence.comparison.judging import Judged, Recommendation, best
 from regularized.evidence.comparison.matrix import Candidate, Entry, Matrix, entry_of
 from regularized.evidence.comparison.metrics import METRICS, default_metric
 from regularized.evidence.comparison.models import Factory, make, source_of
-from regularized.evidence.comparison.planning import PLAIN, check, choose, make_plan, within
+from regularized.evidence.comparison.planning import PLAIN, apart, check, choose, make_plan, within
 from regularized.evidence.comparison.problem import Problem, save
-from regularized.evidence.comparison.recipe import Setup
 from regularized.evidence.comparison.result import Arm, Comparison, Plan
 from regularized.evidence.comparison.snippet import snippet
-from regularized.evidence.comparison.training import gathered
 from regularized.evidence.pool import AnyPool, Here, Pool
 from regularized.evidence.provenance import cores
 from regularized.evidence.statistics import interval_of_mean
@@ -58,7 +56,8 @@ def compare_problem(
         candidates: all recipes there are, the baselines among them.
         make_model: makes a new network; default one that fits the kind of data.
         family: of the problem, for which recipes offer themselves.
-        asked: names of the recipes that are wanted; default those for the family. ``plain`` always is.
+        asked: names of the recipes that are wanted, or of several with ``+`` between, to be one arm; default those for
+            the family. ``plain`` always is.
         metric: that decides; default accuracy, or the root mean squared error.
         trials: settings tried for each arm in each split; default 8.
         splits: how often the samples are dealt anew; default 5, at least 3.
@@ -92,7 +91,7 @@ def compare_problem(
         "batch_size": batch_size or (64 if sizes["train"] >= 500 else 32),
         "optimizer": optimizer,
     }
-    entries = [entry_of((candidate,), trials) for candidate in chosen]
+    entries = [entry_of(members, trials) for members in chosen]
     costs = measure_costs(problem, {entry.name: entry.settings(base, 0) for entry in entries})
     count = (workers or cores()) if model_source.importable else 1
     plan = make_plan(problem, base, costs, entries, left_out, trials=trials, splits=splits, workers=count)
@@ -191,7 +190,7 @@ class _Bench:
                 entry_of((*best.members, *other.members), self.matrix.plan.trials)
                 for other in singles
                 if other.name != PLAIN
-                and other.members[0] not in best.members
+                and not any(member in best.members for member in other.members)
                 and self.judged[other.name].selection_effect > 0
                 and self._fit_together((*best.members, *other.members))
             ]
@@ -254,17 +253,7 @@ class _Bench:
 
     def _fit_together(self, members: Sequence[Candidate]) -> bool:
         """Whether recipes can be one training: no procedure, which trains alone; and at most one task."""
-        recipes = [member.recipe for member in members]
-        if any(recipe.fit is not None for recipe in recipes):
-            return False
-        base, problem = self.matrix.base, self.problem
-        shape, outputs, size = problem.input_shape, problem.num_outputs, problem.sizes()["train"]
-        setup = Setup(problem.task, size, outputs, shape, base["epochs"], base["batch_size"], 0)
-        try:
-            gathered(recipes, setup, entry_of(members, 1).trials[0]["own"])
-        except ValueError:
-            return False
-        return True
+        return apart(members, self.problem.task, self.problem.input_shape, self.problem.num_outputs) is None
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from regularized.evidence.comparison.baselines import COMMON
@@ -37,7 +38,13 @@ class Candidate:
     @property
     def reference(self) -> tuple[str, str]:
         """What a run's settings say: where it is, and its code."""
-        return f"{self.module_name}:{self.recipe.name}", code_key(self.module_name)
+        return f"{self.module_name}:{self.recipe.name}", _code(self.module_name)
+
+
+@cache
+def _code(module_name: str) -> str:
+    """Code key of a module, which takes a while, once: a process does not change what it has imported."""
+    return code_key(module_name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,16 +4,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from regularized.evidence.comparison.cost import Cost
 from regularized.evidence.comparison.matrix import Candidate, Entry
 from regularized.evidence.comparison.metrics import METRICS
 from regularized.evidence.comparison.models import Factory, check_output, describe_default, make, source_of
 from regularized.evidence.comparison.problem import Problem
-from regularized.evidence.comparison.recipe import ANY_PROBLEM
+from regularized.evidence.comparison.recipe import ANY_PROBLEM, Setup, Task
 from regularized.evidence.comparison.result import Plan
-from regularized.evidence.comparison.training import OPTIMIZERS
+from regularized.evidence.comparison.space import points
+from regularized.evidence.comparison.training import OPTIMIZERS, gathered
 
-__all__ = ["PLAIN", "check", "choose", "make_plan", "within"]
+__all__ = ["PLAIN", "apart", "check", "choose", "make_plan", "within"]
 
 PLAIN = "plain"
 _LEAST_SPLITS, _LEAST_TRIALS = 3, 4
@@ -42,34 +45,73 @@ def choose(
     make_model: Factory | None,
     family: str,
     asked: Sequence[str] | None,
-) -> tuple[list[Candidate], dict[str, str]]:
-    """Who takes part, plain first; and who does not, with the reason.
+) -> tuple[list[tuple[Candidate, ...]], dict[str, str]]:
+    """Who takes part, plain first; and who does not, with the reason. Names with ``+`` between are one arm together.
 
     Raises:
         ValueError: a name is unknown, nothing is left, or the network does not fit the data.
     """
     known = {candidate.recipe.name: candidate for candidate in candidates}
-    if unknown := sorted(set(asked or ()) - set(known)):
+    together = [tuple(part.strip() for part in name.split("+")) for name in asked or ()]
+    if unknown := sorted({name for names in together for name in names} - set(known)):
         raise ValueError(f"no recipe is named {unknown}; there are {sorted(known)}")
     model = make(source_of(make_model).to_dict(), problem.input_shape, problem.num_outputs)
     inputs, _ = problem.prepared(problem.split(0))
     check_output(model, inputs["train"][:4], problem.num_outputs)
-    chosen, left_out = [known[PLAIN]], {}
+    chosen: list[tuple[Candidate, ...]] = [(known[PLAIN],)]
+    left_out: dict[str, str] = {}
     for name, candidate in known.items():
         recipe = candidate.recipe
         if name == PLAIN:
             continue
-        wanted = name in asked if asked is not None else bool(recipe.problems & {ANY_PROBLEM, family})
+        wanted = (name,) in together if asked is not None else bool(recipe.problems & {ANY_PROBLEM, family})
         obstacles = recipe.obstacles(problem.task, problem.input_shape, model)
         if wanted and not obstacles:
-            chosen.append(candidate)
+            chosen.append((candidate,))
         elif obstacles:
             left_out[name] = "; ".join(obstacles)
         elif asked is None:
             left_out[name] = f"it is for {', '.join(sorted(recipe.problems)).replace('_', ' ')}; ask for it by name"
+    for names in dict.fromkeys(names for names in together if len(names) > 1):
+        members = tuple(known[name] for name in names)
+        if obstacles := _obstacles(members, problem, model):
+            left_out[" + ".join(names)] = "; ".join(obstacles)
+        else:
+            chosen.append(members)
     if len(chosen) == 1:
         raise ValueError(f"nothing can be compared with the plain network here: {left_out}")
     return chosen, left_out
+
+
+def _obstacles(members: Sequence[Candidate], problem: Problem, model: nn.Module) -> list[str]:
+    """Why recipes cannot be one arm together; empty where they can."""
+    recipes = [member.recipe for member in members]
+    found = [f"{r.name}: {o}" for r in recipes for o in r.obstacles(problem.task, problem.input_shape, model)]
+    if len({recipe.name for recipe in recipes}) < len(recipes):
+        found.append("it names a technique twice")
+    elif not found and (reason := apart(members, problem.task, problem.input_shape, problem.num_outputs)):
+        found.append(reason)
+    return found
+
+
+def apart(members: Sequence[Candidate], task: Task, input_shape: tuple[int, ...], num_outputs: int) -> str | None:
+    """Why recipes cannot be one training; None where they can.
+
+    Args:
+        members: the candidates.
+        task: of the problem.
+        input_shape: of one input.
+        num_outputs: classes, or 1.
+    """
+    recipes = [member.recipe for member in members]
+    if own := [recipe.name for recipe in recipes if recipe.fit is not None]:
+        return f"{' and '.join(own)} {'is' if len(own) == 1 else 'are each'} a training of its own"
+    setup = Setup(task, 100, num_outputs, input_shape, 1, 10, 0)
+    try:
+        gathered(recipes, setup, {recipe.name: points(recipe.space, 1)[0] for recipe in recipes})
+    except ValueError as reason:
+        return str(reason)
+    return None
 
 
 def make_plan(

@@ -24,7 +24,7 @@ from torch import Tensor
 from regularized.evidence.comparison.recipe import Task
 from regularized.evidence.store import home
 
-__all__ = ["PARTS", "Problem", "Split", "Units", "all_samples", "load", "save"]
+__all__ = ["PARTS", "Problem", "Split", "Units", "all_samples", "load", "new_samples", "save"]
 
 PARTS = ("validation", "selection", "judge")
 
@@ -262,6 +262,29 @@ def all_samples(problem: Problem) -> tuple[Tensor, Tensor]:
     """
     inputs = _standardised({"train": problem.inputs}, problem.missing())["train"]
     return inputs, Units.of(problem.targets).scaled(problem.targets)
+
+
+def new_samples(problem: Problem, inputs: Tensor) -> Tensor:
+    """Inputs that the problem does not hold, scaled as :func:`all_samples` scales its own: what the network is to see.
+
+    Args:
+        problem: whose samples were trained on.
+        inputs: (M, ...) of the same columns or shape; NaN where a value is missing.
+
+    Raises:
+        ValueError: they have another shape.
+
+    Examples:
+        >>> problem = Problem(torch.arange(200.0)[:, None], torch.arange(200) % 2, ("a", "b"))
+        >>> new_samples(problem, torch.tensor([[99.5]]))
+        tensor([[0.]])
+    """
+    if inputs.shape[1:] != problem.inputs.shape[1:]:
+        raise ValueError(
+            f"new inputs have shape {tuple(inputs.shape[1:])} a sample, those of the problem "
+            f"{tuple(problem.inputs.shape[1:])}"
+        )
+    return _standardised({"train": problem.inputs, "new": inputs}, problem.missing())["new"]
 
 
 # -- the file ------------------------------------------------------------------------------------
