@@ -7,7 +7,7 @@ Written down before the first result was looked at:
 
 - **Tables**: ten classifications and four regressions, 333 to 4,454 rows, ten with words, four with gaps, two to 32
   classes, 3 to 130 columns: `SETS`. Rows without a label and columns that give it away are left out.
-- **Outer splits**: two of each table, drawn with seeds 0 and 1, stratified: at most 600 rows (two thirds of a small
+- **Outer splits**: two of each table, drawn with seeds 0 and 1, stratified: at most 400 rows (two thirds of a small
   table) are all that `compare` gets, and up to 2,000 of the rest are the outer test. Nothing but the last score looks
   at it. All tables get their first outer split, and both questions, before any gets its second. What is not finished
   when the machine's time is over is left out, whatever it would have said, and another run goes on there.
@@ -63,7 +63,7 @@ from regularized.training.finite import NonFiniteLoss
 Record = Mapping[str, Any]
 
 PLAIN, TREES = "plain", "boosted_trees"
-TRAIN, TEST, OUTER = 600, 2000, 2
+TRAIN, TEST, OUTER = 400, 2000, 2
 TRIALS, SPLITS, EPOCHS, BATCH, SEEDS, RESAMPLES = 4, 5, 50, 128, 2, 1000
 DESIGN = {
     "train": TRAIN,
@@ -368,8 +368,25 @@ STRATEGIES = {
 }
 
 
+def sentences(tables: Mapping[str, Sequence[Record]]) -> str:
+    """What the totals say of the choice and of trees, in words."""
+    splits = [record for of in tables.values() for record in of]
+    said, helped = [r for r in splits if r["recommended"]], tally(tables, "recommended")
+    trees = {name: (gain(of, TREES), gain(of, "recommended")) for name, of in tables.items()}
+    ahead = [name for name, (of, choice) in trees.items() if of and choice and of.difference > choice.difference]
+    with_trees = sum(record["with_trees"]["recommended"] == TREES for record in splits)
+    named = f" ({'; '.join(ahead)})" if ahead else ""
+    return (
+        f"{len(tables)} tables, {len(splits)} outer splits. `compare` recommended something in {len(said)} of them: "
+        f"{helped.better} {'table' if helped.better == 1 else 'tables'} became better on rows that it had not seen, "
+        f"{helped.worse} worse, {helped.equal} the same; on {helped.kept} it stayed with the plain network throughout. "
+        f"Boosted trees are ahead of what it recommends on {len(ahead)} of {len(tables)}{named}; asked with trees "
+        f"among the candidates, it recommends them in {with_trees} of {len(splits)} splits."
+    )
+
+
 def report(results: Mapping[str, Record], metrics: Sequence[str]) -> str:
-    """Tables in Markdown: each data set, each technique on each, and the totals."""
+    """Words, and tables in Markdown: the totals, each data set, each technique on each."""
     tables = by_table(results, metrics)
     if not tables:
         return "*Nothing is finished yet.*\n"
@@ -418,6 +435,7 @@ def report(results: Mapping[str, Record], metrics: Sequence[str]) -> str:
     total_heads = ["against plain, tables", "better", "worse", "equal", "stays plain", "sign test, p"]
     return "\n\n".join(
         [
+            sentences(tables),
             markdown([*total_heads, *(f"mean, {UNITS[metric]}" for metric in metrics)], totals),
             markdown(heads, each),
             markdown(["each technique alone", *singles], alone),

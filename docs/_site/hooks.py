@@ -11,6 +11,7 @@ Markers in a page:
 - ``{{ comparison_rates }}``: how often `compare` recommends the useless, from the saved simulation;
 - ``{{ recipes }}``: how each paper takes part in comparisons on anybody's data, or why it cannot;
 - ``{{ example:NAME }}``: what `regularized compare --json` said, from ``docs/examples/NAME.json``;
+- ``{{ tabular:METRIC }}``: what `compare` is good for on real tables, from ``docs/examples/tabular.json``;
 - ``{{ cost }}``: runs, memory and time of each paper's original set-up, each figure with its source;
 - ``{{ contract }}``: the checks of the contract, and what came of them for each paper, from the saved outcomes;
 - ``{{ integrations }}``: where each paper's terms train: adapters, processes, shards, half precision, from the same;
@@ -23,6 +24,7 @@ import inspect
 import json
 import logging
 import re
+import runpy
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,6 +62,7 @@ log = logging.getLogger("mkdocs.hooks.regularized")
 
 _KINDS = (
     "guide|evidence|bench|cost|cheaper|comparison_rates|compare|catalogue|contract|integrations|example|rates|recipes"
+    "|tabular"
 )
 _MARKER = re.compile(rf"\{{\{{ *(?P<kind>{_KINDS})(?::(?P<slug>[a-z_0-9]+))? *\}}\}}")
 _ROOT = Path(__file__).parents[2]
@@ -136,6 +139,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return _recipes(up)
         if match["kind"] == "example":
             return _example(match["slug"])
+        if match["kind"] == "tabular":
+            return _tabular(match["slug"])
         if match["kind"] == "compare":
             return _compare(match["slug"], up)
         return {"evidence": _evidence, "bench": _bench}[match["kind"]](find(match["slug"]), up)
@@ -312,6 +317,16 @@ def _example(name: str) -> str:
         + _table(heads, rows, right=frozenset(range(1, len(heads))))
         + f"\n\n**{found['recommendation']['sentence']}**"
     )
+
+
+def _tabular(metric: str) -> str:
+    """What the benchmark that made the numbers says of them; the first metric of each task, or one by name."""
+    path = _ROOT / "docs" / "examples" / "tabular.json"
+    if not path.is_file():
+        return "*Not run yet: the command above makes it.*"
+    results = json.loads(path.read_text(encoding="utf-8"))["results"]
+    said = runpy.run_path(str(_ROOT / "benchmarks" / "tabular_compare.py"))["report"]
+    return said(results, ["accuracy", "rmse"] if metric == "accuracy" else [metric])
 
 
 def _recipes(up: str) -> str:

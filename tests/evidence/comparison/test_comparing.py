@@ -13,6 +13,7 @@ from regularized.evidence.comparison.baselines import RECIPES as BASELINES
 from regularized.evidence.comparison.cost import measure_costs
 from regularized.evidence.comparison.experiment import train
 from regularized.evidence.comparison.matrix import entry_of
+from regularized.evidence.comparison.planning import choose
 from regularized.evidence.comparison.problem import save
 from regularized.evidence.comparison.recipe import Setup
 from regularized.evidence.comparison.snippet import snippet
@@ -200,6 +201,20 @@ def test_combining_adds_what_surely_helps(monkeypatch):
     assert result[result.recommended].addition[0] in ("push0", "push1")
 
 
+def test_several_by_name_are_one_arm():
+    """Fails when ``a + b`` is taken for two arms, or trains one of both alone."""
+    result = small(asked=["dropout", "mixup + dropout"])
+    assert [arm.name for arm in result.arms if arm.name != "plain"] in (
+        ["dropout", "mixup + dropout"],
+        ["mixup + dropout", "dropout"],
+    )
+    assert set(result["mixup + dropout"].settings["own"]) == {"mixup", "dropout"}
+    assert result["mixup + dropout"].guards["nll"] != result["dropout"].guards["nll"]
+    _, left = choose(problem(), ALL, tiny_network, "overfitting", ["dropout", "mixup+label_smoothing", "mixup+mixup"])
+    assert "exclude each other" in left["mixup + label_smoothing"]
+    assert left["mixup + mixup"] == "it names a technique twice"
+
+
 def test_two_tasks_exclude_each_other():
     """Fails when one technique's loss silently replaces another's."""
     smoothing, mixup = (next(r for r in BASELINES if r.name == name) for name in ("label_smoothing", "mixup"))
@@ -216,6 +231,8 @@ def test_two_tasks_exclude_each_other():
         ({"metric": "rmse"}, "does not fit classification"),
         ({"optimizer": "adam"}, '"sgd" or "adamw"'),
         ({"asked": ["nonsense"]}, "no recipe is named"),
+        ({"asked": ["dropout + nonsense"]}, r"no recipe is named \['nonsense'\]"),
+        ({"asked": ["boosted_trees + dropout"]}, "boosted_trees is a training of its own"),
         ({"asked": [FOR_IMAGES]}, "it needs square images"),
         ({"make_model": lambda: nn.Linear(3, 2)}, "does not take inputs of shape"),
         ({"make_model": lambda: nn.Linear(4, 5)}, r"must give \(4, 2\)"),

@@ -1,5 +1,7 @@
 """Data of a comparison: parts that nothing leaks between, and every way to bring data in."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 
 from regularized.evidence.comparison import Problem, problem_of
-from regularized.evidence.comparison.problem import all_samples, load, save
+from regularized.evidence.comparison.problem import all_samples, load, new_samples, save
 
 pd = pytest.importorskip("pandas", reason="needs pandas")
 
@@ -225,3 +227,17 @@ def test_unknown_kinds(tmp_path):
         problem_of(tmp_path / "nothing.csv", target="a")
     with pytest.raises(TypeError, match="got int"):
         problem_of(3)
+
+
+def test_new_samples_are_scaled_by_the_problem_alone():
+    """Fails when what is new is scaled by itself, or a gap in it becomes NaN or a column that the network lacks."""
+    gen = torch.Generator().manual_seed(0)
+    inputs = 5.0 + 3.0 * torch.randn(200, 2, generator=gen)
+    inputs[0, 1] = math.nan
+    data = Problem(inputs, torch.arange(200) % 2, ("a", "b"))
+    scaled, _ = all_samples(data)
+    assert torch.equal(new_samples(data, inputs), scaled)
+    assert torch.allclose(new_samples(data, inputs[7:8]), scaled[7:8])
+    assert new_samples(data, torch.tensor([[math.nan, math.nan]])).tolist() == [[0.0, 0.0, 1.0]]
+    with pytest.raises(ValueError, match=r"shape \(3,\) a sample, those of the problem \(2,\)"):
+        new_samples(data, torch.zeros(1, 3))
