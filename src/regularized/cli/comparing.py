@@ -24,7 +24,9 @@ def compare(
     problem: Annotated[str, typer.Option(help='Family of the problem: "noisy labels", "overfitting", ...')] = (
         "overfitting"
     ),
-    candidates: Annotated[str | None, typer.Option(help="Techniques instead of the family's, with commas.")] = None,
+    candidates: Annotated[
+        str | None, typer.Option(help="Techniques instead of the family's, with commas; a + b is one arm.")
+    ] = None,
     metric: Annotated[str | None, typer.Option(help="What decides; default accuracy, or rmse for numbers.")] = None,
     trials: Annotated[int, typer.Option(min=1, help="Settings tried for each arm in each split.")] = 8,
     splits: Annotated[int, typer.Option(min=3, help="How often the samples are dealt anew.")] = 5,
