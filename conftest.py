@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from hypothesis.internal.conjecture import providers
 
-# The same examples on every machine and in every run, however slow it is.
+# The same examples on every machine and in every run, however slow it is. Hypothesis would also draw from the constants
+# of all our modules that happen to be loaded: of other ones in each process, and reading them takes seconds.
 settings.load_profile("ci")
+providers._get_local_constants = lambda: providers._local_constants
 
 # How the reason of a skip begins that no installation would mend; the last is pytest's of an example that says so.
 _ALLOWED = ("needs a GPU", "not applicable: ", "all tests skipped by +SKIP option")
