@@ -6,7 +6,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import func, insert, select, text
+from sqlalchemy import delete, func, insert, select, text, update
 from starlette.testclient import TestClient
 from tests.site.helpers import START, URL, Clock, settings_in
 
@@ -14,12 +14,22 @@ from regularized.papers.card import FAMILIES
 from regularized.papers.catalogue import load_catalogue
 from regularized.site import trending
 from regularized.site.app import create_app
-from regularized.site.database import insert_new, migrate, open_database
+from regularized.site.database import insert_new, migrate, one_at_a_time, open_database
 from regularized.site.importing import Incoming, store
 from regularized.site.locks import lock_papers, lock_person
 from regularized.site.mail import Mailer
-from regularized.site.models import Comment, Follow, LoginSession, Paper, Person, SearchWord, Subscription, Vote
-from regularized.site.moderation import Moderation
+from regularized.site.models import (
+    Comment,
+    Follow,
+    LoginSession,
+    ModerationEvent,
+    Paper,
+    Person,
+    SearchWord,
+    Subscription,
+    Vote,
+)
+from regularized.site.moderation import MODERATOR, Moderation
 from regularized.site.security import form_token, hashed, new_token, seal_cookie, seal_link
 from regularized.site.state import Site
 from regularized.site.sync import sync_catalogue
@@ -173,14 +183,53 @@ def test_a_vote_that_is_being_written_while_its_person_goes(small, ends):
             assert paper.votes == 1
             session.flush()
             left = pool.submit(leave)
-            waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
-            while not left.done():
-                with small.read() as other:
-                    if other.scalar(waiting):
-                        break
+            until_it_waits(small, left)
         assert left.result() == 303
     with small.read() as session:
         assert session.scalar(select(Paper.votes).where(Paper.id == paper.id)) == 0
+
+
+def until_it_waits(site, call):
+    """Returns when a call on PostgreSQL waits for a lock, or is done."""
+    waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    while not call.done():
+        with site.read() as other:
+            if other.scalar(waiting):
+                return
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_what_goes_while_a_moderator_decides(small):
+    """Fails when hiding a comment that its author deletes, or correcting a paper that another removes, is a defect.
+
+    SQLite has one writer at a time.
+    """
+    author, moderator = browsers(small, 2)
+    with small.write.begin() as session:
+        session.execute(update(Person).where(Person.email == "p1@example.org").values(role=MODERATOR))
+        paper = session.scalars(select(Paper).order_by(Paper.id)).first()
+    assert post(author, f"/papers/{paper.slug}/comments", body="Nonsense.") == 303
+    with small.read() as session:
+        number = session.scalar(select(Comment.id))
+    hides = f"/moderation/comments/{number}", {"act": "hide", "reason": "Rude."}
+    corrects = (
+        f"/moderation/papers/{paper.slug}",
+        {"act": "correct", "field": "venue", "value": "X", "reason": "Wrong."},
+    )
+    for gone, (address, fields), answer in (
+        (delete(Comment).where(Comment.id == number), hides, 400),
+        (delete(Paper).where(Paper.id == paper.id), corrects, 409),
+    ):
+        with ThreadPoolExecutor(1) as pool:
+            with small.write.begin() as session:
+                one_at_a_time(session, "catalogue")
+                lock_papers(session, paper.id)
+                session.execute(gone)
+                decided = pool.submit(post, moderator, address, **fields)
+                until_it_waits(small, decided)
+            assert decided.result() == answer
+    with small.read() as session:
+        assert session.scalars(select(ModerationEvent.id)).all() == []
 
 
 def test_two_that_import_the_same(small):

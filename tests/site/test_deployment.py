@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,11 @@ def test_the_container_copies_what_is_there():
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     needed = re.findall(r'^(?:readme = |license-files = \[)"([\w.]+)', project, re.MULTILINE)
     assert len(needed) == 2
-    assert {"pyproject.toml", "src", *needed} <= copied
+    # Without what the wheel includes from elsewhere, it is not built.
+    included = tomllib.loads(project)["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert {"pyproject.toml", "src", *needed, *included} <= copied
+    sent = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert {f"!{name}" for name in copied} <= set(sent)
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed here")

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Match
@@ -241,5 +242,6 @@ _HANDLERS: dict[Any, Any] = {
     TooOften: _too_often,
     SignInNeeded: _sign_in,
     IntegrityError: _at_once,
+    StaleDataError: _at_once,
     Exception: _defect,
 }

@@ -72,16 +72,23 @@ class Moderation:
 
     def hide(self, comment: Comment, reason: str) -> None:
         """Show the reason instead of a comment; what was reported of it is settled."""
+        self._hold(comment)
         self._log("hide comment", f"comment {comment.id}", reason, body=comment.body, person=comment.person_id)
         self._decide(comment, reason.strip())
 
     def show(self, comment: Comment, reason: str) -> None:
         """Show a comment (again); what was reported of it is settled."""
+        self._hold(comment)
         self._log("show comment", f"comment {comment.id}", reason)
         self._decide(comment, None)
 
-    def _decide(self, comment: Comment, hidden: str | None) -> None:
+    def _hold(self, comment: Comment) -> None:
+        """Keep a comment from being deleted until the transaction ends, unless it was while we waited our turn."""
         lock_papers(self.session, comment.paper_id)
+        if self.session.scalar(select(Comment.id).where(Comment.id == comment.id)) is None:
+            raise NotPossible("its author has deleted this comment at the same moment")
+
+    def _decide(self, comment: Comment, hidden: str | None) -> None:
         comment.hidden_because = hidden
         self.session.execute(delete(Report).where(Report.comment_id == comment.id))
         self.session.flush()
