@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -188,8 +189,28 @@ def test_sending_stays_light(home, filled):
 
 
 @pytest.mark.usefixtures("filled_home")
+def test_a_start_stays_light():
+    """Fails when a server whose catalogue has not changed reads ledgers, or loads what computes, draws or migrates."""
+    code = (
+        "import sys; from regularized.site.app import from_environment; from_environment()\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'scipy', 'alembic', 'matplotlib', 'markdown_it'}\n"
+        "print(*((heavy | {'regularized.evidence.ledger'}) & set(sys.modules)))"
+    )
+
+    def loaded() -> list[str]:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    assert not loaded() or not loaded()  # at the latest from the second one on
+
+
+@pytest.mark.usefixtures("filled_home")
 def test_the_server_starts_and_stops(home):
-    """Fails when the command does not serve, listens to more than this machine, or does not say where it is."""
+    """Fails when the command does not serve, listens to more than this machine, or does not say where it is.
+
+    Or when the process that draws meanwhile is not started, or stays behind.
+    """
     command = [sys.executable, "-m", "regularized.cli", "site", "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -203,10 +224,21 @@ def test_the_server_starts_and_stops(home):
             with urllib.request.urlopen(f"{found[1]}/health", timeout=120) as answer:
                 assert answer.read() == b"ok\n"
                 assert "server" not in {name.lower() for name in answer.headers}
+            (meanwhile,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii").split()
         finally:
             process.send_signal(signal.SIGINT)
             process.stderr.read()
         assert process.wait(timeout=120) in (0, 130, -signal.SIGINT)
+        for _ in range(600):
+            try:
+                state = Path(f"/proc/{meanwhile}/stat").read_text(encoding="ascii").rpartition(") ")[2][0]
+            except FileNotFoundError:
+                break
+            if state in "ZX":
+                break
+            time.sleep(0.1)
+        else:
+            pytest.fail("what is done meanwhile goes on without the server")
 
 
 def test_a_port_that_is_taken():

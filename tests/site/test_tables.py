@@ -157,7 +157,8 @@ def test_a_changed_verdict_is_written_down(site):
     first, *rest = entry.outcomes
     other = Verdict.HOLDS if first.verdict is Verdict.OPEN else Verdict.OPEN
     turned = replace(first, verdict=other)
-    changed = [Renamed(entry, outcomes=(turned, *rest)) if e is entry else e for e in ENTRIES]
+    renamed = Renamed(entry, outcomes=(turned, *rest), memory=Memory(None, ""))
+    changed = [renamed if e is entry else e for e in ENTRIES]
     with site.write.begin() as session:
         changes = sync_catalogue(session, changed, now=NOW)
         row = session.scalars(select(VerdictChange)).one()

@@ -4,7 +4,7 @@ A command that sends or moderates loads neither the catalogue nor the web framew
 """
 
 import logging
-import threading
+from typing import TYPE_CHECKING
 
 from regularized.site.database import migrate, one_at_a_time, open_database
 from regularized.site.mail import Mailer
@@ -12,7 +12,10 @@ from regularized.site.settings import Settings
 from regularized.site.state import Site
 from regularized.site.templating import environment
 
-__all__ = ["find_stale", "open_site"]
+if TYPE_CHECKING:
+    from regularized.site.meaning import Meaning
+
+__all__ = ["open_site"]
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -32,11 +35,9 @@ def open_site(settings: Settings, *, catalogue: bool = True) -> Site:
     if not catalogue:
         return Site(settings, engine, environment(), Mailer(settings), None)
     from regularized.papers.catalogue import load_catalogue
-    from regularized.site.meaning import Meaning, open_encoder
     from regularized.site.sync import sync_catalogue
 
-    encoder = open_encoder(settings.encoder)
-    site = Site(settings, engine, environment(), Mailer(settings), Meaning(encoder) if encoder else None)
+    site = Site(settings, engine, environment(), Mailer(settings), _meaning(settings))
     with site.write.begin() as session:
         sync_catalogue(session, load_catalogue(settings.package), now=settings.now)
     if site.meaning is not None:
@@ -46,25 +47,10 @@ def open_site(settings: Settings, *, catalogue: bool = True) -> Site:
     return site
 
 
-def find_stale(site: Site, closing: threading.Event | None = None) -> None:
-    """Find out which evidence is older than the code of its experiment, and say so on the pages.
+def _meaning(settings: Settings) -> "Meaning | None":
+    if settings.encoder == "off":
+        return None
+    from regularized.site.meaning import Meaning, open_encoder  # which loads numpy, at least
 
-    After an installation this takes longer than the start itself: the code that each experiment reaches is read.
-
-    Args:
-        site: an open site.
-        closing: stops it when set.
-    """
-    from regularized.papers.catalogue import load_catalogue
-    from regularized.site.sync import sync_catalogue
-
-    entries = load_catalogue(site.settings.package)
-    measured = [entry for entry in entries if entry.implemented and entry.ledger.is_file()]
-    unknown = [entry for entry in measured if not entry.knows_code_key]
-    for entry in unknown:
-        if closing is not None and closing.is_set():
-            return
-        log.debug("the code of %s is %s", entry.slug, entry.code_key)
-    if unknown:
-        with site.write.begin() as session:
-            sync_catalogue(session, entries, now=site.settings.now)
+    encoder = open_encoder(settings.encoder)
+    return Meaning(encoder) if encoder else None

@@ -21,7 +21,7 @@ from regularized.papers.catalogue import Entry, UnknownPaper, find
 from regularized.site.models import Paper
 from regularized.site.state import Site
 
-__all__ = ["Plots", "draw_all", "plots_of", "safe_svg"]
+__all__ = ["Plots", "draw_all", "plots_of", "safe_svg", "undrawn"]
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -76,17 +76,29 @@ def plots_of(slug: str, fingerprint: str, *, package: str, folder: Path) -> Plot
         entry = find(slug, package)
     except UnknownPaper:
         return _NONE
-    return _kept(entry, folder / f"{fingerprint[:40]}.json") if entry.ledger.is_file() else _NONE
+    return _kept(entry, _file(folder, fingerprint)) if entry.ledger.is_file() else _NONE
 
 
-def draw_all(site: Site, closing: threading.Event) -> None:
-    """Draw what is not drawn yet, so that no reader waits for it; stops after the drawing at hand when closing."""
-    with site.read() as session:
-        wanted = session.execute(select(Paper.slug, Paper.fingerprint).where(Paper.standing >= 2.0)).all()
-    for slug, fingerprint in wanted:
-        if closing.is_set():
-            return
+def draw_all(site: Site) -> None:
+    """Draw what is not drawn yet, so that no reader waits for it."""
+    for slug, fingerprint in undrawn(site):
         plots_of(slug, fingerprint, package=site.settings.package, folder=site.settings.folder / "plots")
+
+
+def undrawn(site: Site) -> list[tuple[str, str]]:
+    """Slug and fingerprint of the measured papers without drawings, best proven first."""
+    with site.read() as session:
+        measured = session.execute(
+            select(Paper.slug, Paper.fingerprint)
+            .where(Paper.standing >= 2.0, Paper.has_card)
+            .order_by(Paper.standing.desc())
+        ).all()
+    folder = site.settings.folder / "plots"
+    return [(slug, fingerprint) for slug, fingerprint in measured if not _file(folder, fingerprint).is_file()]
+
+
+def _file(folder: Path, fingerprint: str) -> Path:
+    return folder / f"{fingerprint[:40]}.json"
 
 
 @lru_cache(maxsize=128)

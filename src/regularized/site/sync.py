@@ -11,12 +11,12 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import delete, insert, select
-from sqlalchemy.orm import Session, selectinload
+from sqlalchemy.orm import Session
 
-from regularized.evidence.bench_rows import load as load_rows
 from regularized.evidence.claims import (
     Outcome,
     Verdict,
@@ -26,7 +26,6 @@ from regularized.evidence.claims import (
     effect_text,
     interval_text,
 )
-from regularized.evidence.statistics import failure_bound
 from regularized.papers.catalogue import Entry
 from regularized.papers.proof import margin, standing
 from regularized.papers.search import WEIGHTS, fields, with_joined
@@ -48,6 +47,30 @@ log: logging.Logger = logging.getLogger(__name__)
 
 _LAYOUT = 6
 """Raised when what is written for an unchanged card changes, so that all rows are written again."""
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What is written for a paper, and how it is known without finding it out: that reads the ledger.
+
+    Args:
+        entry: the paper.
+    """
+
+    entry: Entry
+
+    @cached_property
+    def record(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The paper's row, and those of its claims."""
+        return _record(self.entry)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with the record; remembered until a file does."""
+        entry = self.entry
+        # The memory does not watch the technique's page; what is known of the code comes later.
+        known = f"{entry.slug} on the site {_hash(entry.page)} {entry.knows_code_key}"
+        return entry.memory.recall(known, lambda: _hash([_LAYOUT, *self.record]))
 
 
 @dataclass(slots=True)
@@ -111,20 +134,13 @@ def sync_catalogue(session: Session, entries: Iterable[Entry], *, now: int) -> C
     """
     one_at_a_time(session, "catalogue")
     changes = Changes()
-    known = {
-        paper.slug: paper
-        for paper in session.scalars(select(Paper).where(Paper.has_card).options(selectinload(Paper.claims)))
-    }
-    seen = set()
+    entries = list(entries)
+    known: dict[str, str] = dict(session.execute(select(Paper.slug, Paper.fingerprint).where(Paper.has_card)).all())
     for entry in entries:
-        seen.add(entry.slug)
-        record, claims = _record(entry)
-        fingerprint = _hash([_LAYOUT, record, claims])
-        paper = known.get(entry.slug)
-        if paper is not None and paper.fingerprint == fingerprint:
+        said = _Said(entry)
+        if known.get(entry.slug) == said.fingerprint:
             continue
-        if paper is None:
-            paper = find_known(session, arxiv=entry.card.arxiv or None, title=entry.card.title, slug=entry.slug)
+        paper = find_known(session, arxiv=entry.card.arxiv or None, title=entry.card.title, slug=entry.slug)
         if paper is None:
             paper = Paper(slug=entry.slug, added_at=now, changed_at=now, claims=[])
             session.add(paper)
@@ -134,14 +150,16 @@ def sync_catalogue(session: Session, entries: Iterable[Entry], *, now: int) -> C
             if paper.slug != entry.slug:
                 session.merge(Alias(slug=paper.slug, paper_id=paper.id))
                 paper.slug = entry.slug
-        changes.verdicts += _write(session, paper, entry, record, claims, now)
-        paper.fingerprint, paper.changed_at = fingerprint, now
-    for slug, paper in known.items():
-        if slug not in seen:
-            changes.gone += 1
-            paper.has_card = paper.runs = False
-            paper.standing, paper.fingerprint, paper.changed_at = 0.0, "", now
-            paper.card = {**paper.card, "missing": ["its card is not in the installed catalogue any more"]}
+        changes.verdicts += _write(session, paper, entry, *said.record, now)
+        paper.fingerprint, paper.changed_at = said.fingerprint, now
+    if entries:
+        entries[0].memory.save()
+    gone = known.keys() - {entry.slug for entry in entries}
+    for paper in session.scalars(select(Paper).where(Paper.slug.in_(gone))):
+        changes.gone += 1
+        paper.has_card = paper.runs = False
+        paper.standing, paper.fingerprint, paper.changed_at = 0.0, "", now
+        paper.card = {**paper.card, "missing": ["its card is not in the installed catalogue any more"]}
     session.flush()
     log.info("catalogue: %s", changes)
     return changes
@@ -228,6 +246,8 @@ def _record(entry: Entry) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def _claim(outcome: Outcome) -> dict[str, Any]:
+    from regularized.evidence.statistics import failure_bound
+
     claim = outcome.claim
     low, high = outcome.interval or (None, None)
     keys = (
@@ -312,6 +332,8 @@ def _evidence(entry: Entry) -> dict[str, Any] | None:
 
 def _cost(entry: Entry) -> dict[str, Any] | None:
     """Saved benchmark rows."""
+    from regularized.evidence.bench_rows import load as load_rows
+
     try:
         saved = load_rows(entry.folder / "bench.json")
     except ValueError as error:

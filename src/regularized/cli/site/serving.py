@@ -36,14 +36,12 @@ def serve(
         return
     needs_extra()
     import socket
-    import threading
 
     import uvicorn
     from uvicorn.supervisors import Multiprocess
 
+    from regularized.site.afterwards import meanwhile
     from regularized.site.app import create_app
-    from regularized.site.opening import find_stale
-    from regularized.site.plots import draw_all
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -65,19 +63,12 @@ def serve(
         note(f"no mail server is set (REGULARIZED_SMTP_HOST): messages are written to {opened.settings.outbox}")
     if opened.meaning is None:
         note("no sentence encoder: search goes by words alone")
-    closing = threading.Event()
-
-    def afterwards() -> None:
-        find_stale(opened, closing)
-        draw_all(opened, closing)
-
-    later = threading.Thread(target=afterwards, name="afterwards", daemon=True)
-    later.start()
     note(f"the catalogue is at {opened.settings.url} (stop with Ctrl-C)")
-    os.environ.setdefault("REGULARIZED_SITE_URL", opened.settings.url)  # for workers, which read the settings again
     # Who sent a request is told by the connection; a proxy in front is believed by the site itself, where it is set.
     options: Any = {"log_level": "warning", "proxy_headers": False, "server_header": False}
-    try:
+    # For processes of our own, which read the settings again.
+    os.environ.setdefault("REGULARIZED_SITE_URL", opened.settings.url)
+    with listener, meanwhile(opened):
         if workers == 1:
             config = uvicorn.Config(create_app(opened, background=True), **options)
             uvicorn.Server(config).run(sockets=[listener])
@@ -87,11 +78,6 @@ def serve(
             options |= {"workers": workers, "timeout_worker_healthcheck": 60, "factory": True}
             config = uvicorn.Config("regularized.site.app:from_environment", **options)
             Multiprocess(config, sockets=[listener]).run()
-    finally:
-        listener.close()
-        # Python aborts when it ends while a thread is drawing: that one drawing is waited for.
-        closing.set()
-        later.join()
 
 
 @commands.command()
@@ -135,8 +121,8 @@ def export(
 ) -> None:
     """Write the whole catalogue as static pages, which open from any file server or from the disk."""
     opened = open_for_command()
+    from regularized.site.afterwards import find_stale
     from regularized.site.export import ExportError, export
-    from regularized.site.opening import find_stale
 
     find_stale(opened)
 
