@@ -322,6 +322,35 @@ def test_an_error_inside_a_page_deletes_nothing(visit, served, clock, monkeypatc
     visited.wrong[:] = [line for line in visited.wrong if told not in line]
 
 
+def test_side_by_side_sorts_and_fits(visit):
+    """Fails when a column does not sort by its numbers, both ways and empty cells last, or a page does not fit."""
+    visited = visit("sorting")
+    page = visited.page
+    visited.goto("/compare")
+    assert len({link.bounding_box()["y"] for link in page.locator(".links a").all()}) == 1  # at 1280 pixels
+    column = "[...document.querySelectorAll('.compare tbody tr')].map((row) => row.cells[%d].innerText.trim())"
+    head = page.locator(".compare thead th").nth(3)
+    before = page.evaluate(column % 3)
+    for order in ("ascending", "descending"):
+        head.get_by_role("button").click()
+        assert head.get_attribute("aria-sort") == order
+        cells = page.evaluate(column % 3)
+        assert sorted(cells) == sorted(before)
+        numbers = [float(cell.split()[0]) for cell in cells if cell != "–"]
+        assert numbers == sorted(numbers, reverse=order == "descending")
+        assert "–" not in cells[: len(numbers)]
+    names = page.locator(".compare thead th").nth(0)
+    names.get_by_role("button").click()
+    assert head.get_attribute("aria-sort") is None
+    titles = [cell.lower() for cell in page.evaluate(column % 0)]
+    assert titles == sorted(titles)
+    for address in ("/compare", "/leaders", "/api"):
+        visited.goto(address)
+        for width in (320, 768, 1280, 1920):
+            page.set_viewport_size({"width": width, "height": 900})
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, (address, width)
+
+
 CONTRAST = """
 () => {
   const parse = (c) => { const m = c.match(/[\\d.]+/g).map(Number); return m.length < 4 ? [...m, 1] : m; };

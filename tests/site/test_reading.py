@@ -32,6 +32,25 @@ def test_the_guide_stands_on_the_papers_page(client):
     assert guide("nothing", "regularized.papers") == ""
 
 
+def test_contents_of_a_papers_page(client, site):
+    """Fails when a paper's page names a part that it has not, leaves out a long one, or names them in another order."""
+    measured = next(
+        entry for entry in ENTRIES if entry.ledger.is_file() and entry.page and (entry.folder / "bench.json").is_file()
+    )
+    listed = Incoming("Zymurgical networks", datetime.date(2026, 3, 2), "arxiv", arxiv="2603.00001")
+    with site.write.begin() as session:
+        (stored,) = store(session, [listed], now=1)
+    always = {"use", "cite", "discussion"}
+    for slug, more in ((measured.slug, {"summary", "guide", "claims", "cost", "related"}), (stored.slug, set())):
+        page = client.get(f"/papers/{slug}").text
+        contents = page.partition('aria-label="On this page">')[2].partition("</nav>")[0]
+        named = re.findall(r'href="#([\w-]+)"', contents)
+        places = re.findall(r'\bid="([\w-]+)"', page)
+        assert named == [place for place in places if place in named], slug
+        assert always | more <= set(named)
+        assert more or not {"summary", "guide", "claims", "curves", "cost"} & set(named)
+
+
 def test_authors_organisation_and_venue_are_found(client, site):
     """Fails when a paper is not found by who wrote it, or where."""
     paper = Incoming(

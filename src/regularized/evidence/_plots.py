@@ -17,9 +17,13 @@ COLOURS = ("#8a8f98", "#2f82d9", "#dd6426", "#16a07a", "#c46bab", "#4fb3d9", "#c
 _LINES = ("--", "-", "-", "-", "-.", "-.", ":", "-")
 _LINES_AGAIN = ((0, (1, 1)), (0, (6, 1, 1, 1, 1, 1)), (0, (3, 3)))
 """Lines where all colours are taken once, twice, three times."""
-_LABEL = 58
+_WIDTH = 4.4
+"""Inches of a plot on a page. On a phone's screen its smallest text, of 9 points, then still has 8 pixels."""
+_LABEL = 50
 """Letters of a label that fit below a plot."""
 _LEGEND_COLUMNS = 2
+_LEGEND_NAME = 21
+"""Letters of a name of which two fit side by side below a plot."""
 _LEGEND_ROW = 0.19
 """Inches."""
 
@@ -40,9 +44,10 @@ def curve_svg(result: ReproduceResult, name: str, *, prefix: str) -> str:
     """One learning curve, mean and band for each arm, as inline SVG; ``prefix`` keeps its ids its own."""
     with style(INK, FAINT):
         shown = [arm for arm in result.arms if any(name in run.curves for run in result.runs_of(arm))]
-        drawn = figure(5.2, 2.9 + _legend_height(len(shown), _LEGEND_COLUMNS))
+        columns = _LEGEND_COLUMNS if max(map(len, shown), default=0) <= _LEGEND_NAME else 1
+        drawn = figure(_WIDTH, 2.6 + _legend_height(len(shown), columns))
         _draw_curve(drawn.subplots(), result, name)
-        _legend(drawn, _LEGEND_COLUMNS)
+        _legend(drawn, columns)
         return inline(drawn, prefix, f"Learning curves of {name}")
 
 
@@ -51,7 +56,7 @@ def effect_svg(result: ReproduceResult, outcome: Outcome, *, prefix: str) -> str
     claim = outcome.claim
     factor = 100.0 if claim.relative else 1.0
     with style(INK, FAINT):
-        drawn = figure(5.2, 1.55)
+        drawn = figure(_WIDTH, 1.55)
         axes = drawn.subplots()
         colour = arm_colour(result, claim.method)
         axes.axvline(0.0, color=INK, linewidth=0.8)
@@ -64,7 +69,7 @@ def effect_svg(result: ReproduceResult, outcome: Outcome, *, prefix: str) -> str
                 xytext=(0, 3),
                 textcoords="offset points",
                 ha="center",
-                fontsize=8,
+                fontsize=9,
             )
         # Spread in height, so that seeds of equal effect are all seen.
         heights = [0.62 + 0.2 * (i % 3) / 2 for i in range(len(outcome.effects))]
@@ -135,4 +140,4 @@ def _legend(drawn: Any, columns: int) -> None:
     """One for all plots of a figure, below them: among the curves it hides some, and there may be twenty arms."""
     lines = {line.get_label(): line for axes in drawn.axes for line in axes.lines}
     if lines:
-        drawn.legend(lines.values(), lines.keys(), loc="outside lower left", ncols=columns, frameon=False, fontsize=8.5)
+        drawn.legend(lines.values(), lines.keys(), loc="outside lower left", ncols=columns, frameon=False, fontsize=9)

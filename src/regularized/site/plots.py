@@ -41,6 +41,9 @@ _CLASSES = {f"{prefix}-{name}" for prefix in _COLOUR_CLASS.values() for name in 
 _CURVES = 6
 """Learning curves that a page shows at most; the rest is in the report that the reader can make."""
 
+_STYLE = 2
+"""Raised when the same evidence is drawn otherwise, so that all is drawn again."""
+
 # Matplotlib's settings are global: one drawing at a time.
 _drawing = threading.Lock()
 
@@ -98,7 +101,7 @@ def undrawn(site: Site) -> list[tuple[str, str]]:
 
 
 def _file(folder: Path, fingerprint: str) -> Path:
-    return folder / f"{fingerprint[:40]}.json"
+    return folder / f"{fingerprint[:40]}-{_STYLE}.json"
 
 
 @lru_cache(maxsize=128)
