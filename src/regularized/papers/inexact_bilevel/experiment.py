@@ -102,8 +102,8 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 
 # As many trials for each; steps of the fixed accuracies go further: their best was at the end of a first grid.
 _RIDGE_STEPS = [{"step": step} for step in (1.0, 30.0, 100.0, 300.0, 1000.0)]
-_FIXED_STEPS = [{"step": step} for step in (10.0, 100.0, 300.0, 1000.0, 3000.0)]
-_STEPS = [{"step": step} for step in (0.01, 0.1, 0.3, 1.0, 3.0)]
+_FIXED_STEPS = [{"step": step} for step in (10.0, 100.0, 1000.0, 3000.0, 10_000.0)]
+_STEPS = [{"step": step} for step in (0.01, 0.1, 1.0, 3.0, 10.0)]
 
 TUNING = Tuning(
     metric="validation_loss",
