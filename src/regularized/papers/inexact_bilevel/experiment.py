@@ -84,14 +84,14 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
 
 _RIDGE, _TV, _FOE = {"problem": "ridge"}, {"problem": "tv"}, {"problem": "foe"}
 ARMS: Mapping[str, Mapping[str, Any]] = {
-    "scalar_ridge": {**_RIDGE, "method": "grid", "points": 31},
-    "fixed_loose": {**_RIDGE, "method": "fixed", "eps": 1e-1, "step": 3000.0},
-    "fixed_tight": {**_RIDGE, "method": "fixed", "eps": 1e-2, "step": 300.0},
+    "scalar_ridge": {**_RIDGE, "method": "grid", "points": 37},
+    "fixed_loose": {**_RIDGE, "method": "fixed", "eps": 1e-1, "step": 1000.0},
+    "fixed_tight": {**_RIDGE, "method": "fixed", "eps": 1e-2, "step": 100.0},
     "hoag": {**_RIDGE, "method": "hoag", "eps": 1e-1, "schedule": "geometric", "step": 300.0},
-    "adaptive_loose_start": {**_RIDGE, "method": "maid", "eps": 1e-1, "step": 500.0},
-    "adaptive_tight_start": {**_RIDGE, "method": "maid", "eps": 1e-2, "step": 500.0},
-    "adaptive_very_tight": {**_RIDGE, "method": "maid", "eps": 1e-4, "step": 500.0},
-    # Not tuned: the first step of the pilot.
+    "adaptive_loose_start": {**_RIDGE, "method": "maid", "eps": 1e-1, "step": 300.0},
+    "adaptive_tight_start": {**_RIDGE, "method": "maid", "eps": 1e-2, "step": 300.0},
+    "adaptive_very_tight": {**_RIDGE, "method": "maid", "eps": 1e-4, "step": 300.0},
+    # Not tuned: three hundred times smaller.
     "adaptive_small_step": {**_RIDGE, "method": "maid", "eps": 1e-1, "step": 1.0},
     "tv_grid": {**_TV, "method": "grid", "points": 10},
     "tv_hoag": {**_TV, "method": "hoag", "eps": 1e-1, "schedule": "geometric", "step": 0.1},
