@@ -3,6 +3,7 @@
 import json
 import random
 import signal
+from functools import cache
 
 import pytest
 import torch
@@ -20,7 +21,9 @@ def _equal(a, b):
         assert torch.equal(tensor, b[name]), f"{name} differs by {(tensor - b[name]).abs().max()}"
 
 
+@cache
 def _whole(scenarios, kind):
+    """State and history of a run that nothing interrupts."""
     model, trainer, data = scenarios.resumable(kind, None)
     history = trainer.fit(data, epochs=5)
     return scenarios.final_state(model, trainer), history
