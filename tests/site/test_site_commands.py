@@ -164,6 +164,7 @@ def test_without_the_extra(monkeypatch):
     assert (missing.exit_code, 'pip install "regularized[site]"' in missing.stderr) == (4, True)
 
 
+@pytest.mark.usefixtures("filled_home")
 def test_help_stays_light():
     """Fails when listing the commands, or the papers, loads the site's packages or torch."""
     code = (
