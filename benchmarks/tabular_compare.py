@@ -109,6 +109,13 @@ SETS = (
 )
 
 
+def planned(sets: Sequence[Table], outer: int) -> list[tuple[Table, int, str]]:
+    """Table, outer split and metric of every record, in the order in which they are made."""
+    asked = [(table, default_metric(table.task)) for table in sets]
+    asked += [(table, "nll") for table in sets if table.task == "classification"]
+    return [(table, split, metric) for split in range(outer) for table, metric in asked]
+
+
 def read(table: Table) -> Problem:
     """All rows of a table: a column for each category, NaN in gaps."""
     if table.package == "sklearn":
@@ -385,6 +392,15 @@ def sentences(tables: Mapping[str, Sequence[Record]]) -> str:
     )
 
 
+def unfinished(results: Mapping[str, Record], metrics: Sequence[str]) -> str:
+    """What was planned and is not there, in words; empty where nothing is missing."""
+    plan = [(table.name, split, metric) for table, split, metric in planned(SETS, OUTER) if metric in metrics]
+    missing = [(name, split) for name, split, metric in plan if f"{name} | {split} | {metric}" not in results]
+    tables = [name for name, split in missing if split == 0]
+    none_of = f"; nothing yet of {'; '.join(tables)}" if tables else ""
+    return f"{len(missing)} of {len(plan)} outer splits that were planned{none_of}" if missing else ""
+
+
 def report(results: Mapping[str, Record], metrics: Sequence[str]) -> str:
     """Words, and tables in Markdown: the totals, each data set, each technique on each."""
     tables = by_table(results, metrics)
@@ -430,12 +446,14 @@ def report(results: Mapping[str, Record], metrics: Sequence[str]) -> str:
                 *("–" if mean is None else f"{mean[0]:+.3g}{between(mean[1])}" for mean in means),
             ]
         )
+    missing = unfinished(results, metrics)
     failed = [f"{key}: {record['error']}" for key, record in results.items() if "error" in record]
     heads = ["table", "rows in / test x columns", "plain", *STRATEGIES, TREES, "outer splits"]
     total_heads = ["against plain, tables", "better", "worse", "equal", "stays plain", "sign test, p"]
     return "\n\n".join(
         [
             sentences(tables),
+            *([f"**Not finished**, {missing}."] if missing else []),
             markdown([*total_heads, *(f"mean, {UNITS[metric]}" for metric in metrics)], totals),
             markdown(heads, each),
             markdown(["each technique alone", *singles], alone),
@@ -469,23 +487,19 @@ def main() -> None:
     if saved and saved["design"] != DESIGN:
         raise SystemExit(f"{given.json} was made by another design, {saved['design']}; give another file")
     results: dict[str, Record] = {key: r for key, r in saved.get("results", {}).items() if "error" not in r}
-    tables = SETS[: given.sets]
-    asked = [(table, default_metric(table.task)) for table in tables]
-    asked += [(table, "nll") for table in tables if table.task == "classification"]
-    for outer in range(given.outer):
-        for table, metric in asked:
-            key = f"{table.name} | {outer} | {metric}"
-            if key in results:
-                continue
-            start = time.process_time()
-            try:
-                results[key] = study(*deal(read(table), outer), metric)
-            except Exception as error:  # the other tables go on; this one is shown as failed
-                results[key] = {"error": f"{type(error).__name__}: {error}"}
-            print(key, f"{time.process_time() - start:.0f} s", results[key].get("error", ""), file=sys.stderr)
-            text = json.dumps({"design": DESIGN, "versions": versions(), "results": results}, indent=1)
-            given.json.with_suffix(".part").write_text(text + "\n", encoding="utf-8")
-            given.json.with_suffix(".part").replace(given.json)
+    for table, split, metric in planned(SETS[: given.sets], given.outer):
+        key = f"{table.name} | {split} | {metric}"
+        if key in results:
+            continue
+        start = time.process_time()
+        try:
+            results[key] = study(*deal(read(table), split), metric)
+        except Exception as error:  # the other tables go on; this one is shown as failed
+            results[key] = {"error": f"{type(error).__name__}: {error}"}
+        print(key, f"{time.process_time() - start:.0f} s", results[key].get("error", ""), file=sys.stderr)
+        text = json.dumps({"design": DESIGN, "versions": versions(), "results": results}, indent=1)
+        given.json.with_suffix(".part").write_text(text + "\n", encoding="utf-8")
+        given.json.with_suffix(".part").replace(given.json)
     said = "\n\n".join(report(results, metrics) for metrics in (["accuracy", "rmse"], ["nll"]))
     print(said)
     if given.markdown:

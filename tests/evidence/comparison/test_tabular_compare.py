@@ -76,6 +76,17 @@ def test_what_failed_is_shown(script, results):
     assert script.report({}, ["nll"]).startswith("*Nothing")
 
 
+def test_what_is_missing_is_said(script):
+    """Fails when a table that the machine did not get to is left out without a word."""
+    done = {f"{table.name} | {split} | {metric}": {} for table, split, metric in script.planned(script.SETS, 2)}
+    assert len(done) == 2 * (14 + 10)
+    assert script.unfinished(done, ["accuracy", "rmse"]) == ""
+    del done["ames, Sale_Price | 0 | rmse"], done["ames, Sale_Price | 1 | rmse"], done["Chile, vote | 1 | nll"]
+    told = script.unfinished(done, ["accuracy", "rmse"])
+    assert told == "2 of 28 outer splits that were planned; nothing yet of ames, Sale_Price"
+    assert script.unfinished(done, ["nll"]) == "1 of 20 outer splits that were planned"
+
+
 @pytest.mark.parametrize(
     ("metric", "ours", "plain", "better"),
     [("accuracy", 90.0, 88.0, 2.0), ("nll", 0.5, 0.7, 0.2), ("rmse", 3.0, 4.0, 25.0), ("rmse", 5.0, 4.0, -25.0)],
