@@ -1,5 +1,6 @@
 """The table over real data sets: what it counts, which way is better, and that its last judge has seen no answer."""
 
+import json
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -147,3 +148,11 @@ def test_a_training_that_diverges_predicts_nothing(script):
     x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
     told = script.outputs(Problem(x, 100.0 + 10.0 * x[:, 0]), x[:5], "plain", settings, 0)
     assert told.tolist() == pytest.approx([100.0 + 10.0 * float(x[:, 0].mean())] * 5, rel=1e-4)
+
+
+def test_the_page_shows_this_design(script):
+    """Fails when the numbers of the documentation are of other settings, or of tables that were not planned."""
+    saved = json.loads((SCRIPT.parents[1] / "docs" / "examples" / "tabular.json").read_text(encoding="utf-8"))
+    assert saved["design"] == script.DESIGN
+    plan = {f"{table.name} | {split} | {metric}" for table, split, metric in script.planned(script.SETS, script.OUTER)}
+    assert set(saved["results"]) <= plan
