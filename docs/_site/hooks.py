@@ -500,6 +500,7 @@ _WHERE = {
     "bf16": "bf16",
     "fp16": "fp16",
     "`torch.compile` of its part": "compile",
+    "of a step": "compile_step",
     "plain model at the end": "merge",
 }
 

@@ -34,6 +34,7 @@ class Penalty(Term):
     def __init__(self, fault="", weight=0.5):
         super().__init__(weight=weight)
         self.fault = fault
+        self.calls = ()
         self.register_buffer("seen", torch.zeros(24))
         if fault == "state not a buffer":
             self.memory = torch.zeros(())
@@ -47,6 +48,12 @@ class Penalty(Term):
             scale = 1e30 if step.logits.dtype == torch.bfloat16 else 1.0
             return step.logits.float().mul(scale).square().sum()
         value = step.logits.square().sum()
+        if self.fault == "compiled otherwise" and torch.compiler.is_compiling():
+            return value * 1.01
+        if self.fault == "reads a number" and value.item() > 1e6:
+            return value * 0
+        if self.fault == "counts in Python":
+            self.calls = (*self.calls, 0)
         if self.fault == "mean for sum":
             return value / step.batch.size
         if self.fault == "unseeded":
@@ -263,6 +270,7 @@ def test_what_does_not_apply_says_so():
         ("bf16", subject("bf16 overflow")),
         ("fp16", Subject("spoilt", model, with_spoilt, plain, data)),
         ("compile", subject(part=breaking_part)),
+        ("compile_step", subject("compiled otherwise")),
         ("attach", Subject("surgery", model, with_surgery, plain, data)),
         ("merge", Subject("halved", model, partial(with_surgery, Halved), plain, data)),
     ],
@@ -272,6 +280,14 @@ def test_fault_is_found(name, faulty):
     with pytest.raises(Exception) as raised:  # noqa: PT011  an AssertionError, or what the compiler raises
         CHECKS[name](faulty)
     assert not isinstance(raised.value, NotApplicable)
+
+
+def test_a_step_that_is_no_graph_says_where_and_why():
+    """Fails when a broken graph, or one that is made at every step, passes for a compiled step."""
+    with pytest.raises(NotApplicable, match=r"the graph breaks.*Tensor\.item"):
+        CHECKS["compile_step"](subject("reads a number"))
+    with pytest.raises(NotApplicable, match="makes the graph anew"):
+        CHECKS["compile_step"](subject("counts in Python"))
 
 
 class Procedure:

@@ -61,12 +61,22 @@ def check_resume(subject: ProcedureSubject) -> None:
 
 def check_fsdp2(subject: ProcedureSubject) -> None:
     """Weights in shards are an option of the Trainer, and of no procedure."""
-    raise NotApplicable("a procedure has a loop of its own, with whole weights: it takes no Compute(sharding=...)")
+    raise NotApplicable(
+        "a procedure has a loop of its own, with whole weights: it takes no Compute(sharding=...), and does not look "
+        "whether a model that it is given is in shards"
+    )
 
 
 def check_fp16(subject: ProcedureSubject) -> None:
     """A scaled loss is an option of the Trainer, and of no procedure."""
     raise NotApplicable("a procedure has a loop of its own, without a scaled loss: it takes no Compute(precision=...)")
+
+
+def check_compile_step(subject: ProcedureSubject) -> None:
+    """A compiled step is an option of the Trainer, and of no procedure."""
+    raise NotApplicable(
+        "a procedure has a loop of its own, whose steps stay as they are: it takes no Compute(compile=...)"
+    )
 
 
 PROCEDURE_CHECKS: Mapping[str, Callable[[ProcedureSubject], None]] = {
@@ -75,4 +85,5 @@ PROCEDURE_CHECKS: Mapping[str, Callable[[ProcedureSubject], None]] = {
     "resume": check_resume,
     "fsdp2": check_fsdp2,
     "fp16": check_fp16,
+    "compile_step": check_compile_step,
 }

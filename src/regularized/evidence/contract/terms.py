@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from regularized.evidence.contract.compiled import check_compile_step
 from regularized.evidence.contract.half import check_fp16
 from regularized.evidence.contract.loop import BATCH, Trained, distance, equal, train
 from regularized.evidence.contract.subjects import NotApplicable, Subject, needs_gpu
@@ -206,6 +207,7 @@ CHECKS: Mapping[str, Callable[[Subject], None]] = {
     "bf16": check_bf16,
     "fp16": check_fp16,
     "compile": check_compile,
+    "compile_step": check_compile_step,
     "gpu": check_gpu,
     "attach": check_attach,
     "merge": check_merge,
