@@ -154,6 +154,7 @@ def journey(visit: Visit, site, clock):
     visit.look("search")
     page.get_by_role("link", name=PAPER.card.title).click()
     page.get_by_role("heading", level=1, name=PAPER.card.title).wait_for()
+    page.wait_for_load_state()  # the heading is there before the end of a long page
     assert page.locator(".claim").count() == len(PAPER.card.claims)
     page.get_by_role("heading", name=PAPER.card.claims[0].statement).scroll_into_view_if_needed()
     visit.look("evidence")

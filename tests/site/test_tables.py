@@ -126,10 +126,10 @@ def test_synchronising_again_changes_nothing(site):
 
 
 class Renamed:
-    """An entry of the catalogue with some things changed."""
+    """An entry of the catalogue with some things changed, of which nothing is known yet."""
 
     def __init__(self, entry, **changed):
-        self._entry, self._changed = entry, changed
+        self._entry, self._changed = entry, {"memory": Memory(None, ""), **changed}
 
     def __getattr__(self, name):
         return self._changed.get(name, getattr(self._entry, name))
@@ -157,7 +157,7 @@ def test_a_changed_verdict_is_written_down(site):
     first, *rest = entry.outcomes
     other = Verdict.HOLDS if first.verdict is Verdict.OPEN else Verdict.OPEN
     turned = replace(first, verdict=other)
-    renamed = Renamed(entry, outcomes=(turned, *rest), memory=Memory(None, ""))
+    renamed = Renamed(entry, outcomes=(turned, *rest))
     changed = [renamed if e is entry else e for e in ENTRIES]
     with site.write.begin() as session:
         changes = sync_catalogue(session, changed, now=NOW)
