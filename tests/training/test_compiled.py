@@ -117,6 +117,13 @@ def test_compiled_training_is_the_plain_one_and_resumes(graphs, tmp_path):
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
+def test_kernels_give_the_plain_training():
+    """Fails if kernels draw other dropout, or compute another gradient, than the plain step."""
+    terms = {"task": CrossEntropy(), "ridge": Ridge(weight=linear(0.01, 0.02))}
+    expected = fit(build("no", terms, accumulate=1, dropout=0.5), epochs=1)
+    assert_near(fit(build("inductor", terms, accumulate=1, dropout=0.5), epochs=1), expected)
+
+
 def test_a_term_that_breaks_the_graph_keeps_its_numbers(graphs):
     """Fails if what is computed between the pieces of a graph is lost, or computed twice."""
     terms = [{"task": CrossEntropy(), "reading": Reading(weight=0.1), "memory": Memory()} for _ in range(2)]

@@ -75,7 +75,7 @@ class Follow(Term):
             step.model.first.bias.mul_(0.9)
 
 
-def build(sharding, folder=None, *, precision="no", peak=0.0):
+def build(sharding, folder=None, *, precision="no", compile="no", peak=0.0):
     torch.manual_seed(0)
     return Trainer(
         Net(),
@@ -89,7 +89,7 @@ def build(sharding, folder=None, *, precision="no", peak=0.0):
             early_stopping=EarlyStopping("loss", "higher", patience=3),  # so that the first weights are restored
         ),
         checkpoints=Checkpoints(folder, every=1) if folder else None,
-        compute=Compute(sharding=sharding, precision=precision),
+        compute=Compute(sharding=sharding, precision=precision, compile=compile),
     )
 
 
@@ -111,9 +111,11 @@ def work(folder):
         shutil.copytree(f"{folder}/parts", f"{folder}/for_one")
     found["resumed"] = fit(build("fsdp2", f"{folder}/parts"), resume=True)
     found["of_one"] = fit(build("fsdp2", f"{folder}/of_one"), resume=True)
-    low = build("fsdp2", precision="fp16", peak=1e6)
-    found["fp16"] = fit(low)
-    found["seen"], found["scale"] = low.objective.terms["follow"].seen, low.scaler.get_scale()
+    for sharding in ("no", "fsdp2"):
+        low = build(sharding, precision="fp16", peak=1e6)
+        state = fit(low)
+        found[f"fp16 {sharding}"] = (state, low.objective.terms["follow"].seen, low.scaler.get_scale())
+    found["compiled"] = fit(build("no", compile="aot_eager"))
     with pytest.raises(ValueError, match=r"the weights are in shards.*fit\(\.\.\., resume=True\)"):
         low.merge()
     with pytest.raises(ValueError, match="make the EMA before"):
@@ -160,14 +162,25 @@ def test_checkpoints_of_shards_and_of_one_process(both):
     assert_near(fit(build("no", folder / "for_one"), resume=True), found[0]["whole"])
 
 
-def test_fp16_leaves_out_the_same_steps_in_both(both):
-    """Fails if one process makes a step whose gradients overflowed in the other one."""
+@pytest.mark.parametrize("sharding", ["no", "fsdp2"])
+def test_fp16_leaves_out_the_same_steps_in_both(sharding, both):
+    """Fails if one process makes a step whose gradients overflowed in the other one, by DDP or in shards."""
     _, found = both
+    first = found[0][f"fp16 {sharding}"][0]
     for rank in range(2):
-        assert found[rank]["seen"] == [0, 2, 3, 4, 5, 6, 7, 8]
-        assert found[rank]["scale"] == 2.0**15
-        assert all(torch.equal(found[0]["fp16"][k], v) for k, v in found[rank]["fp16"].items())
-        assert all(bool(v.isfinite().all()) for v in found[rank]["fp16"].values())
+        state, seen, scale = found[rank][f"fp16 {sharding}"]
+        assert seen == [0, 2, 3, 4, 5, 6, 7, 8]
+        assert scale == 2.0**15
+        assert all(torch.equal(first[k], v) for k, v in state.items())
+        assert all(bool(v.isfinite().all()) for v in state.values())
+
+
+def test_two_compiled_processes_learn_what_one_does(both):
+    """Fails if a compiled step keeps the gradients of its own process, or exchanges those of a term twice."""
+    _, found = both
+    expected = fit(build("no"))
+    for rank in range(2):
+        assert_near(found[rank]["compiled"], expected)
 
 
 @pytest.mark.parametrize(
