@@ -121,5 +121,8 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     # Reading the flags makes the host wait for the device: only where this process did not use them all.
     keep = used if all(used) else elsewhere.tolist()
     for p, average, some in zip(parameters, averages, keep, strict=True):
-        if some:
-            p.grad = average.view_as(p)
+        if not some:
+            continue
+        if p.grad is None:
+            p.grad = torch.empty_like(p)
+        p.grad.copy_(average.view_as(p))  # not the view itself, which moments could not change in place
