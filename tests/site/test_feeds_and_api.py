@@ -12,6 +12,7 @@ from tests.site.helpers import START, send
 from regularized.evidence.claims import Verdict
 from regularized.papers.card import FAMILIES
 from regularized.papers.catalogue import load_catalogue
+from regularized.papers.memory import Memory
 from regularized.papers.search import search as command_line
 from regularized.site import queries
 from regularized.site.feeds import ENTRIES as MOST
@@ -181,7 +182,7 @@ def test_a_claim_on_which_attempts_disagree(client, site):
     """Fails when a contested claim is shown as decided, cannot be asked for, or a stranger's name is markup."""
     first, *rest = MEASURED.outcomes
     said = (*first.attempts, replace(first.attempts[0], name="x-1a2b3c4d", by="<script>x()</script>", where="*here*"))
-    entry = replace(MEASURED)
+    entry = replace(MEASURED, memory=Memory(None, ""))  # of a changed entry nothing is known yet
     entry.__dict__["outcomes"] = (replace(first, verdict=Verdict.CONTESTED, attempts=said), *rest)
     with site.write.begin() as session:
         sync_catalogue(session, [entry if one is MEASURED else one for one in ENTRIES], now=START + 1)

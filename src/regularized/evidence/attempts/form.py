@@ -119,7 +119,7 @@ def parse(text: str) -> Attempt:
         AttemptError: says of each field that is wrong what was given and what is needed.
 
     Examples:
-        >>> parse('{"format": 2, "slug": "x", "extra": 1}')
+        >>> parse('{"format": 2, "slug": "x", "extra": 1}')  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         regularized.evidence.attempts.files.AttemptError: 'extra': is no field; ...
     """
