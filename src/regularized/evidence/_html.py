@@ -8,21 +8,11 @@ from typing import Any
 from regularized.evidence import pictures, sounds
 from regularized.evidence._plots import arm_colour, curve_names, curve_svg, effect_svg
 from regularized.evidence.attachments import Attachment, as_text
-from regularized.evidence.claims import Outcome, Verdict, counts_text, effect_text, interval_text
+from regularized.evidence.claims import BADGES, Outcome, Verdict, counts_text, effect_text, interval_text
 from regularized.evidence.numbers import aligned, number
 from regularized.evidence.results import ReproduceResult, TuningResult
 
 __all__ = ["document", "page", "section", "table"]
-
-_BADGES = {
-    Verdict.HOLDS: "holds",
-    Verdict.SMALLER: "smaller",
-    Verdict.NO_EFFECT: "fails",
-    Verdict.OPPOSITE: "fails",
-    Verdict.OPEN: "open",
-    Verdict.CONTESTED: "contested",
-    Verdict.NOT_RUN: "none",
-}
 
 _STYLE = """
 :root { color-scheme: light dark; --font: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif;
@@ -294,7 +284,7 @@ def section(title: str, body: str) -> str:
 
 
 def _badge(verdict: Verdict) -> str:
-    return f'<span class="badge {_BADGES[verdict]}">{escape(verdict.value)}</span>'
+    return f'<span class="badge {BADGES[verdict]}">{escape(verdict.value)}</span>'
 
 
 def _arm(result: ReproduceResult, arm: str) -> str:

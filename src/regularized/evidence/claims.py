@@ -9,6 +9,7 @@ from regularized.evidence.numbers import number
 from regularized.mechanisms.tables import html_table
 
 __all__ = [
+    "BADGES",
     "SHORT",
     "Attempted",
     "Claim",
@@ -57,6 +58,17 @@ SHORT = {
     Verdict.NOT_RUN: "not run",
 }
 """Verdicts in a word or two, for counts."""
+
+BADGES = {
+    Verdict.HOLDS: "holds",
+    Verdict.SMALLER: "smaller",
+    Verdict.NO_EFFECT: "fails",
+    Verdict.OPPOSITE: "fails",
+    Verdict.OPEN: "open",
+    Verdict.CONTESTED: "contested",
+    Verdict.NOT_RUN: "none",
+}
+"""Class of a verdict in style sheets, those of reports and of the site."""
 
 
 @dataclass(frozen=True, slots=True)

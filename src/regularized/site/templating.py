@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from regularized._version import __version__
+from regularized.evidence.claims import BADGES
 from regularized.evidence.numbers import number
 from regularized.papers.card import FAMILIES
 from regularized.site.models import Person
@@ -20,16 +21,6 @@ __all__ = ["STATIC", "environment", "moment", "shown_name", "with_query"]
 
 _FOLDER = Path(__file__).parent
 STATIC = _FOLDER / "static"
-
-_BADGES = {
-    "holds": "holds",
-    "smaller than promised": "smaller",
-    "no effect shown": "fails",
-    "opposite": "fails",
-    "open": "open",
-    "contested": "contested",
-    "not run": "none",
-}
 
 
 def environment(*, static: bool = False) -> Environment:
@@ -47,7 +38,7 @@ def environment(*, static: bool = False) -> Environment:
     )
     found.globals.update(FAMILIES=FAMILIES, version=__version__, static=_static, standing_alone=static)
     found.filters.update(
-        badge=lambda verdict: _BADGES.get(verdict, "none"),
+        badge=lambda verdict: BADGES.get(verdict, "none"),
         day=_day,
         moment=moment,
         number=number,
