@@ -7,21 +7,38 @@ before anything is read that will be counted.
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from regularized.site.models import Paper, Person
+from regularized.site.models import Comment, Paper, Person, Vote
 
-__all__ = ["lock_papers", "lock_person"]
+__all__ = ["lock_papers", "lock_person", "lock_with_papers"]
 
 
-def lock_person(session: Session, person: int, *, alone: bool = False) -> None:
+def lock_person(session: Session, person: int) -> None:
     """Keep a person from being deleted or banned until the transaction ends; several windows of theirs go on at once.
 
     Args:
         session: a session that writes.
         person: their number.
-        alone: wait, too, until nothing of theirs is being written: for who deletes or bans them.
     """
-    row = select(Person.id).where(Person.id == person)
-    session.execute(row.with_for_update() if alone else row.with_for_update(read=True, key_share=True))
+    session.execute(select(Person.id).where(Person.id == person).with_for_update(read=True, key_share=True))
+
+
+def lock_with_papers(session: Session, person: int) -> list[int]:
+    """Wait until nothing of a person is being written, and keep them and their papers until the transaction ends.
+
+    For who deletes or bans them.
+
+    Args:
+        session: a session that writes.
+        person: their number.
+
+    Returns:
+        Numbers of the papers that they have voted for or comment on.
+    """
+    session.execute(select(Person.id).where(Person.id == person).with_for_update())
+    voted = select(Vote.paper_id).where(Vote.person_id == person)
+    papers = sorted(session.scalars(voted.union(select(Comment.paper_id).where(Comment.person_id == person))))
+    lock_papers(session, *papers)
+    return papers
 
 
 def lock_papers(session: Session, *papers: int) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from regularized.site import trending
 from regularized.site.database import insert_new, one_at_a_time
-from regularized.site.locks import lock_papers, lock_person
+from regularized.site.locks import lock_papers, lock_with_papers
 from regularized.site.models import (
     Comment,
     LoginSession,
@@ -25,7 +25,6 @@ from regularized.site.models import (
     Report,
     Submission,
 )
-from regularized.site.queries import papers_of
 from regularized.site.sync import index_paper, title_key
 
 __all__ = ["CORRECTABLE", "MODERATOR", "Moderation", "NotPossible"]
@@ -107,7 +106,7 @@ class Moderation:
         if person.role == MODERATOR:
             raise NotPossible("a moderator cannot be banned; take the role away first")
         self._log("ban", f"person {person.id}", reason, email=person.email, name=person.name)
-        papers = self._taking_part(person)
+        papers = lock_with_papers(self.session, person.id)
         person.banned_because = reason.strip()
         self.session.execute(delete(LoginSession).where(LoginSession.person_id == person.id))
         if hide_comments:
@@ -119,15 +118,9 @@ class Moderation:
     def unban(self, person: Person, reason: str) -> None:
         """Let a person take part again; their votes count again."""
         self._log("unban", f"person {person.id}", reason)
-        papers = self._taking_part(person)
+        papers = lock_with_papers(self.session, person.id)
         person.banned_because = None
         self._count_again(papers)
-
-    def _taking_part(self, person: Person) -> list[int]:
-        lock_person(self.session, person.id, alone=True)
-        papers = papers_of(self.session, person)
-        lock_papers(self.session, *papers)
-        return papers
 
     def _count_again(self, papers: Sequence[int]) -> None:
         self.session.flush()

@@ -10,7 +10,7 @@ from regularized.papers.card import FAMILIES
 from regularized.site import queries, trending
 from regularized.site.database import insert_new
 from regularized.site.dependencies import Read, SiteOf, Write
-from regularized.site.locks import lock_papers, lock_person
+from regularized.site.locks import lock_with_papers
 from regularized.site.models import Follow, Paper, Person, Subscription
 from regularized.site.moderation import MODERATOR
 from regularized.site.names import is_reserved, shown_name, skeleton
@@ -75,9 +75,7 @@ def rename(session: Write, person: SignedIn, name: Annotated[str, Form(max_lengt
 @router.post("/me/delete")
 def delete_me(site: SiteOf, session: Write, person: SignedIn) -> Response:
     """Delete the person with all votes, comments and subscriptions."""
-    lock_person(session, person.id, alone=True)
-    papers = queries.papers_of(session, person)
-    lock_papers(session, *papers)
+    papers = lock_with_papers(session, person.id)
     session.execute(delete(Subscription).where(Subscription.email == person.email))
     session.execute(delete(Person).where(Person.id == person.id))
     for number in papers:

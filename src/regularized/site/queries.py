@@ -56,7 +56,6 @@ __all__ = [
     "in_order",
     "list_papers",
     "page_of_comment",
-    "papers_of",
     "periods_around",
     "person_of",
     "related",
@@ -299,12 +298,6 @@ def voted_for(session: Session, person: Person | None, papers: Sequence[Paper]) 
         return set()
     shown_ids = [paper.id for paper in papers]
     return set(session.scalars(select(Vote.paper_id).where(Vote.person_id == person.id, Vote.paper_id.in_(shown_ids))))
-
-
-def papers_of(session: Session, person: Person) -> list[int]:
-    """Numbers of the papers that a person has voted for or comments on, in order."""
-    voted = select(Vote.paper_id).where(Vote.person_id == person.id)
-    return sorted(session.scalars(voted.union(select(Comment.paper_id).where(Comment.person_id == person.id))))
 
 
 def person_of(session: Session, email: str) -> Person | None:
