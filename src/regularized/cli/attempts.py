@@ -110,14 +110,14 @@ def _own(entry: "Entry", *, first: int | None, by: str, where: str, remark: str)
     """What this home holds of a paper."""
     from regularized.evidence import ledger
     from regularized.evidence.attempts import form
-    from regularized.evidence.experiment import block_of, seeds_of
+    from regularized.evidence.experiment import block_of
 
     if not by.strip():
         raise CommandError('--mine needs --by "NAME": an attempt says who made it', Exit.USAGE)
     experiment, shipped = entry.experiment(), entry.load_ledger()
     scale = shipped.scale if shipped is not None else "laptop"
     try:
-        seeds = seeds_of(experiment) if first is None else block_of(experiment, first)
+        seeds = block_of(experiment, first)
     except ValueError as error:
         raise CommandError(str(error), Exit.USAGE) from error
     data = ledger.collect(

@@ -280,13 +280,14 @@ def seeds_of(experiment: ModuleType) -> Seeds:
 _BLOCKS = range(0, 1000, 100)
 
 
-def block_of(experiment: ModuleType, first: int) -> Seeds:
+def block_of(experiment: ModuleType, first: int | None) -> Seeds:
     """A block of seeds for another attempt: as many as the experiment declares, so that nobody adds some after a look.
 
     Args:
         experiment: the module.
-        first: its first seed: the one that the experiment declares, or 0, 100, ..., 900. Data sets deal out their rows
-            anew for each such block, and a start of anybody's choice would leave many blocks to choose from.
+        first: its first seed: the one that the experiment declares, as does None, or 0, 100, ..., 900. Data sets deal
+            out their rows anew for each such block, and a start of anybody's choice would leave many blocks to choose
+            from.
 
     Raises:
         ValueError: there is no such block, or its seeds were used to choose the settings.
@@ -297,7 +298,7 @@ def block_of(experiment: ModuleType, first: int) -> Seeds:
         309
     """
     declared = seeds_of(experiment)
-    if first == declared.first:
+    if first is None or first == declared.first:
         return declared
     if first not in _BLOCKS:
         raise ValueError(

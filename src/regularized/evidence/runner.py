@@ -398,7 +398,7 @@ def _known_tuning(slug: str, module_name: str, experiment: ModuleType, store: St
 
 
 def _seeds(seeds: int | None, experiment: ModuleType, first: int | None = None) -> tuple[int, ...]:
-    declared = seeds_of(experiment) if first is None else block_of(experiment, first)
+    declared = block_of(experiment, first)
     count = declared.count if seeds is None else seeds
     if not 1 <= count <= declared.count:
         raise ValueError(
