@@ -41,6 +41,9 @@ def papers(
         for entry in look_up(search, load_catalogue())
         if (not family or family in entry.card.families) and (entry.implemented or not implemented)
     ][:limit]
+    runs = {entry.slug: entry.implemented for entry in found}
+    if found:
+        found[0].memory.save()  # once, and not for each
     why = {entry.slug: explain(search, entry, load_catalogue()) for entry in found} if search.strip() else {}
     if as_json:
         emit_json([entry.to_dict() | ({"matched": why[entry.slug]} if why else {}) for entry in found])
@@ -51,7 +54,7 @@ def papers(
         "slug": lambda entry: entry.slug,
         "title": lambda entry: entry.card.title,
         "date": lambda entry: entry.card.date,
-        "implemented": lambda entry: entry.implemented,
+        "implemented": lambda entry: runs[entry.slug],
         "evidence": _verdicts,
         "problem": lambda entry: entry.card.problem,
         "matched": lambda entry: why[entry.slug],

@@ -89,9 +89,7 @@ class Entry:
     @cached_property
     def missing(self) -> tuple[str, ...]:
         """What is lacking before the paper counts as implemented; empty when nothing is."""
-        found = tuple(self.memory.recall(f"{self.slug} missing", self._find_missing))
-        self.memory.save()
-        return found
+        return tuple(self.memory.recall(f"{self.slug} missing", self._find_missing))
 
     def _find_missing(self) -> list[str]:
         if self.card.implementation is None:
