@@ -1,9 +1,11 @@
 """What tests of several storeys share so that the same is not computed a hundred times."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +16,16 @@ from regularized.papers import catalogue
 from regularized.papers.memory import Memory, folder
 
 WARM_WORKER = Path(__file__).parent / "evidence" / "warm_worker.py"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Kernels are compiled anew in each run, once for all its workers.
+
+    torch keeps them from run to run and takes them as they are, whatever instructions the processor of this run has.
+    """
+    if not hasattr(config, "workerinput"):
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = kernels = tempfile.mkdtemp(prefix="kernels-")
+        config.add_cleanup(lambda: shutil.rmtree(kernels, ignore_errors=True))
 
 
 @pytest.fixture(scope="session")

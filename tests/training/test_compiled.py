@@ -1,6 +1,7 @@
 """A compiled step: the weights and the memory of the plain one, and no graph made twice."""
 
 import re
+import shutil
 from functools import partial
 
 import pytest
@@ -117,6 +118,7 @@ def test_compiled_training_is_the_plain_one_and_resumes(graphs, tmp_path):
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler (apt-get install g++)")
 def test_kernels_give_the_plain_training():
     """Fails if kernels draw other dropout, or compute another gradient, than the plain step."""
     terms = {"task": CrossEntropy(), "ridge": Ridge(weight=linear(0.01, 0.02))}
