@@ -63,7 +63,7 @@ CASES: Mapping[str, _Case] = {
 class Rate(NamedTuple):
     """A share of simulated cards.
 
-    Args:
+    Attributes:
         case: what was drawn.
         seeds: how many seeds.
         rule: ``"this rule"`` or ``"first edition"``.

@@ -127,7 +127,7 @@ def small_loss_selection(losses: Tensor, forget_rate: float) -> Tensor:
 class CoTeachingLosses(NamedTuple):
     """Losses of a step, and what was chosen.
 
-    Args:
+    Attributes:
         first: scalar, mean loss of the first network on what the second one chose.
         second: scalar, mean loss of the second network on what the first one chose.
         chosen_by_first: (R,) positions in the batch, smallest loss first.

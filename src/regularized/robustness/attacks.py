@@ -249,7 +249,7 @@ def input_gradient(
 class Attacked(NamedTuple):
     """What one step found.
 
-    Args:
+    Attributes:
         inputs: (B, C, ...) perturbed inputs, in the range of the data.
         logits: (B, K) before the step, at the starting point.
         losses: (B,) there.

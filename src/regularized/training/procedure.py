@@ -266,7 +266,7 @@ def _built_rate(group: dict[str, Any]) -> float:
 class Part(NamedTuple):
     """A pass over some data, which is all of an epoch or a part of it.
 
-    Args:
+    Attributes:
         source: the batches, see :func:`~regularized.training.data.as_source`.
         step: called as ``step(batch, progress=progress)`` for each of them; returns a detached tensor to be averaged.
         stream: with the seed and the epoch it seeds what the pass draws at random.

@@ -250,7 +250,7 @@ def generalised_advantages(
 class Drift(NamedTuple):
     """How far the policy has gone from the one that drew the tokens.
 
-    Args:
+    Attributes:
         kl: estimate of the divergence, mean of ``r - 1 - log r``.
         clipped: share of the tokens whose ratio lies outside of ``[1 - eps, 1 + eps]``.
     """

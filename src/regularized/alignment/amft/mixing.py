@@ -15,7 +15,7 @@ __all__ = ["Mixer", "Moved", "gradients_of", "mixture", "set_gradient", "weighte
 class Moved(NamedTuple):
     """What a step did to mu: 0-d tensors on the device, in float64 but the loss.
 
-    Args:
+    Attributes:
         mu: the weight that the step was made with.
         meta: what the meta-gradient added to it, ``eta_mu g_mu``; 0 on steps without one.
         entropy: what entropy added, ``eta_H (H* - H)``. Where its sum from one meta step to the next is far larger than

@@ -52,7 +52,7 @@ class PPO:
 class PPOLosses(NamedTuple):
     """Losses of some answers.
 
-    Args:
+    Attributes:
         policy: scalar, L_RL with its graph, the entropy bonus in it.
         values: scalar, the weighted loss of the value function with a graph of its own; None without one.
         entropy: scalar, mean entropy of the policy on the tokens that it drew, detached.

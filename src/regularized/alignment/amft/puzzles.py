@@ -51,7 +51,7 @@ def decode(tokens: Tensor) -> list[str]:
 class Demonstrations(NamedTuple):
     """Prompts with an answer each.
 
-    Args:
+    Attributes:
         prompts: (N, L).
         answers: (N, T), each ends with :data:`END`.
     """

@@ -46,7 +46,7 @@ Pair: TypeAlias = tuple[Tensor, Tensor]
 class Rollouts(NamedTuple):
     """Answers of a policy.
 
-    Args:
+    Attributes:
         prompts: (B, L) int64, each as often as it was answered, one after the other.
         completions: (B, T) int64; behind the end token anything may stand.
         log_probs: (B, T) of the policy that drew them; None where that is the one that is trained.
@@ -246,7 +246,7 @@ class Critic(nn.Module):
 class Advantages(NamedTuple):
     """Advantages of the tokens of some answers.
 
-    Args:
+    Attributes:
         advantages: (B, T), normalised.
         returns: (B, T), what a value function should have said; None without one.
     """

@@ -27,12 +27,7 @@ class ScaledLinear(nn.Linear):
     """A linear layer whose weight is multiplied, block of columns by block, with trained factors.
 
     Made by :meth:`of`, which keeps the layer's parameters themselves, so that names, optimizers and checkpoints of the
-    plain model still fit.
-
-    Args:
-        in_features: C, as in ``nn.Linear``, whose constructor this is: :meth:`of` adds the factors.
-        out_features: R.
-        bias: as there.
+    plain model still fit. The constructor is that of ``nn.Linear``; it makes no factors.
 
     Attributes:
         weight: (R, C) W, the parameter of the plain layer.

@@ -33,7 +33,7 @@ _ALPHABET = 2**22  # different numbers in a table; a model of constriction has r
 class Coded(NamedTuple):
     """Groups of whole numbers as bytes.
 
-    Args:
+    Attributes:
         stream: the numbers.
         tables: which numbers there are, and how often; empty where the coder needs none.
     """

@@ -56,7 +56,7 @@ def ratio_table(device: torch.device | None = None) -> Tensor:
 class WeightMoments(NamedTuple):
     """What two sums over all weights say of their distribution, as 0-d float64 tensors on the weights' device.
 
-    Args:
+    Attributes:
         shape: nu of the generalised Gaussian with this ratio; the nearest of :data:`SHAPES`, in the ratio.
         std: root of the mean square; nothing is subtracted.
         ratio: mean square over squared mean magnitude, at least 1.

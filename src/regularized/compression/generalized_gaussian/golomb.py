@@ -20,7 +20,7 @@ ORDER = count(0, "the order of the code", "the papers use 0")
 class Ranking(NamedTuple):
     """Whole numbers by their frequency.
 
-    Args:
+    Attributes:
         symbols: (n,) int64, the most frequent first; of equally frequent ones the nearer to zero, the positive first.
         counts: (n,) int64, how often each occurs.
         ranks: position in ``symbols`` of each given number, of their shape.

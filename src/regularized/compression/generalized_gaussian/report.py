@@ -17,7 +17,7 @@ __all__ = ["CodeLength", "code_length", "layer_shapes"]
 class CodeLength(NamedTuple):
     """Lengths in bits a weight; :func:`~regularized.compression.generalized_gaussian.save_compressed` makes real files.
 
-    Args:
+    Attributes:
         mean_bits: of the exponential-Golomb code.
         entropy: of the values, the least that any code needs which takes each weight alone.
         symbols: (n,) int64, the values in multiples of the step, the most frequent first.

@@ -21,7 +21,7 @@ _RARE = count(0, "how many weights of one value count as few").or_none("one in 1
 class Reshaped(NamedTuple):
     """What :func:`reshape_histogram` made of weights.
 
-    Args:
+    Attributes:
         weights: multiples of ``2^-bits``, of the shape and type of the given ones.
         before: the generalised Gaussian that the given weights had.
         centre: their mean, as a multiple of ``2^-bits``.

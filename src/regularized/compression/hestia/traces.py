@@ -36,7 +36,7 @@ Probes: TypeAlias = Literal["joint", "exact"]
 class TraceEstimate(NamedTuple):
     """Both parts of a trace.
 
-    Args:
+    Attributes:
         low: that of the sketched subspace, ``Tr(Q^T H Q)``; a 0-d tensor.
         rest: the estimate of what is outside.
     """

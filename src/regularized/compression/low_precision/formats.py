@@ -17,7 +17,7 @@ Limit: TypeAlias = Tensor | float
 class Encoded(NamedTuple):
     """A tensor in a format: what would be stored.
 
-    Args:
+    Attributes:
         codes: an integer for each value, in the shape of the values: uint8 up to 8 bits, else int16.
         scales: what else belongs to it, in the form of the format; codes too where the format rounds its scales.
     """

@@ -17,7 +17,7 @@ _FAR = 10.0  # above tau_id: then the Huber loss pulls every feature with its fu
 class Thresholds(NamedTuple):
     """The two thresholds: real features below the first, outliers above the second.
 
-    Args:
+    Attributes:
         tau_id: of real features.
         tau_ood: of outliers.
 

@@ -56,9 +56,6 @@ def steer(hidden: Tensor, direction: Tensor, *, mix: float | None = None) -> Ten
 class OwnStep(nn.Module):
     """The trained parameters themselves take the step: what the published numbers were made with.
 
-    Args:
-        none.
-
     Raises:
         ValueError: nothing in the model is trainable.
 

@@ -38,7 +38,7 @@ _TINY = 1e-12  # below this a mean square counts as zero: the sheet's clamp, far
 class SparseCodes(NamedTuple):
     """The k features that take part in each row.
 
-    Args:
+    Attributes:
         values: (B, k) their values.
         features: (B, k) int64, which features they are.
     """

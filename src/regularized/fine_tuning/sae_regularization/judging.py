@@ -40,7 +40,7 @@ _FORMAT = 2
 class Example(NamedTuple):
     """One of the rows that activate a feature most.
 
-    Args:
+    Attributes:
         row: its position in the embeddings.
         activation: the feature's pre-activation, above 0.
         item: what the row was made from (a text, an image), where it was given.

@@ -26,7 +26,7 @@ _FIELDS = {
 class Line(NamedTuple):
     """Something that is said.
 
-    Args:
+    Attributes:
         person: number of the anchor.
         words: what he says.
     """

@@ -17,7 +17,7 @@ __all__ = ["Seen", "decode", "measure"]
 class Seen(NamedTuple):
     """What is seen and heard in B clips.
 
-    Args:
+    Attributes:
         hue: (B, 2) nearest hue in each cell.
         gain: (B, 2) how bright it is there, 1 for the palette's own.
         voice: (B, 2) loudest bin in each half.

@@ -56,7 +56,7 @@ def palette() -> Tensor:
 class Scene(NamedTuple):
     """What happens in B clips; whatever has two columns is of person 1 and of person 2.
 
-    Args:
+    Attributes:
         hue: (B, 2) of six.
         voice: (B, 2) bins.
         shape: (B, 2) whether the corners are missing at the bottom; of one person they are, of the other not.

@@ -46,7 +46,7 @@ __all__ = [
 class OmniBatch(NamedTuple):
     """Clips of one task and one layout.
 
-    Args:
+    Attributes:
         video: z_v (B, C_v, L_v, H, W).
         audio: z_a (B, L_a, C_a).
         given: text, references, structure.

@@ -28,7 +28,7 @@ class Conditions(NamedTuple):
     Which task it is shows in what is there: R2AV has text, pictures and voices; RV2AV a source video besides; RA2V a
     driving audio, and no voices (or voices of zeros, which stay in the sequence).
 
-    Args:
+    Attributes:
         text: (B, states, width) states of the caption, for both streams.
         pictures: (B, C_v, N, H, W) latents of the reference pictures, clean.
         voices: (B, R_k, C_a) latents of each reference voice, clean.

@@ -21,7 +21,7 @@ __all__ = ["Clip", "sample", "shifted_sigmas"]
 class Clip(NamedTuple):
     """Latents of a clip.
 
-    Args:
+    Attributes:
         video: (B, C_v, L_v, H, W).
         audio: (B, L_a, C_a).
     """

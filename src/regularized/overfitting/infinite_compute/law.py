@@ -33,7 +33,7 @@ _SMALLEST, _LARGEST, _POINTS = 1e-3, 64.0, 512  # of the exponent: flat within r
 class PowerLaw(NamedTuple):
     """The curve ``A / x^B + C``.
 
-    Args:
+    Attributes:
         A: the height above the asymptote at x = 1.
         B: the exponent.
         C: the asymptote.

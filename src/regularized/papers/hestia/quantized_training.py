@@ -17,7 +17,7 @@ __all__ = ["Training", "quantized_training"]
 class Training(NamedTuple):
     """What a loop needs to end with ternary weights.
 
-    Args:
+    Attributes:
         optimizer: of all that is trained.
         after_step: to be called with the number of steps done.
         in_the_last_step: computes something with the weights of the last step's forward pass; afterwards all are hard.

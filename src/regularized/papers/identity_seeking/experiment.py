@@ -149,7 +149,7 @@ def contrast(model: nn.Module, frames: "Film", s: Mapping[str, Any]) -> Tensor:
 class Film(NamedTuple):
     """Two frames of each of several videos.
 
-    Args:
+    Attributes:
         first: (n, 1, h, w) crops of frame a.
         second: (n, 1, h, w) crops of frame b, in an order of its own within each video.
         augmented: (n, 1, h, w) crops of frame a again, shifted and in another light: what can be made of one frame.

@@ -157,7 +157,7 @@ class Images(NamedTuple):
 class FirstPhase(NamedTuple):
     """What first phases of all tasks leave: features at the end of each task's, and heads.
 
-    Args:
+    Attributes:
         tasks: of the sequence.
         train: (features, labels) of each task's training images, at its own end.
         test: for each time, those of all test images.

@@ -48,7 +48,7 @@ OUTPUT_WEIGHT = at_least(0.0, "lambda3", remedy="0 switches the regulariser off"
 class Variation(NamedTuple):
     """What the step of the attack did to a batch; everything without graph, over all processes but ``abnormal``.
 
-    Args:
+    Attributes:
         abnormal: (B,) which examples of this process are abnormal.
         number: n, how many of all processes; a whole number as a scalar of the losses' type.
         size: B of all processes, in the same way.

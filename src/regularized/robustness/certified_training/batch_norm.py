@@ -23,7 +23,7 @@ _KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 class Statistics(NamedTuple):
     """What one layer normalises with.
 
-    Args:
+    Attributes:
         mean: (C,).
         variance: (C,), biased.
     """

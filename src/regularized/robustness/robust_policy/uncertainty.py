@@ -60,7 +60,7 @@ _LEAST_MASS = 1e-6
 class WorstCase(NamedTuple):
     """What the adversary leaves.
 
-    Args:
+    Attributes:
         value: (d,) worst expectations ``nu``.
         alpha: (d,) variables of the dual at which they are taken; None where there is no dual variable.
     """

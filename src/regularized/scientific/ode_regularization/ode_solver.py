@@ -67,7 +67,7 @@ def combine(u: Tensor, weights: Sequence[float], h: float, stages: Sequence[Tens
 class _Attempt(NamedTuple):
     """What one attempt of a step finds.
 
-    Args:
+    Attributes:
         error: scaled error, of which at most 1 is accepted.
         state: at the end of the step.
         before: state of the last stage but one.

@@ -45,7 +45,7 @@ __all__ = ["BrownianPath", "Increment", "sdeint", "sdeint_on_grid"]
 class Increment(NamedTuple):
     """A piece of a Brownian path.
 
-    Args:
+    Attributes:
         length: of the piece in time.
         increment: W at its end less W at its start.
         area: integral of W less its start.

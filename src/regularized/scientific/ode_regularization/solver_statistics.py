@@ -22,7 +22,7 @@ NORM = Choice("batch", "sample")
 class LastStages(NamedTuple):
     """The last two stages of a step, both at its end: what an estimate of stiffness is made of.
 
-    Args:
+    Attributes:
         k: derivative in the last stage.
         k_before: in the one before.
         g: state at which k was taken.

@@ -38,7 +38,7 @@ _SAME = 1.0 - 1e-6
 class InterFrame(NamedTuple):
     """What came of a pair of frames, or of several.
 
-    Args:
+    Attributes:
         loss: the scalar; a mean over the pairs.
         pairs: (k, 2) matched crops, as rows of the two feature matrices.
         reliability: (k,) mean of the two probabilities of each pair, detached.

@@ -14,7 +14,7 @@ __all__ = ["IdentitySeeking", "Sought"]
 class Sought(NamedTuple):
     """Scalars of a step.
 
-    Args:
+    Attributes:
         loss: what is minimised.
         reliability: mean probability of the matched pairs.
     """

@@ -13,7 +13,7 @@ __all__ = ["Retrieval", "retrieval_scores"]
 class Retrieval(NamedTuple):
     """What retrieval came to.
 
-    Args:
+    Attributes:
         rank: share of the queries that find their individual among the first k, by k.
         mean_average_precision: mean over the queries.
         queries: queries that have a counterpart in the gallery; the others do not count.

@@ -24,11 +24,8 @@ _MARGIN = 0.02  # a state is left only this far beyond the limit at which it was
 class Phase(StrEnum):
     """What a network does on training data, on corrupted labels, and on test data.
 
-    Args:
-        value: the name.
-
     Raises:
-        ValueError: there is no such phase.
+        ValueError: there is no phase of that name.
 
     Examples:
         >>> Phase("coexistence").corrupted_labels_kept
