@@ -25,7 +25,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses $(JOBS) --dist worksteal
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 # Processors differ in the last bits, by their vector instructions and number of cores. What a test says must not: the
 # numerical ones once more without AVX in torch, oneDNN and MKL, and with two threads.
