@@ -86,6 +86,25 @@ class Spoilt(Term):
         return step.logits.square().sum()
 
 
+class Silent(Penalty):
+    """Reads a weight in its loss, and does not say so."""
+
+    sharding = None
+
+
+class Shrinking(Term):
+    """Shrinks the weight that it found when it was attached, and does not say so."""
+
+    contributes = False
+
+    def attach(self, model):
+        self.found = (model[0].weight,)
+
+    def after_step(self, step):
+        with torch.no_grad():
+            self.found[0].mul_(0.9)
+
+
 class Surgery(Term):
     """Doubles the weights of a layer, each time it is asked: surgery that is not idempotent."""
 
@@ -192,6 +211,10 @@ def with_spoilt():
     return {"task": CrossEntropy(), "spoilt": Spoilt()}
 
 
+def with_silent():
+    return {"task": CrossEntropy(), "silent": Silent("reads shards")}
+
+
 def with_holding():
     return {"task": CrossEntropy(), "holding": Holding()}
 
@@ -280,6 +303,17 @@ def test_fault_is_found(name, faulty):
     with pytest.raises(Exception) as raised:  # noqa: PT011  an AssertionError, or what the compiler raises
         CHECKS[name](faulty)
     assert not isinstance(raised.value, NotApplicable)
+
+
+@pytest.mark.parametrize(
+    ("terms", "says"),
+    [(with_silent, 'with sharding = "weights" it ends where'), (partial(with_surgery, Shrinking), "it fails or ends")],
+    ids=["reads", "moves what was replaced"],
+)
+def test_what_a_term_could_say_of_shards_is_told(terms, says):
+    """Fails when the reason recommends a word with which training in shards goes wrong, or none where one is right."""
+    with pytest.raises(NotApplicable, match=f"refused: it does not say what it needs.*{says}"):
+        CHECKS["fsdp2"](Subject("silent", model, terms, plain, data))
 
 
 def test_a_step_that_is_no_graph_says_where_and_why():

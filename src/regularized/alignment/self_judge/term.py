@@ -46,6 +46,8 @@ class PrivilegedView(Term):
         >>> loss = (CrossEntropy()(step) + PrivilegedView(without_last_column)(step)) / 8
     """
 
+    sharding = "forward"
+
     @allowed(alpha=ALPHA, alpha_kd=ALPHA_KD)
     def __init__(
         self,

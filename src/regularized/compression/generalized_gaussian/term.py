@@ -42,6 +42,7 @@ class BackSlash(Term):
         >>> history = trainer.fit(TensorData(torch.randn(32, 3), torch.randint(2, (32,)), batch_size=8), epochs=1)
     """
 
+    sharding = "weights"
     per_step = True
     _table: Tensor
 

@@ -40,6 +40,7 @@ class Hestia(Term):
         >>> term.merge(model)
     """
 
+    sharding = "forward"
     contributes = False
 
     def __init__(

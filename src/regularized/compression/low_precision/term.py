@@ -39,6 +39,7 @@ class LowPrecision(Term):
         'mxfp8, gradients e4m3, rceil'
     """
 
+    sharding = "forward"
     contributes = False
 
     def __init__(

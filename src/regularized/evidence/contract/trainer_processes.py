@@ -4,10 +4,11 @@ The processes are started once for a subject, and train in both ways: starting t
 """
 
 import tempfile
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -18,11 +19,13 @@ from regularized.evidence.contract.trainer_runs import State, apart, whole_run
 from regularized.evidence.processes import run_launched
 from regularized.mechanisms.distributed import leave_process_group
 from regularized.training.options import Compute
+from regularized.training.sharded import NEEDS
 from regularized.training.step import Batch, call_model
 
 __all__ = ["check_fsdp2", "check_trainer_processes"]
 
 _SHARDS = Compute(sharding="fsdp2")
+_SAYS_NOTHING = "it does not say what it needs of weights in shards"
 
 
 def check_trainer_processes(subject: Subject) -> None:
@@ -36,9 +39,13 @@ def check_trainer_processes(subject: Subject) -> None:
 
 
 def check_fsdp2(subject: Subject) -> None:
-    """Two processes that hold weights, gradients and the optimizer's state in shards end where one process does."""
-    if (why := _refusal_of_shards(subject.terms())) is not None:
-        raise NotApplicable(f"refused: {why}")
+    """Two processes that hold weights, gradients and the optimizer's state in shards end where one process does.
+
+    Where a term says nothing of shards, the reason tells what it could say.
+    """
+    why = _refusal_of_shards(subject.terms())
+    if why is not None:
+        raise NotApplicable(f"refused: {_told_what_works(subject) if why is _SAYS_NOTHING else why}")
     _compare(subject, "fsdp2", _refusal_of_nothing(subject))
 
 
@@ -48,8 +55,28 @@ def _refusal_of_shards(terms: Terms) -> str | None:
         if (why := getattr(term, "unsharded", None)) is not None:
             return str(why)
         if getattr(term, "sharding", None) is None:
-            return "it does not say what it needs of weights in shards"
+            return _SAYS_NOTHING
     return None
+
+
+def _told_what_works(subject: Subject) -> str:
+    """What came of training in shards with each word for what a term needs, the one that asks least first."""
+    for need in NEEDS:
+        try:
+            _compare(subject, need, _refusal_of_nothing(subject))
+        except AssertionError:
+            continue
+        return f'{_SAYS_NOTHING}; with sharding = "{need}" it ends where one process does'
+    return f"{_SAYS_NOTHING}; whatever it says, it fails or ends elsewhere than one process"
+
+
+def _declaring(terms: Callable[[], Terms], need: str) -> Terms:
+    """Terms of which those that say nothing of shards say this."""
+    made = terms()
+    for term in made.values():
+        if getattr(term, "sharding", None) is None:
+            cast(Any, term).sharding = need
+    return made
 
 
 def _refusal_of_nothing(subject: Subject) -> str | None:
@@ -81,8 +108,11 @@ def _trained(subject: Subject, samples: int) -> tuple[State, list[Mapping[str, S
     """Where one process ends; and for each of two, where it ends by each way, or why it did not."""
     whole = whole_run(subject, samples=samples)
     ways = {"ddp": Compute()}
-    if _refusal_of_shards(subject.terms()) is None:
+    why = _refusal_of_shards(subject.terms())
+    if why is None:
         ways["fsdp2"] = _SHARDS
+    elif why is _SAYS_NOTHING:
+        ways |= dict.fromkeys(NEEDS, _SHARDS)
     with tempfile.TemporaryDirectory() as folder:
         run_launched(_train_and_save, subject, samples, ways, folder)
         return whole, [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(2)]
@@ -90,7 +120,10 @@ def _trained(subject: Subject, samples: int) -> tuple[State, list[Mapping[str, S
 
 def _train_and_save(subject: Subject, samples: int, ways: Mapping[str, Compute], folder: str) -> None:
     ends: dict[str, Any] = {}
+    plain = subject.terms
     for way, compute in ways.items():
+        if way in NEEDS:
+            subject = replace(subject, terms=partial(_declaring, plain, way))
         try:
             ends[way] = whole_run(subject, samples=samples, compute=compute)
         except Exception as error:

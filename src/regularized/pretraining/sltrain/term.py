@@ -34,6 +34,7 @@ class SLTrain(Term):
         >>> term.merge(model)
     """
 
+    sharding = "forward"
     contributes = False
 
     def __init__(

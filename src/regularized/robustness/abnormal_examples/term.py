@@ -64,6 +64,7 @@ class OneStepTraining(Term):
         >>> _ = trainer.fit(TensorData(torch.rand(64, 1, 8, 8), torch.randint(10, (64,)), batch_size=32), epochs=1)
     """
 
+    sharding = "forward"
     contributes = False
 
     def __init__(self, attack: OneStep, *, keep_graph: bool = False) -> None:
@@ -130,6 +131,8 @@ class AbnormalExamples(Term):
         0.0
     """
 
+    sharding = "forward"
+
     @allowed(weight=at_least(0.0, "lambda1").or_schedule(), loss_weight=LOSS_WEIGHT, output_weight=OUTPUT_WEIGHT)
     def __init__(
         self,
@@ -180,6 +183,8 @@ class AbnormalShare(Term):
 
     A share that rises says that one-step training begins to break down: look at accuracy under many steps then.
     """
+
+    sharding = "forward"
 
     def __init__(self) -> None:
         super().__init__(weight=0.0)  # logged, and no part of the loss

@@ -39,6 +39,10 @@ class CertifiedTraining(Term):
         torch.Size([])
     """
 
+    unsharded = (
+        "its bounds read weights beside the forward pass, and shards sum their gradients in that one's backward pass"
+    )
+
     @allowed(penalty=at_least(0.0, "0 switches the penalties off"), tolerance=between(0.0, 1.0, "(]"))
     def __init__(
         self,

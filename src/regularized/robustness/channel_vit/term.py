@@ -50,6 +50,7 @@ class SampleChannels(Term):
         >>> _ = trainer.fit(data, epochs=1)
     """
 
+    sharding = "forward"
     contributes = False
 
     @allowed(mode=MODE)

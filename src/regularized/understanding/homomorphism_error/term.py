@@ -47,6 +47,7 @@ class Compositionality(Term):
         (('blocks.1', 'blocks.3'), 4)
     """
 
+    sharding = "forward"
     words: Tensor
     modifiers: Tensor
 
@@ -89,9 +90,11 @@ class Compositionality(Term):
             # Few candidates are pairs. On a GPU their number would have to be waited for: there the others stay.
             first, which, found = first[found], which[found], found[found]
         first, which, found = first.flatten(), which.flatten(), found.flatten()
-        total = step.hidden(self.taps[0]).new_zeros(())
+        dtype = next(self.operators.parameters()).dtype  # states may be half as wide: autocast ends with the model
+        total = torch.zeros((), dtype=dtype, device=found.device)
         for name in self.taps:
             states = step.hidden(name).flatten(0, 1)
+            states = states.to(torch.promote_types(states.dtype, dtype))
             a, m = states.index_select(0, first), states.index_select(0, first + 1)
             target = (a + m) / 2
             errors = squared_errors(self.operators, a, m, target.detach() if self.detach_target else target, which)
