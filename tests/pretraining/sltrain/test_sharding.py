@@ -10,6 +10,7 @@ from torch.distributed.fsdp import fully_shard
 
 from regularized.evidence.processes import run_in_processes
 from regularized.pretraining.sltrain import convert
+from regularized.training.sharded import gathered
 
 
 def a_model():
@@ -41,8 +42,7 @@ def _sharded(rank, folder):
     train(model, samples().chunk(2)[rank])
     state = model.state_dict()
     held = state["0.left"].to_local().shape
-    whole = {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in state.items()}
-    torch.save({"state": whole, "held": held}, Path(folder) / f"{rank}.pt")
+    torch.save({"state": gathered(dict(state)), "held": held}, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
