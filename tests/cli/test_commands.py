@@ -329,6 +329,46 @@ def test_ledger(monkeypatch, measured, tmp_path):
     assert tuned == ([PAPER.slug] if hasattr(PAPER.experiment(), "TUNING") else [])
 
 
+class _HandedOver(Exception):
+    """The engine has the runs."""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("reproduce", "deep_unfolding", "--scale", "smoke"),
+        ("tune", "deep_unfolding"),
+        ("ledger", "deep_unfolding"),
+        ("compare", "data.npz", "--target", "y", "--candidates", "dropout", "--trials", "1", "--splits", "3"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_runs_are_made_where_the_engine_says(arguments, monkeypatch, tmp_path):
+    """Fails when a command makes its runs here although another place was named, or does not tell it the GPUs of each.
+
+    What an engine then does with them is a matter of tests/evidence/test_engines.py.
+    """
+    from regularized.evidence import engines, provenance
+
+    def pool(engine, module_name, jobs, **options):
+        assert jobs
+        raise _HandedOver(engine)
+
+    monkeypatch.chdir(tmp_path)
+    np.savez("data.npz", x=np.arange(480.0).reshape(160, 3), y=np.arange(160) % 2)
+    monkeypatch.setattr(engines, "RayEngine", lambda gpus: ("ray", gpus))
+    monkeypatch.setattr(engines, "DaskEngine", lambda gpus: ("dask", gpus))
+    monkeypatch.setattr(engines, "EnginePool", pool)
+    monkeypatch.setattr(provenance, "checkout_state", lambda files: provenance.CheckoutState("abc", False))
+    for name, gpus in (("ray", 0.5), ("dask", 0.0)):
+        result = call(*arguments, "--engine", name, *(("--gpus", str(gpus)) if gpus else ()))
+        assert isinstance(result.exception, _HandedOver), result.stderr
+        assert result.exception.args == ((name, gpus),)
+    refused = call(*arguments, "--gpus", "1")
+    assert refused.exit_code == 2
+    assert "--gpus is for --engine ray or dask" in refused.stderr
+
+
 # -- conform, bench -----------------------------------------------------------------------------
 
 
