@@ -349,20 +349,25 @@ def test_runs_are_made_where_the_engine_says(arguments, monkeypatch, tmp_path):
     What an engine then does with them is a matter of tests/evidence/test_engines.py.
     """
     from regularized.evidence import engines, provenance
+    from regularized.evidence.pool import Pool
 
     def pool(engine, module_name, jobs, **options):
         assert jobs
         raise _HandedOver(engine)
+
+    def here(*arguments, **options):
+        raise RuntimeError("the runs are made here")
 
     monkeypatch.chdir(tmp_path)
     np.savez("data.npz", x=np.arange(480.0).reshape(160, 3), y=np.arange(160) % 2)
     monkeypatch.setattr(engines, "RayEngine", lambda gpus: ("ray", gpus))
     monkeypatch.setattr(engines, "DaskEngine", lambda gpus: ("dask", gpus))
     monkeypatch.setattr(engines, "EnginePool", pool)
+    monkeypatch.setattr(Pool, "__init__", here)
     monkeypatch.setattr(provenance, "checkout_state", lambda files: provenance.CheckoutState("abc", False))
     for name, gpus in (("ray", 0.5), ("dask", 0.0)):
         result = call(*arguments, "--engine", name, *(("--gpus", str(gpus)) if gpus else ()))
-        assert isinstance(result.exception, _HandedOver), result.stderr
+        assert isinstance(result.exception, _HandedOver), result.exception
         assert result.exception.args == ((name, gpus),)
     refused = call(*arguments, "--gpus", "1")
     assert refused.exit_code == 2
