@@ -244,11 +244,16 @@ def _seeds(outcome: Outcome) -> str:
     return text
 
 
+_SAMPLING = {
+    "resplit": " (each seed splits the same small pool again)",
+    "blocks": " (seeds of different blocks have a few in common by chance, for which intervals are wider)",
+}
+
+
 def _measured_on(entry: Entry) -> str:
     """Data and models of the claims, and how the seeds got their data."""
     seen = dict.fromkeys(
-        f"{outcome.about['data']}, {outcome.about['model']}"
-        + (" (each seed splits the same small pool again)" if outcome.about.get("sampling") == "resplit" else "")
+        f"{outcome.about['data']}, {outcome.about['model']}" + _SAMPLING.get(outcome.about.get("sampling", ""), "")
         for outcome in entry.outcomes
         if outcome.about
     )

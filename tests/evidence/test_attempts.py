@@ -156,6 +156,7 @@ def deep(levels):
         (put("settings", "plain", "rate", value=10**30), "must be a number of ordinary size"),
         (put("settings", "plain", "rate", value=deep(9)), "is nested too deeply"),
         (put("about", "plain", "resplit", value=-1), "about.'plain'.resplit: got -1; must be a share"),
+        (put("about", "plain", "share", value=1.0), "about.'plain'.share: got 1.0; must be from 0 to below 1"),
         (drop("runs", 3), "runs: got 29; needed is one of each arm with each declared seed"),
         (put("runs", 1, "seed", value=100), "missing [('plain', 101)]"),
         (put("runs", 1, "seed", value=[1]), "runs[1].seed: got [1]; must be a whole number"),

@@ -12,6 +12,8 @@ from regularized.evidence.experiment import (
     resolve,
     undeclared_differences,
 )
+from regularized.evidence.results import outcomes
+from regularized.evidence.store import Run
 
 
 @pytest.fixture
@@ -107,6 +109,34 @@ def test_another_block_of_seeds_needs_a_reason():
         Seeds(first=100)
     with pytest.raises(ValueError, match="at least 1"):
         Seeds(0)
+    with pytest.raises(ValueError, match="share is that of one seed"):
+        Seeds(20, share=3000)
+
+
+def test_arms_tell_what_seeds_have_in_common(experiment):
+    """Fails when a verdict could not know of it, or when ledgers of ten seeds would change."""
+    assert "share" not in describe_arms(experiment, "laptop")["ours"]
+    experiment.SEEDS = Seeds(20, share=0.05)
+    assert describe_arms(experiment, "laptop")["ours"]["share"] == 0.05
+    assert block_of(experiment, 300).share == 0.05
+
+
+def test_verdicts_count_what_seeds_of_two_blocks_have_in_common(claim):
+    """Fails when the interval of twenty seeds is that of twenty independent ones, or that of ten is widened."""
+    runs = [
+        Run("paper", "laptop", arm, seed, "key", {}, {claim.metric: gain + 0.1 * ((7 * seed) % 11)})
+        for seed in range(20)
+        for arm, gain in ((claim.baseline, 70.0), (claim.method, 75.0 + 0.05 * seed))
+    ]
+
+    def judged(seeds, **about):
+        (outcome,) = outcomes([claim], runs, seeds=range(seeds), scale="laptop", about={claim.method: about})
+        return outcome
+
+    alone, common = judged(20, sampling="fresh"), judged(20, sampling="fresh", share=0.2)
+    assert (alone.about["sampling"], common.about["sampling"]) == ("fresh", "blocks")
+    assert common.interval[0] < alone.interval[0] < alone.interval[1] < common.interval[1]
+    assert judged(10, sampling="fresh", share=0.2).interval == judged(10, sampling="fresh").interval
 
 
 def test_tuning_needs_two_seeds_and_equal_budgets():

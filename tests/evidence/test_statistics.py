@@ -10,6 +10,7 @@ from scipy import stats
 from regularized.evidence.statistics import (
     LEVEL,
     band,
+    common_by_chance,
     failure_bound,
     holm,
     interval_of_mean,
@@ -56,6 +57,30 @@ def test_resplits_widen_by_nadeau_and_bengio():
     assert p_at_least(effects, 1.0, resplit=ratio) == pytest.approx(stats.t.sf((np.mean(effects) - 1.0) / se, 9))
     low, high = interval_of_mean(effects, resplit=ratio)
     assert (low, high) == pytest.approx(stats.t.interval(0.95, 9, np.mean(effects), se))
+
+
+@pytest.mark.parametrize("seeds", [list(range(20)), [*range(300, 310), *range(310, 313)], [3, 8, 14]])
+def test_rows_in_common_by_chance_are_counted_by_pairs(seeds):
+    """Fails if pairs within a block count, if a pair counts with itself, or the block's width is another."""
+    pairs = list(itertools.combinations(seeds, 2))
+    rho = 0.06 * sum(a // 10 != b // 10 for a, b in pairs) / len(pairs)
+    assert common_by_chance(seeds, 0.06) == pytest.approx(rho / (1 - rho))
+
+
+def test_one_block_has_nothing_in_common():
+    """Fails if what nobody shares widens an interval."""
+    assert common_by_chance(range(200, 210), 0.06) == common_by_chance([4], 0.06) == common_by_chance(range(30), 0) == 0
+    with pytest.raises(ValueError, match="share must be"):
+        common_by_chance(range(20), 1.0)
+
+
+def test_variance_of_a_mean_over_blocks_is_estimated_without_bias():
+    """Fails if r is rho itself: a variance among seeds that correlate is too small by 1 - rho as well."""
+    blocks = np.repeat([0, 1], 10)
+    covariance = np.where(blocks[:, None] == blocks, 0.0, 0.2) + np.eye(20)
+    variance_of_mean = covariance.mean()
+    expected_square = np.trace(covariance - covariance.mean(axis=0)) / 19  # of s: trace of the centred covariance
+    assert expected_square * (1 / 20 + common_by_chance(range(20), 0.2)) == pytest.approx(variance_of_mean)
 
 
 @given(st.lists(st.floats(-10, 10).map(lambda x: round(x, 2)), min_size=6, max_size=9).filter(lambda x: np.std(x) > 0))

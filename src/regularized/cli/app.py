@@ -14,7 +14,7 @@ from regularized.cli.errors import MEANING, CommandError, Exit, exit_of
 from regularized.cli.finding import cite, papers_app, show
 from regularized.cli.options import Json
 from regularized.cli.output import emit_json, note
-from regularized.cli.recording import ledger, rates
+from regularized.cli.recording import ledger, outlook, rates
 from regularized.cli.running import reproduce, tune
 from regularized.cli.site import register as register_site
 
@@ -118,7 +118,7 @@ def new_paper(
 
 
 app.add_typer(papers_app, name="papers")
-for command in (show, cite, cost, reproduce, tune, conform, contract, bench, rates, ledger):
+for command in (show, cite, cost, reproduce, tune, conform, contract, bench, rates, outlook, ledger):
     app.command()(command)
 app.command("ledger export")(export_evidence)
 app.command("ledger import")(import_evidence)

@@ -1,4 +1,4 @@
-"""Evidence that ships with the package: the ledgers, and how often the rule for verdicts errs."""
+"""Evidence that ships with the package: the ledgers, how often the rule errs, and what fresh seeds would decide."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from regularized.cli.options import Engine, EngineName, Gpus, Json, Workers, on_
 from regularized.cli.output import emit_json, emit_table, note
 from regularized.cli.selection import entries
 
-__all__ = ["ledger", "rates"]
+__all__ = ["ledger", "outlook", "rates"]
 
 
 def rates(
@@ -47,6 +47,28 @@ def rates(
         saved = verdicts.save(found, repetitions=repetitions) if save else None
         columns = {"case": "case", "seeds": "seeds>", "rule": "rule", "share": "holds>", "error": "error>"}
         _tell([rate._asdict() for rate in found], columns, saved=saved, as_json=as_json)
+
+
+def outlook(
+    slugs: Annotated[list[str] | None, typer.Argument(metavar="[SLUG...]", help="Papers; default all.")] = None,
+    seeds: Annotated[int, typer.Option(min=10, help="How many fresh seeds.")] = 20,
+    share: Annotated[
+        float,
+        typer.Option(min=0.0, max=0.99, help="Of a large set, what one seed gets; default what is known."),
+    ] = 0.0,
+    as_json: Json = False,
+) -> None:
+    """How likely so many fresh seeds give a verdict to each claim that is open: to be said before they are run."""
+    from regularized.evidence.outlook import chances_of_a_verdict
+
+    chosen = [entry for slug in slugs for entry in entries(slug)] if slugs else entries(None)
+    rows = [
+        {"slug": entry.slug, **chance._asdict()}
+        for entry in chosen
+        for chance in chances_of_a_verdict(entry.outcomes, seeds=seeds, share=share)
+    ]
+    columns = {"slug": "slug", "claim": "claim", "seeds": "seeds>", "decided": "decided>", "likeliest": "likeliest"}
+    _tell(rows, columns, saved=None, as_json=as_json)
 
 
 def _tell(found: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, saved: Path | None, as_json: bool) -> None:

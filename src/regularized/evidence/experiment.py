@@ -29,7 +29,7 @@ It trains and measures; statistics, plots, verdicts and storage are done elsewhe
 
 import hashlib
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
@@ -162,6 +162,8 @@ class Seeds:
         first: the first of them; default 0. Another block, such as 100, where code, arms, thresholds or grids were
             changed after results had been seen.
         why: why another block or another number than the default; shown with the verdicts.
+        share: of a large set that each ten seeds deal out anew, what one seed gets: so much two seeds of different
+            tens have in common by chance, and intervals are wider for it. Default 0: synthetic data, or ten seeds.
 
     Examples:
         >>> Seeds(first=100, why="The control got the method's strength.").numbers
@@ -171,12 +173,15 @@ class Seeds:
     count: int = 10
     first: int = 0
     why: str = ""
+    share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.first < 0:
             raise ValueError(f"seeds are counted from 0 and at least 1 is needed, got {self.count} from {self.first}")
         if self.first and not self.why:
             raise ValueError(f"say why the seeds start at {self.first}: what was changed after results had been seen?")
+        if not 0.0 <= self.share < 1.0:
+            raise ValueError(f"share is that of one seed in the data, from 0 to below 1, got {self.share}")
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -304,7 +309,7 @@ def block_of(experiment: ModuleType, first: int | None) -> Seeds:
         raise ValueError(
             f"a block of seeds starts at {declared.first}, as declared, or at one of {[*_BLOCKS]}; got {first!r}"
         )
-    block = Seeds(declared.count, first, "Another attempt, on seeds of its own.")
+    block = replace(declared, first=first, why="Another attempt, on seeds of its own.")
     tuning: Tuning | None = getattr(experiment, "TUNING", None)
     if tuning is not None and (both := sorted(set(block.numbers) & set(tuning.seeds))):
         raise ValueError(f"seeds {both} were used to choose the settings and cannot be evidence: take another block")
@@ -314,10 +319,11 @@ def block_of(experiment: ModuleType, first: int | None) -> Seeds:
 def describe_arms(experiment: ModuleType, scale: str) -> dict[str, dict[str, Any]]:
     """For each arm what it is measured on, and whether that is a ``toy`` beside what the paper has."""
     told = {}
+    share = seeds_of(experiment).share
     for arm in experiment.ARMS:
         here: About = experiment.about(resolve(experiment, arm, scale))
         paper = experiment.about(resolve(experiment, arm, "paper")) if "paper" in experiment.SCALES else None
-        told[arm] = here.to_dict() | {"toy": here.is_toy_beside(paper)}
+        told[arm] = here.to_dict() | {"toy": here.is_toy_beside(paper)} | ({"share": share} if share else {})
     return told
 
 

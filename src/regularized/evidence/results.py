@@ -8,6 +8,7 @@ from typing import Any
 
 from regularized.evidence.claims import Claim, Outcome, claims_table
 from regularized.evidence.experiment import Tuning
+from regularized.evidence.statistics import common_by_chance
 from regularized.evidence.store import Run, canonical
 from regularized.evidence.verdicts import Measured, judge
 
@@ -198,12 +199,15 @@ def _measured(
     if _too_small(claim, scale):
         problems.append(f"this claim can be seen at {claim.scale} scale, not at {scale} scale")
     shown, toy = {name: value for name, value in about.items() if name != "toy"}, bool(about.get("toy"))
+    common = common_by_chance(paired, float(about.get("share", 0.0)))
+    if common:
+        shown["sampling"] = "blocks"
     return Measured(
         claim,
         [values[claim.baseline][seed] for seed in paired],
         [values[claim.method][seed] for seed in paired],
         paired,
-        resplit=float(about.get("resplit", 0.0)),
+        resplit=float(about.get("resplit", 0.0)) + common,
         problem="; ".join(problems),
         about=shown,
         toy=toy,

@@ -1,14 +1,15 @@
 """Tests and intervals for effects that are paired by seed, and the correction for many claims.
 
 Public names: :func:`p_at_least`, :func:`p_less`, :func:`interval_of_mean`, :func:`holm`, :func:`failure_bound`,
-:func:`band` (mean and interval along learning curves), :data:`LEVEL`.
+:func:`band` (mean and interval along learning curves), :func:`common_by_chance`, :data:`LEVEL`.
 
 =====================  ==================================================================================
 n                      seeds
 d_i                    effect of seed i minus the effect that it is tested against
 s                      standard deviation of the effects, with n - 1
 resplit, r             size of the test set over that of the training set, where each seed splits one small
-                       pool again; 0 where each seed has data of its own
+                       pool again; 0 where each seed has data of its own; rho / (1 - rho) where effects of two
+                       seeds correlate by rho, see ``common_by_chance``
 se^2 = s^2 (1/n + r)   Nadeau and Bengio, "Inference for the Generalization Error", Machine Learning 52, 2003
 =====================  ==================================================================================
 
@@ -18,13 +19,24 @@ assumes no distribution. Both are monotone: adding a constant to all effects nev
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LEVEL", "Band", "band", "failure_bound", "holm", "interval_of_mean", "p_at_least", "p_less"]
+__all__ = [
+    "LEVEL",
+    "Band",
+    "band",
+    "common_by_chance",
+    "failure_bound",
+    "holm",
+    "interval_of_mean",
+    "p_at_least",
+    "p_less",
+]
 
 LEVEL = 0.025
 """Level of each one-sided test; a two-sided interval of 95 % belongs to it."""
@@ -88,6 +100,32 @@ def interval_of_mean(effects: Sequence[float], *, resplit: float = 0.0) -> tuple
         if rank >= 0:
             low, high = min(low, float(means[rank])), max(high, float(means[-1 - rank]))
     return low, high
+
+
+def common_by_chance(seeds: Sequence[int], share: float, *, block: int = 10) -> float:
+    """r of seeds from several blocks, each of which deals out the same large set anew.
+
+    Within a block no row is given out twice. Two seeds of different blocks have ``share`` of their rows in common, and
+    their effects correlate by that at most: what else makes an effect, such as the initialisation, is each seed's own.
+
+    Args:
+        seeds: of the evidence.
+        share: of the set, what one seed gets, from 0 to below 1.
+        block: seeds of a block; default 10.
+
+    Examples:
+        >>> common_by_chance(range(10), 0.03)
+        0.0
+        >>> round(common_by_chance(range(20), 0.03), 4)  # ten in nineteen of the other seeds are of the other block
+        0.016
+    """
+    if not 0.0 <= share < 1.0:
+        raise ValueError(f"share must be from 0 to below 1, got {share}")
+    n = len(seeds)
+    sizes = Counter(seed // block for seed in seeds)
+    apart = n * n - sum(size * size for size in sizes.values())
+    rho = share * apart / max(1, n * (n - 1))
+    return rho / (1.0 - rho)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -110,7 +110,10 @@ class ClaimItem(BaseModel):
     counts_in_words: str = Field(description="What the smallest effect asks for, such as: may lose at most 2 %.")
     data: str
     model: str
-    sampling: str = Field(description="fresh: each seed has data of its own; resplit: one small pool, split again.")
+    sampling: str = Field(
+        description="fresh: each seed has data of its own; resplit: one small pool, split again; blocks: seeds of "
+        "different blocks have a few data in common by chance, and the interval is wider for it."
+    )
     toy: bool = Field(description="Data or model are small where the paper's are not.")
     scale: str
     problem: str

@@ -224,9 +224,11 @@ def _head(data: Mapping[str, Any]) -> Iterator[str]:
         if list(data[name]) != data["arms"]:
             yield f"{name}: got {shown(list(data[name]))}; must have an object for each of arms, in their order"
     for arm, about in data["about"].items():
-        yield from _exactly(f"about.{shown(arm)}", about, _ABOUT)
+        yield from _exactly(f"about.{shown(arm)}", about, _ABOUT | ({"share"} & about.keys()))
         if not _is_number(about.get("resplit", 0)) or about.get("resplit", 0) < 0:
             yield f"about.{shown(arm)}.resplit: got {shown(about['resplit'])}; must be a share"
+        if not _is_number(about.get("share", 0)) or not 0 <= about.get("share", 0) < 1:
+            yield f"about.{shown(arm)}.share: got {shown(about['share'])}; must be from 0 to below 1"
     if data["tuning"] is not None:
         if not isinstance(data["tuning"], Mapping):
             yield f"tuning: got {shown(data['tuning'])}; must be null or an object"

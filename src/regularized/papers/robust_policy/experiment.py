@@ -99,9 +99,10 @@ TUNING = Tuning(
 )
 
 SEEDS = Seeds(
-    first=100,
-    why="After results had been seen on seeds from 0, the regret of mirror steps was taken out: they have no best "
-    "policy of their own to measure it by.",
+    20,
+    first=200,
+    why="Ten seeds left one claim open. For twenty fresh ones `regularized outlook robust_policy` said before"
+    " the first run that put_perturbed would rather be decided than not.",
 )
 
 
