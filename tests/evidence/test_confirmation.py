@@ -118,6 +118,28 @@ def test_equal_to_the_last_bit_takes_the_other_runs_over(shipped, write, claim):
     assert confirm("paper", NAME, workers=1, progress=False).seed == 1
 
 
+FRESH = {
+    "import About, Measurements, Tuning": "import About, Measurements, Seeds, Tuning",
+    "TUNING = ": 'SEEDS = Seeds(10, first=100, why="Ten left it open.")\nTUNING = ',
+}
+
+
+def test_a_fresh_block_costs_its_own_runs_on_any_machine(shipped, write, claim, tmp_path, monkeypatch):
+    """Fails when a store that lacks the ledger's trials makes them again, or trials of other code are kept."""
+    before = ledger.load(shipped)
+    monkeypatch.setenv("REGULARIZED_HOME", str(tmp_path / "another"))
+    write(**FRESH)
+    after = ledger.load(record("paper", NAME, [claim], workers=1))
+    assert after.code_key == before.code_key
+    assert [run.created for run in after.tuning] == [run.created for run in before.tuning]
+    assert {run.seed for run in after.runs} == set(range(100, 110))
+    monkeypatch.setenv("REGULARIZED_HOME", str(tmp_path / "a third"))
+    write(**FRESH, **{"end = 70.0": "end = 1.0 + 70.0", "first=100": "first=200"})
+    assert not {run.created for run in ledger.load(record("paper", NAME, [claim], workers=1)).tuning} & {
+        run.created for run in before.tuning
+    }
+
+
 def test_any_difference_takes_nothing_over(shipped, write, claim):
     """Fails when runs of other code pass because they are close."""
     write(**{"end = 70.0": "end = 1e-13 + 70.0"})

@@ -14,6 +14,8 @@ from regularized.evidence.claims import Claim
 from regularized.evidence.experiment import undeclared_differences
 from regularized.evidence.pool import AnyPool, Pool
 from regularized.evidence.results import Failure
+from regularized.evidence.runner import identity_of
+from regularized.evidence.store import Store
 
 __all__ = ["check_committed", "record"]
 
@@ -47,7 +49,8 @@ def record(
     """Make the runs of the laptop scale that the store lacks, and write them to the paper's ledger.
 
     An experiment with a ``TUNING`` is tuned first, so that the ledger shows how its settings were chosen. The seeds are
-    those that the experiment declares.
+    those that the experiment declares. What the present ledger holds of the same code and versions is not made again,
+    wherever it was made: a fresh block of seeds costs its own runs alone.
 
     Args:
         slug: the paper.
@@ -85,6 +88,7 @@ def record(
                 f"{slug}: seed {found.seed} came out otherwise than in the ledger ({what}), so nothing was taken over. "
                 "Declare a fresh block of seeds and make everything anew"
             )
+    _keep_what_ships(slug, module_name)
     failures: list[Failure] = []
     if hasattr(experiment, "TUNING"):
         failures += runner.tune(slug, module_name, workers=workers, pool=pool).failures
@@ -92,3 +96,16 @@ def record(
     if failures:
         raise ledger.LedgerError(f"{slug}: not written, {len(failures)} runs failed; the first: {failures[0].error}")
     return ledger.export(slug, module_name, claims)
+
+
+def _keep_what_ships(slug: str, module_name: str) -> None:
+    """Put the runs and trials of the present ledger into the store, where they are of the present code and versions."""
+    key = provenance.code_key(module_name)
+    shipped = ledger.load(ledger.path(module_name))
+    if shipped is None or shipped.is_stale(key) or dict(shipped.runs[0].versions) != provenance.versions():
+        return
+    with Store() as store:
+        here = {identity_of(run) for run in store.find(slug, code_key=key, dirty=False)}
+        for run in (*shipped.runs, *shipped.tuning):
+            if identity_of(run) not in here:
+                store.add(run)
