@@ -1,7 +1,7 @@
 """NVIDIA ModelOpt's two recipes for 2:4 beside the arms of CAST's experiment, on the texts of its tuning seeds.
 
     pip install nvidia-modelopt
-    python benchmarks/modelopt_recipes.py [--seeds 1000 1001] [--lr 4e-3] [--json]
+    python benchmarks/modelopt_sparsity.py [--seeds 1000 1001] [--lr 4e-3] [--json]
 
 A recipe is a mask, by magnitude or by SparseGPT (which looks at 64 windows of training text, and moves the weights that
 stay), and training under it. All else is that of the arm ``fixed_mask``: dense start, steps, batches, AdamW. Printed
