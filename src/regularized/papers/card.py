@@ -308,7 +308,7 @@ class Card:
             fields |= {"eprint": self.arxiv, "archiveprefix": "arXiv", "url": f"https://arxiv.org/abs/{self.arxiv}"}
         if self.venue:
             fields["howpublished"] = _tex(self.venue)
-        missing = "" if self.authors else "% the card does not name the authors: complete this entry\n"
+        missing = "" if self.authors else "% the authors are not known here: complete this entry\n"
         body = "".join(f"  {key} = {{{value}}},\n" for key, value in sorted(fields.items()))
         return f"{missing}@misc{{{self.slug}_{self.date.year},\n{body}}}"
 
