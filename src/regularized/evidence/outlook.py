@@ -23,7 +23,7 @@ __all__ = ["Chance", "chances_of_a_verdict"]
 class Chance(NamedTuple):
     """What so many fresh seeds would bring to a claim that is open.
 
-    Args:
+    Attributes:
         claim: its id.
         seeds: how many fresh ones.
         decided: share of the simulated blocks that give another verdict than *open*.
