@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 # The versions that CI tests; users may have any torch from 2.9 on.
 INSTALL = $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
-.PHONY: help reproduce test code types-and-pages test-old-processor docs clean
+.PHONY: help reproduce test code pages test-old-processor docs clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -23,15 +23,17 @@ test: export NO_MKDOCS_2_WARNING = 1
 test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@# Types and pages are each one process; side by side with the tests they do not leave a core idle.
-	$(MAKE) --no-print-directory --jobs 2 code types-and-pages
+	@# Before the tests: one of them copies what mypy knows by then, and must not read it while it is written.
+	$(BIN)/mypy
+	@# The pages are one process; side by side with the tests they do not leave a core idle.
+	$(MAKE) --no-print-directory --jobs 2 --keep-going code pages
 
 code:
 	$(BIN)/pytest --numprocesses $(JOBS) --dist worksteal
 
-types-and-pages:
-	$(BIN)/mypy
-	$(BIN)/mkdocs build --strict
+pages:
+	@# In one piece, which the dots of the tests do not break up.
+	said=$$($(BIN)/mkdocs build --strict 2>&1); status=$$?; printf '\n%s\n' "$$said"; exit $$status
 
 # Processors differ in the last bits, by their vector instructions and number of cores. What a test says must not: the
 # numerical ones once more without AVX in torch, oneDNN and MKL, and with two threads.
