@@ -133,6 +133,13 @@ def test_a_fresh_block_costs_its_own_runs_on_any_machine(shipped, write, claim, 
     assert after.code_key == before.code_key
     assert [run.created for run in after.tuning] == [run.created for run in before.tuning]
     assert {run.seed for run in after.runs} == set(range(100, 110))
+    # A store with the same trial from a machine that rounds otherwise: of trials of two machines none is the best.
+    monkeypatch.setenv("REGULARIZED_HOME", str(tmp_path / "rounding"))
+    trial = before.tuning[0]
+    with Store() as store:
+        store.add(replace(trial, metrics={name: value + 1e-12 for name, value in trial.metrics.items()}))
+    again = ledger.load(record("paper", NAME, [claim], workers=1))
+    assert [run.metrics for run in again.tuning] == [run.metrics for run in before.tuning]
     monkeypatch.setenv("REGULARIZED_HOME", str(tmp_path / "a third"))
     write(**FRESH, **{"end = 70.0": "end = 1.0 + 70.0", "first=100": "first=200"})
     assert not {run.created for run in ledger.load(record("paper", NAME, [claim], workers=1)).tuning} & {

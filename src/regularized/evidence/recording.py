@@ -99,13 +99,18 @@ def record(
 
 
 def _keep_what_ships(slug: str, module_name: str) -> None:
-    """Put the runs and trials of the present ledger into the store, where they are of the present code and versions."""
+    """Put the runs and trials of the present ledger into the store, where they are of the present code and versions.
+
+    Where the store holds another result of the same run, made on a machine that rounds otherwise, the ledger's counts:
+    of trials of two machines the best setting could be one that neither would choose.
+    """
     key = provenance.code_key(module_name)
     shipped = ledger.load(ledger.path(module_name))
     if shipped is None or shipped.is_stale(key) or dict(shipped.runs[0].versions) != provenance.versions():
         return
     with Store() as store:
-        here = {identity_of(run) for run in store.find(slug, code_key=key, dirty=False)}
+        here = {identity_of(run): run for run in store.find(slug, code_key=key, dirty=False)}
         for run in (*shipped.runs, *shipped.tuning):
-            if identity_of(run) not in here:
-                store.add(run)
+            known = here.get(identity_of(run))
+            if known is None or repr(known.metrics) != repr(run.metrics):
+                store.add(run)  # of two, the later one counts
