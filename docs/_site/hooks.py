@@ -27,6 +27,7 @@ import re
 import runpy
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -74,6 +75,7 @@ _INCLUDED = {"architecture.md": "ARCHITECTURE.md", "contributing.md": "CONTRIBUT
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add generated pages: one for each module, one for each paper, and the documents of the repository's root."""
+    _plot.cache_clear()  # `mkdocs serve` builds again when a ledger has changed
     for module in _modules():
         text = f"# {module}\n\n::: {module}\n    options:\n      show_root_heading: false\n"
         files.append(File.generated(config, f"reference/{module}.md", content=text))
@@ -83,7 +85,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, target, content=(_ROOT / source).read_text(encoding="utf-8")))
     files.append(File.generated(config, "papers.md", content="# The catalogue\n\n{{ catalogue }}\n"))
     for entry in load_catalogue():
-        if (plot := _plot(entry)) is not None:
+        if (plot := _plot(entry.slug)) is not None:
             files.append(File.generated(config, f"assets/{entry.slug}.svg", content=plot))
     return files
 
@@ -388,7 +390,7 @@ def _evidence(entry: Entry, up: str) -> str:
         ),
         "",
     ]
-    if _plot(entry) is not None:
+    if _plot(entry.slug) is not None:
         lines += [f"![Learning curves of {entry.slug}]({up}assets/{entry.slug}.svg)", ""]
     lines += [
         f"*Made by `regularized reproduce {entry.slug} --scale {ledger.scale}`, from the "
@@ -810,11 +812,14 @@ def _paper(entry: Entry) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _plot(entry: Entry) -> str | None:
+@cache
+def _plot(slug: str) -> str | None:
+    """Learning curves as SVG, which take longer than all else of a page: drawn once a build."""
+    entry = find(slug)
     ledger = load(entry.ledger)
     if ledger is None:
         return None
     result = ledger.to_result(entry.card.claims, module_name=entry.module_name("experiment"))
     with tempfile.TemporaryDirectory() as folder:
-        plots = [path for path in save_curves(result, Path(folder)) if path.suffix == ".svg"]
+        plots = save_curves(result, Path(folder), formats=["svg"])
         return plots[0].read_text(encoding="utf-8") if plots else None

@@ -137,7 +137,7 @@ def test_the_page_shows_what_a_sceptic_asks_for(written):
 
 
 def test_plots_are_saved_and_the_same_each_time(written, tmp_path):
-    """Fails when a report has no plot files, or their bytes change with the clock."""
+    """Fails when a report has no plot files, their bytes change with the clock, or one is drawn that nobody wants."""
     file, result = written
     assert result.report == file
     assert (file.parent / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -145,6 +145,8 @@ def test_plots_are_saved_and_the_same_each_time(written, tmp_path):
     again = report.write(result, tmp_path / "again", title="A <b>paper</b>")
     assert (again.parent / "curves.svg").read_bytes() == svg
     assert again.read_text() == file.read_text()
+    (tmp_path / "one").mkdir()
+    assert _plots.save_curves(result, tmp_path / "one", formats=["svg"]) == list((tmp_path / "one").iterdir())
 
 
 def test_a_comparison_in_which_everything_failed_is_still_reported(claim, tmp_path, make_result):

@@ -1,5 +1,6 @@
 """Plots of a comparison by matplotlib: for a page (SVG that follows its light or dark style) and as files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -90,15 +91,15 @@ def effect_svg(result: ReproduceResult, outcome: Outcome, *, prefix: str) -> str
         return inline(drawn, prefix, f"Effect of each seed for {claim.id}")
 
 
-def save_curves(result: ReproduceResult, folder: Path) -> list[Path]:
-    """Write all learning curves to ``curves.png`` and ``curves.svg``; nothing when there are none."""
+def save_curves(result: ReproduceResult, folder: Path, *, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
+    """Write all learning curves to ``curves.png`` and ``curves.svg``, or one of them; nothing when there are none."""
     names = curve_names(result)
     if not names:
         return []
     columns = min(2, len(names))
     rows = -(-len(names) // columns)
     in_legend = _LEGEND_COLUMNS * columns
-    files = [folder / "curves.png", folder / "curves.svg"]
+    files = [folder / f"curves.{ending}" for ending in formats]
     with style("#1d2127", "#d5d9e0"):
         drawn = figure(5.2 * columns, 2.9 * rows + _legend_height(len(result.arms), in_legend))
         grid = list(drawn.subplots(rows, columns, squeeze=False).flat)
@@ -108,8 +109,9 @@ def save_curves(result: ReproduceResult, folder: Path) -> list[Path]:
             axes.set_axis_off()
         _legend(drawn, in_legend)
         drawn.suptitle(plain(f"{result.slug}, {result.scale} scale, {len(result.seeds)} seeds"))
-        drawn.savefig(files[0], dpi=160, facecolor="white")
-        drawn.savefig(files[1], metadata={"Date": None})
+        for file in files:
+            options = {"metadata": {"Date": None}} if file.suffix == ".svg" else {"dpi": 160, "facecolor": "white"}
+            drawn.savefig(file, **options)
     return files
 
 
