@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regularized.evidence.contract.loop import BATCH
 from regularized.evidence.contract.subjects import NotApplicable, Subject
 from regularized.evidence.contract.trainer_runs import apart, whole_run
 from regularized.training.options import Compute
@@ -15,6 +16,8 @@ from regularized.training.terms import Term
 
 __all__ = ["check_compile_step"]
 
+_SAMPLES = 2 * BATCH
+"""Two steps of an epoch: where a step makes its graph anew, each takes seconds."""
 _PLAIN, _COMPILED = Compute(device="cpu"), Compute(device="cpu", compile="aot_eager")
 _PACKAGE = Path(__file__).parents[2]
 
@@ -23,13 +26,13 @@ def check_compile_step(subject: Subject) -> None:
     """Compiled, a training ends where it does plainly; its steps are one graph, and the last epoch makes no other."""
     from torch._dynamo.utils import counters, graph_break_reasons
 
-    plain = whole_run(subject, compute=_PLAIN)
+    plain = whole_run(subject, samples=_SAMPLES, compute=_PLAIN)
     torch.compiler.reset()
     counters.clear()
     graph_break_reasons.clear()
     graphs = _Graphs()
     try:
-        compiled = whole_run(subject, compute=_COMPILED, also={"graphs": graphs})
+        compiled = whole_run(subject, samples=_SAMPLES, compute=_COMPILED, also={"graphs": graphs})
     except Exception as error:
         raise NotApplicable(f"torch.compile fails: {_sentence(str(error))}") from error
     worst, name = apart(plain, compiled)
