@@ -52,6 +52,7 @@ def types_of_packages(tmp_path_factory, monkeypatch):
 
 def python(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"}
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # what is laid out uses none, and some load for seconds
     return subprocess.run([sys.executable, *arguments], cwd=checkout, env=environment, capture_output=True, text=True)
 
 
