@@ -11,14 +11,19 @@ from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from regularized.training.data import TensorData, as_source
 from regularized.training.finite import NonFiniteLoss
-from regularized.training.procedure import Epochs, Optimizers, Part, restore, state_of
+from regularized.training.optimizers import Optimizers
+from regularized.training.procedure import Epochs, Part
 from regularized.training.progress import Progress, piecewise
 from regularized.training.randomness import mix, rng_state
+from regularized.training.state import restore, state_of
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 START = Progress(0, 4)
@@ -194,6 +199,17 @@ def test_poisoned_weights_are_not_saved():
     optimizers.minimise((weight * -9).sum(), progress=START)
     with pytest.raises(NonFiniteLoss, match="weights of network 0 are not finite"):
         optimizers.state_dict()
+
+
+def test_weights_in_shards_are_refused():
+    """Fails when a procedure would step on shards: it looks at the gradients of one process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        layer = fully_shard(nn.Linear(2, 2), mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(ValueError, match=r"weights of critic are in shards.*fully_shard"):
+            Optimizers([SGD(network().parameters()), SGD(layer.parameters())], names=["net", "critic"])
+    finally:
+        dist.destroy_process_group()
 
 
 # -- epochs -------------------------------------------------------------------------------------

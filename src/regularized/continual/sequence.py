@@ -10,8 +10,8 @@ from regularized.continual.forgetting import Forgetting
 from regularized.continual.tasks import Task
 from regularized.mechanisms.ranges import allowed, count
 from regularized.training.options import Compute, Logging
-from regularized.training.procedure import restore, state_of
 from regularized.training.progress import Coefficient
+from regularized.training.state import restore, state_of
 from regularized.training.trainer import Trainer
 
 __all__ = ["TaskSequence"]

@@ -34,8 +34,10 @@ from torch.nn import functional as F
 from regularized.mechanisms.ranges import allowed, between, count
 from regularized.mechanisms.two_networks import check_distinct, evaluating, mean_logits
 from regularized.training.data import as_source
-from regularized.training.procedure import Epochs, Optimizers, Part, fit_epochs, restore, state_of
+from regularized.training.optimizers import Optimizers
+from regularized.training.procedure import Epochs, Part, fit_epochs
 from regularized.training.progress import Coefficient, Progress, Schedule, as_schedule
+from regularized.training.state import restore, state_of
 from regularized.training.step import Batch, call_model
 
 __all__ = ["CoTeaching", "CoTeachingLosses", "forget_schedule", "num_kept", "small_loss_selection"]
@@ -173,7 +175,7 @@ class CoTeaching:
 
     Attributes:
         networks: the two networks.
-        optimizers: their optimizers, see :class:`~regularized.training.procedure.Optimizers`.
+        optimizers: their optimizers, see :class:`~regularized.training.optimizers.Optimizers`.
 
     Raises:
         ValueError: the networks are one and the same or share parameters, or a setting is outside its range.

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from regularized.training.data import as_source
-from regularized.training.procedure import Epochs, Optimizers, Part, fit_epochs, restore, state_of
+from regularized.training.optimizers import Optimizers
+from regularized.training.procedure import Epochs, Part, fit_epochs
 from regularized.training.progress import Coefficient, Progress
 from regularized.training.randomness import mix
+from regularized.training.state import restore, state_of
 from regularized.training.step import Batch
 
 __all__ = ["Pretraining"]
@@ -36,7 +38,7 @@ class Pretraining:
 
     Attributes:
         pretext: the module.
-        optimizers: the optimizer, see :class:`~regularized.training.procedure.Optimizers`.
+        optimizers: the optimizer, see :class:`~regularized.training.optimizers.Optimizers`.
 
     Raises:
         ValueError: the pretext has nothing to train.

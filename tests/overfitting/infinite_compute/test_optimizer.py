@@ -6,7 +6,7 @@ from torch import nn
 
 from regularized.evidence.language_models import small_lm
 from regularized.overfitting.infinite_compute.optimizer import decay_groups, warmup_then_cosine
-from regularized.training.procedure import Optimizers
+from regularized.training.optimizers import Optimizers
 from regularized.training.progress import Progress
 
 

@@ -26,9 +26,11 @@ from regularized.alignment.amft.rollouts import (
 )
 from regularized.mechanisms.ranges import allowed, count, positive
 from regularized.training.data import Source, as_source
-from regularized.training.procedure import Epochs, Optimizers, Part, fit_epochs, restore, state_of
+from regularized.training.optimizers import Optimizers
+from regularized.training.procedure import Epochs, Part, fit_epochs
 from regularized.training.progress import Coefficient, Progress, Schedule, as_schedule
 from regularized.training.randomness import mix as mix_seeds
+from regularized.training.state import restore, state_of
 from regularized.training.step import Batch
 
 __all__ = ["AMFT"]

@@ -29,9 +29,11 @@ from regularized.mechanisms.frozen import Frozen, check_apart
 from regularized.mechanisms.ranges import Choice, allowed, count, positive
 from regularized.training.data import TensorData
 from regularized.training.identity import fingerprint
-from regularized.training.procedure import Epochs, Optimizers, Part, restore, state_of
+from regularized.training.optimizers import Optimizers
+from regularized.training.procedure import Epochs, Part
 from regularized.training.progress import Coefficient, Progress, cosine, warmup
 from regularized.training.randomness import mix, preserved, seed_all
+from regularized.training.state import restore, state_of
 from regularized.training.step import Batch
 
 __all__ = ["CREAM", "Round"]

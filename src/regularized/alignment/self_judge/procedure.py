@@ -12,8 +12,10 @@ from regularized.alignment.self_judge.loss import ALPHA, ALPHA_KD, views_loss
 from regularized.alignment.self_judge.views import RESPONSE, View
 from regularized.mechanisms.ranges import allowed, count
 from regularized.training.data import TensorData
-from regularized.training.procedure import Epochs, Optimizers, Part, fit_epochs, restore, state_of
+from regularized.training.optimizers import Optimizers
+from regularized.training.procedure import Epochs, Part, fit_epochs
 from regularized.training.progress import Coefficient, Progress
+from regularized.training.state import restore, state_of
 from regularized.training.step import Batch
 
 __all__ = ["Judge", "LastLogits", "Vocabulary", "last_logits", "score_answers"]
@@ -98,7 +100,7 @@ class Judge:
         optimizer: factory, called with the parameters that need a gradient.
         alpha: of the student's own cross-entropy; default 0.3 (official code).
         alpha_kd: of the divergence; default 2 (official code).
-        schedule: factor on the rate, see :class:`~regularized.training.procedure.Optimizers`; default 1.
+        schedule: factor on the rate, see :class:`~regularized.training.optimizers.Optimizers`; default 1.
         logits: how the model is called; default :func:`last_logits`, the way of transformers.
         seed: of the order of samples, and of dropout; default 0.
 

@@ -13,7 +13,7 @@ from regularized.continual.ovor.outliers import OutlierSampler
 from regularized.continual.ovor.thresholds import EnergyQuantile, Thresholds, warn_of_scale
 from regularized.mechanisms.ranges import allowed, at_least, count
 from regularized.training.data import epoch_order
-from regularized.training.procedure import Optimizers
+from regularized.training.optimizers import Optimizers
 from regularized.training.progress import Coefficient, Progress
 from regularized.training.randomness import mix
 

@@ -11,9 +11,10 @@ from regularized.generation.dreamid_omni.model import Conditions, SymmetricCondi
 from regularized.generation.dreamid_omni.stages import ProgressivePlan
 from regularized.mechanisms.ema import EMA
 from regularized.mechanisms.ranges import allowed, between, count, positive, share
-from regularized.training.procedure import Optimizers, restore, state_of
+from regularized.training.optimizers import Optimizers
 from regularized.training.progress import Coefficient, Progress
 from regularized.training.randomness import mix
+from regularized.training.state import restore, state_of
 
 __all__ = ["OmniData", "OmniTraining"]
 

@@ -34,9 +34,11 @@ from regularized.mechanisms.two_networks import check_distinct, mean_logits
 from regularized.noisy_labels.early_learning.penalty import STRENGTH, PredictionHistory
 from regularized.noisy_labels.early_learning.plus_loss import EarlyLearningPlusLoss
 from regularized.training.data import as_source
-from regularized.training.procedure import Epochs, Optimizers, Part, fit_epochs, restore, state_of
+from regularized.training.optimizers import Optimizers
+from regularized.training.procedure import Epochs, Part, fit_epochs
 from regularized.training.progress import Coefficient, Progress, Schedule, as_schedule
 from regularized.training.randomness import mix as mix_seeds
+from regularized.training.state import restore, state_of
 from regularized.training.step import Batch
 
 __all__ = ["EarlyLearningPlus"]
@@ -86,7 +88,7 @@ class EarlyLearningPlus:
         networks: the two networks.
         averages: their averaged copies, see :class:`~regularized.mechanisms.ema.EMA`.
         losses: their losses, with the histories.
-        optimizers: their optimizers, see :class:`~regularized.training.procedure.Optimizers`.
+        optimizers: their optimizers, see :class:`~regularized.training.optimizers.Optimizers`.
 
     Raises:
         ValueError: a setting is outside its range, or ``make_model`` returned the same network twice, or two that share

@@ -14,8 +14,10 @@ from regularized.overfitting.infinite_compute.ensemble import LogitEnsemble
 from regularized.overfitting.infinite_compute.optimizer import check_decay, decay_groups, warmup_then_cosine
 from regularized.overfitting.infinite_compute.stacked import StackedModels, clip_members_
 from regularized.training.data import Source, TensorData
-from regularized.training.procedure import Epochs, Optimizers, Part, fit_epochs, restore, state_of
+from regularized.training.optimizers import Optimizers
+from regularized.training.procedure import Epochs, Part, fit_epochs
 from regularized.training.progress import Coefficient, Progress
+from regularized.training.state import restore, state_of
 from regularized.training.step import Batch
 
 __all__ = ["EnsembleTraining", "MemberBatches", "next_token_loss"]
@@ -53,7 +55,7 @@ class EnsembleTraining:
 
     Attributes:
         models: the members, stacked.
-        optimizers: the optimizer, see :class:`~regularized.training.procedure.Optimizers`.
+        optimizers: the optimizer, see :class:`~regularized.training.optimizers.Optimizers`.
 
     Raises:
         ValueError: members or seeds do not fit, see there; a coupled or too strong decay; or an optimizer that looks at

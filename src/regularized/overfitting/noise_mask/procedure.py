@@ -15,9 +15,11 @@ from regularized.mechanisms.ranges import allowed
 from regularized.overfitting.noise_mask.layer import NoiseMask
 from regularized.overfitting.noise_mask.loss import CREDIT, Credit, noise_mask_objective
 from regularized.training.data import as_source
-from regularized.training.procedure import Epochs, Optimizers, Part, fit_epochs, restore, state_of
+from regularized.training.optimizers import Optimizers
+from regularized.training.procedure import Epochs, Part, fit_epochs
 from regularized.training.progress import Coefficient, Progress, as_schedule
 from regularized.training.randomness import mix as mix_seeds
+from regularized.training.state import restore, state_of
 from regularized.training.step import Batch
 
 __all__ = ["NoiseMaskPretraining"]
@@ -47,7 +49,7 @@ class NoiseMaskPretraining:
     Attributes:
         classifier: the network.
         noise_mask: the policy.
-        optimizers: those of classifier and policy, see :class:`~regularized.training.procedure.Optimizers`.
+        optimizers: those of classifier and policy, see :class:`~regularized.training.optimizers.Optimizers`.
 
     Raises:
         ValueError: policy and classifier share parameters.

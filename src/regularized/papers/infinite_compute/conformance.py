@@ -14,7 +14,7 @@ from regularized.overfitting.infinite_compute.law import least_squares
 from regularized.overfitting.infinite_compute.mixture import mixture_steps
 from regularized.overfitting.infinite_compute.optimizer import check_decay, decay_groups, warmup_then_cosine
 from regularized.overfitting.infinite_compute.search import box
-from regularized.training.procedure import Optimizers
+from regularized.training.optimizers import Optimizers
 from regularized.training.progress import Progress
 
 

@@ -13,9 +13,11 @@ from regularized.robustness.certified_training.loss import CertifiedLoss
 from regularized.robustness.certified_training.schedule import SmoothedRadius
 from regularized.robustness.certified_training.verification import Verification, verify
 from regularized.training.data import as_source
-from regularized.training.procedure import Epochs, Optimizers, Part, fit_epochs, restore, state_of
+from regularized.training.optimizers import Optimizers
+from regularized.training.procedure import Epochs, Part, fit_epochs
 from regularized.training.progress import Coefficient, Progress, as_schedule
 from regularized.training.randomness import mix as mix_seeds
+from regularized.training.state import restore, state_of
 from regularized.training.step import Batch
 
 __all__ = ["FastCertifiedTraining"]
@@ -45,7 +47,7 @@ class FastCertifiedTraining:
 
     Attributes:
         model: the network; an ordinary one at any time.
-        optimizers: its optimizer, see :class:`~regularized.training.procedure.Optimizers`.
+        optimizers: its optimizer, see :class:`~regularized.training.optimizers.Optimizers`.
 
     Raises:
         ValueError: as :class:`~regularized.robustness.certified_training.CertifiedLoss`.

@@ -12,8 +12,10 @@ from regularized.self_supervised.t_jepa.model import TJEPA
 from regularized.self_supervised.t_jepa.report import CollapseReport, collapse_report, warn_of_collapse
 from regularized.self_supervised.t_jepa.schedule import cosine_value, warmup_cosine
 from regularized.training.data import as_source
-from regularized.training.procedure import Epochs, Optimizers, Part, fit_epochs, restore, state_of
+from regularized.training.optimizers import Optimizers
+from regularized.training.procedure import Epochs, Part, fit_epochs
 from regularized.training.progress import Progress
+from regularized.training.state import restore, state_of
 from regularized.training.step import Batch
 
 __all__ = ["TJEPATraining"]
@@ -39,7 +41,7 @@ class TJEPATraining:
 
     Attributes:
         jepa: the networks.
-        optimizers: the optimizer, see :class:`~regularized.training.procedure.Optimizers`.
+        optimizers: the optimizer, see :class:`~regularized.training.optimizers.Optimizers`.
 
     Raises:
         ValueError: a setting is outside its range.

@@ -14,8 +14,10 @@ from regularized.mechanisms.ranges import allowed, at_least, check_fields, count
 from regularized.training.data import epoch_order
 from regularized.training.data import share as part_of
 from regularized.training.identity import fingerprint
-from regularized.training.procedure import Epochs, Optimizers, Part, restore, state_of
+from regularized.training.optimizers import Optimizers
+from regularized.training.procedure import Epochs, Part
 from regularized.training.progress import Progress
+from regularized.training.state import restore, state_of
 from regularized.training.step import Batch
 from regularized.unlearning.adapt_unlearn.feedback import Latents, latent_sampler, sample
 from regularized.unlearning.adapt_unlearn.loss import discriminator_loss, generator_loss, gradient_penalty

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from regularized.mechanisms.ranges import allowed, at_least, between, count
-from regularized.training.procedure import Epochs, Part, restore, state_of
+from regularized.training.procedure import Epochs, Part
 from regularized.training.progress import Progress, as_schedule
 from regularized.training.randomness import mix, preserved, seed_all
+from regularized.training.state import restore, state_of
 from regularized.training.step import Batch
 from regularized.unlearning.adapt_unlearn.feedback import Feedback, Latents, Oracle, collect_feedback
 from regularized.unlearning.adapt_unlearn.fisher import generator_fisher

@@ -19,9 +19,10 @@ from regularized.mechanisms.frozen import constant_parameters
 from regularized.mechanisms.ranges import allowed, at_least, between, count, finite, positive
 from regularized.training.finite import NonFiniteLoss, PendingFlags
 from regularized.training.identity import fingerprint
-from regularized.training.procedure import Optimizers, restore, state_of
+from regularized.training.optimizers import Optimizers
 from regularized.training.progress import Coefficient, Progress
 from regularized.training.randomness import mix, preserved, seed_all
+from regularized.training.state import restore, state_of
 from regularized.unlearning.score_forgetting.diffusion import ConditionalDiffusion, OneStepGenerator
 from regularized.unlearning.score_forgetting.labels import LabelSampler
 from regularized.unlearning.score_forgetting.loss import eps_matching_loss, sid_generator_loss
