@@ -16,7 +16,7 @@ from regularized.papers.catalogue import load_catalogue
 from regularized.papers.search import with_joined
 from regularized.site import queries, remote
 from regularized.site.importing import Incoming, dated, store
-from regularized.site.listing import ImportFailed, parse_listing, read_listing
+from regularized.site.listing import LONGEST_TITLE, ImportFailed, parse_listing, read_listing
 from regularized.site.models import Paper
 from regularized.site.queries import Period
 from regularized.site.remote import Offline, arxiv_id, fetch_arxiv, fetch_daily
@@ -197,6 +197,42 @@ def test_navigation_is_no_title():
     assert page.entries[0].abstract == "An abstract.\n\nMore of it."
     assert page.day.on(SAVED) == datetime.date(2026, 3, 2)
     assert read_listing(ENTRY.replace("A title", "\U0001f525")).entries[0].title == "\U0001f525"
+
+
+LONG = f"{'An abstract of a paper as they are. ' * 8}\n"
+
+
+@pytest.mark.parametrize(
+    ("menu", "title"),
+    [
+        ("Sort by trending\nFilter\n", "A title"),  # words that are known
+        ("Quoi de neuf ?\nNach Datum sortieren\nGet them by mail.\n", "A title"),  # and others
+        ("Trending\n", "Search and Filter Models"),  # a title of the menus' words
+        ("", "Trending Papers"),
+        ("", "Attention"),
+        ("By the community\n", "A title\n\nIn short."),  # an abstract whose first paragraph is short
+    ],
+)
+@pytest.mark.parametrize("head", ["", "Daily Papers\nbyAK and the research community\nMar 2\n"])
+def test_menus_of_any_words(head, menu, title):
+    """Fails when a menu becomes the title of a page's first paper, or a title is taken for a menu."""
+    (entry,) = parse_listing(head + menu + ENTRY.replace("A title", title).replace("An abstract.\n", LONG))
+    assert entry.title == title.partition("\n")[0]
+    assert entry.abstract.startswith("In short." if "\n" in title else "An abstract of")
+
+
+def test_the_words_of_menus_where_an_abstract_is_short():
+    """Fails when the first paper of a page with a short abstract is called "Sort by trending"."""
+    menu = "Sort by trending\nFilter by date\nTerms of Service\n"
+    assert [entry.title for entry in parse_listing(menu + ENTRY)] == ["A title"]
+
+
+def test_a_title_without_end():
+    """Fails when a paragraph, or a whole file without line breaks, goes in as a title."""
+    for letters, faults in ((LONGEST_TITLE, 0), (LONGEST_TITLE + 1, 1), (100_000, 1)):
+        page = read_listing(ENTRY.replace("A title", "T" * letters) + ENTRY)
+        assert (len(page.entries), len(page.faults)) == (2 - faults, faults)
+        assert all(f"no title has {letters} letters" in fault and len(fault) < 300 for fault in page.faults)
 
 
 def test_a_file_that_was_cut_off():
@@ -501,6 +537,7 @@ def test_hostile_entries_are_made_harmless(server):
             "paper": {**DAILY["paper"], "id": "../x"},
         },
         {**DAILY, "title": None},
+        {**DAILY, "title": "T" * (LONGEST_TITLE + 1)},
     ]
     server.answers["/api/daily_papers"] = [(200, "application/json", json.dumps(hostile))]
     first, second = fetch_daily(Period("day", SAVED), endpoint=server.url)

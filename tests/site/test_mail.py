@@ -1,10 +1,14 @@
 """Mail through a real SMTP server on this machine."""
 
 import asyncio
+import contextlib
 import dataclasses
 import email
 import re
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from email.policy import default
@@ -257,6 +261,67 @@ def test_login_needs_a_safe_line(site, box):
     with mailer.open() as way, pytest.raises(Unreachable):
         way.send(mailer.compose("ada@example.org", "S", "t", "<p>t</p>"))
     assert box.messages == []
+
+
+def dripping(listener, phase, ended) -> None:
+    """Serve one client; from a word of its on, or from the beginning, an answer comes a letter at a time for ever."""
+    connection, _ = listener.accept()
+    with connection, connection.makefile("rb") as lines, contextlib.suppress(OSError):
+        heard = "CONNECT"
+        while heard != phase:
+            connection.sendall({"CONNECT": b"220 x", "DATA": b"354 go"}.get(heard, b"250 ok") + b"\r\n")
+            line = lines.readline()
+            if heard == "DATA":
+                while line != b".\r\n":
+                    line = lines.readline()
+            heard = line.split()[0].decode().upper()
+        while not ended.wait(0.02):
+            connection.sendall(b"2")
+
+
+@pytest.mark.parametrize("phase", ["CONNECT", ".", "QUIT"])
+def test_a_server_that_answers_a_letter_at_a_time(site, phase):
+    """Fails when it holds a message for longer than its claim, after which another process sends it again."""
+    assert Smtp("").deadline < outbox.CLAIM / 2
+    ended = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=dripping, args=(listener, phase, ended), daemon=True)
+        thread.start()
+        limit = threading.Timer(60, ended.set)  # without a deadline this test fails after a minute, and does not hang
+        limit.start()
+        smtp = Smtp("127.0.0.1", listener.getsockname()[1], security="none", timeout=60.0, deadline=0.3)
+        mailer = Mailer(dataclasses.replace(site.settings, smtp=smtp))
+        taken = contextlib.nullcontext() if phase == "QUIT" else pytest.raises(Unreachable, match="not done after 0.3 s")
+        with mailer.open() as way, taken:
+            way.send(mailer.compose("ada@example.org", "S", "t", "<p>t</p>"))
+        in_time = not ended.is_set()
+        limit.cancel()
+        ended.set()
+        thread.join()
+    assert in_time
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl, for a certificate that nobody has signed")
+def test_a_server_behind_tls_shows_who_it_is(site, tmp_path):
+    """Fails when anybody between us and the mail server is given password and messages."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=localhost -days 2"
+    subprocess.run([*make.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve():
+            with contextlib.suppress(OSError), context.wrap_socket(listener.accept()[0], server_side=True) as line:
+                line.sendall(b"554 no\r\n")
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        smtp = Smtp("localhost", listener.getsockname()[1], security="tls", timeout=60.0)
+        mailer = Mailer(dataclasses.replace(site.settings, smtp=smtp))
+        with mailer.open() as way, pytest.raises(Unreachable, match="certificate verify failed"):
+            way.send(mailer.compose("ada@example.org", "S", "t", "<p>t</p>"))
+        thread.join()
 
 
 INJECTING = [

@@ -1,5 +1,6 @@
 """What an operator relies on: backup of a running site and the way back, metrics, access log, several workers."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import pytest
 from sqlalchemy import func, select, text
 from starlette.testclient import TestClient
 from tests.site.helpers import send, settings_in
+from tests.site.test_site_commands import call
 
 from regularized.papers.catalogue import load_catalogue
 from regularized.site.app import create_app
@@ -21,6 +23,8 @@ from regularized.site.backup import BackupError, backup, restore
 from regularized.site.database import open_database, sessions
 from regularized.site.models import Comment
 from regularized.site.observing import open_access_log
+from regularized.site.opening import open_site
+from regularized.site.settings import Settings
 
 PAGE = f"/papers/{load_catalogue()[-1].slug}"
 
@@ -44,8 +48,8 @@ def test_a_backup_of_a_running_site_has_everything(person, site, tmp_path):
         backup(site.settings, file)
     (tmp_path / "other").mkdir()
     elsewhere = settings_in(tmp_path / "other")
-    held, old = restore(elsewhere, file)
-    assert (held.rows, old) == (saved.rows, None)
+    restored = restore(elsewhere, file)
+    assert (restored.contents.rows, restored.kept, restored.signed) == (saved.rows, (), True)
     assert (tmp_path / "other" / "secret").read_text() == site.settings.secret
     engine = open_database(elsewhere.database)
     assert comments(engine) == 9
@@ -62,11 +66,35 @@ def test_a_restore_keeps_what_was_there(person, site, tmp_path):
         restore(site.settings, file)
     assert comments(site.engine) == 1
     site.engine.dispose()
-    _, old = restore(site.settings, file)
+    (secret := site.settings.folder / "secret").write_text("of another time")
+    old, other = restore(site.settings, file).kept
+    assert (other.read_text(), secret.read_text()) == ("of another time", site.settings.secret)
     assert comments(site.engine) == 0
+    site.engine.dispose()
+    (again,) = restore(site.settings, file).kept  # within the same second, too, nothing gives way
+    assert again != old
     before = open_database(f"sqlite:///{old}")
     assert comments(before) == 1
     before.dispose()
+
+
+def test_who_was_signed_in_still_is(person, site, tmp_path, monkeypatch):
+    """Fails when a restored site turns out those whom the backup knows, or another secret does so without a word."""
+    file = tmp_path / "backup.tar.gz"
+    backup(site.settings, file)
+    (tmp_path / "other").mkdir()
+    monkeypatch.setenv("REGULARIZED_HOME", str(tmp_path / "other"))
+    monkeypatch.delenv("REGULARIZED_SITE_DATABASE", raising=False)
+    Settings.from_environment()  # makes a secret of its own
+    restored = call("site", "restore", str(file))
+    assert restored.stderr.count("before-restore") == 1  # that secret; there was no database
+    there = dataclasses.replace(Settings.from_environment(), encoder="off", clock=site.settings.clock)
+    opened = open_site(there, catalogue=False)
+    client = TestClient(create_app(opened), cookies=person.cookies)
+    assert client.get("/me", follow_redirects=False).status_code == 200
+    opened.engine.dispose()
+    monkeypatch.setenv("REGULARIZED_SITE_SECRET", "o" * 40)
+    assert "everybody must sign in again" in call("site", "restore", str(file)).stderr
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", None])
@@ -87,8 +115,6 @@ def test_what_is_no_backup_is_refused(site, tmp_path, content):
 
 def test_metrics_are_for_who_knows_the_token(site):
     """Fails when anybody can read them, they lack what Prometheus asks for, or any address makes a new series."""
-    import dataclasses
-
     assert TestClient(create_app(site)).get("/metrics").status_code == 404
     watched = dataclasses.replace(site, settings=dataclasses.replace(site.settings, metrics_token="m" * 20))
     client = TestClient(create_app(watched))
@@ -159,11 +185,6 @@ def test_several_workers(filled_home):
 
 def test_commands(tmp_path, monkeypatch):
     """Fails when backup and restore are there for programs alone."""
-    from tests.site.test_site_commands import call
-
-    from regularized.site.opening import open_site
-    from regularized.site.settings import Settings
-
     monkeypatch.setenv("REGULARIZED_HOME", str(tmp_path))
     monkeypatch.setenv("REGULARIZED_SITE_ENCODER", "off")
     assert call("site", "backup", str(tmp_path / "a.tar.gz")).exit_code == 1

@@ -20,7 +20,7 @@ from sqlalchemy.engine import make_url
 from regularized._version import __version__
 from regularized.site.settings import Settings
 
-__all__ = ["BackupError", "Contents", "backup", "restore"]
+__all__ = ["BackupError", "Contents", "Restored", "backup", "restore"]
 
 _DATABASE, _SECRET, _ABOUT = "site.sqlite", "secret", "about.json"
 _COUNTED = ("paper", "person", "vote", "comment", "subscription")
@@ -43,6 +43,22 @@ class Contents:
     rows: dict[str, int]
     made_at: int
     version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a restore did.
+
+    Args:
+        contents: what the backup held.
+        kept: where database and secret that were there before are now.
+        signed: whether what was signed before the backup holds: people stay signed in, and links in sent mails work.
+            Not where the environment gives another secret than the backup has.
+    """
+
+    contents: Contents
+    kept: tuple[Path, ...]
+    signed: bool
 
 
 def backup(settings: Settings, file: Path) -> Contents:
@@ -79,15 +95,14 @@ def backup(settings: Settings, file: Path) -> Contents:
     return contents
 
 
-def restore(settings: Settings, file: Path) -> tuple[Contents, Path | None]:
-    """Put a backup in the place of the database; what was there is kept beside it.
+def restore(settings: Settings, file: Path) -> Restored:
+    """Put a backup in the place of database and secret; what was there is kept beside it.
+
+    With the secret, who was signed in at the time of the backup still is, and the links in mails that were sent work.
 
     Args:
         settings: the site's; where a secret is given by the environment, that of the backup is left out.
         file: a backup.
-
-    Returns:
-        What it held, and where the old database is now.
 
     Raises:
         BackupError: the file is no backup, or a site runs on the database.
@@ -100,18 +115,27 @@ def restore(settings: Settings, file: Path) -> tuple[Contents, Path | None]:
                 for name in (_ABOUT, _SECRET, _DATABASE):
                     _take_out(archive, name, Path(folder))
             about = json.loads((Path(folder) / _ABOUT).read_text(encoding="utf-8"))
+            signs = (Path(folder) / _SECRET).read_text(encoding="ascii")
+            if len(signs) < 32:
+                raise ValueError("its secret is too short")
             rows = _count(Path(folder) / _DATABASE)
         except (OSError, tarfile.TarError, KeyError, EOFError, ValueError, sqlite3.Error) as error:
             raise BackupError(f"{file} is no backup of a site, or is damaged: {error}") from error
         if rows != about["rows"]:
             raise BackupError(f"{file} is damaged: it should hold {about['rows']}, and holds {rows}")
-        old = _put_aside(target) if target.exists() else None
+        kept = []
+        if target.exists():
+            _leave_alone(target)
+            kept.append(_put_aside(target))
         (Path(folder) / _DATABASE).rename(target)
-        secret = settings.folder / "secret"
-        if not os.environ.get("REGULARIZED_SITE_SECRET"):
+        given = os.environ.get("REGULARIZED_SITE_SECRET")
+        if not given:
+            secret = settings.folder / "secret"
+            if secret.exists() and secret.read_text(encoding="utf-8") != signs:
+                kept.append(_put_aside(secret))
             (Path(folder) / _SECRET).chmod(0o600)
             (Path(folder) / _SECRET).replace(secret)
-    return Contents(rows, about["made_at"], about["version"]), old
+    return Restored(Contents(rows, about["made_at"], about["version"]), tuple(kept), given in (None, "", signs))
 
 
 def _database(settings: Settings) -> Path:
@@ -147,8 +171,8 @@ def _take_out(archive: tarfile.TarFile, name: str, folder: Path) -> None:
         shutil.copyfileobj(source, target)
 
 
-def _put_aside(target: Path) -> Path:
-    """Rename a database that nobody uses."""
+def _leave_alone(target: Path) -> None:
+    """See to it that nobody uses a database, and that its file is all of it."""
     connection = sqlite3.connect(target, timeout=1.0)
     try:
         # Leaving WAL mode needs the file for oneself: it fails while a site has it open.
@@ -157,6 +181,12 @@ def _put_aside(target: Path) -> Path:
         raise BackupError(f"{target} is in use ({error}): stop the site first") from error
     finally:
         connection.close()
-    old = target.with_name(f"{target.name}.before-restore-{time.strftime('%Y%m%d-%H%M%S')}")
-    target.rename(old)
+
+
+def _put_aside(file: Path) -> Path:
+    """Rename a file to a name that tells when and why, and that none has yet."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    names = (file.with_name(f"{file.name}.before-restore-{stamp}{end}") for end in ("", *(f"-{n}" for n in range(2, 99))))
+    old = next(name for name in names if not name.exists())
+    file.rename(old)
     return old

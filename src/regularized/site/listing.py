@@ -5,7 +5,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["ImportFailed", "Listed", "Listing", "PageDay", "parse_listing", "read_listing"]
+__all__ = ["LONGEST_TITLE", "ImportFailed", "Listed", "Listing", "PageDay", "parse_listing", "read_listing"]
+
+LONGEST_TITLE = 300
+"""Letters of the longest title that is taken for one; those of papers have some 100."""
 
 
 class ImportFailed(ValueError):
@@ -28,10 +31,14 @@ _ARROWS = " <>‹›«»←→|•"
 _LARGEST = 10_000_000  # more comments or authors than any paper has
 # What saved pages have between head and first title, and below the last entry.
 _MENUS = """
-new today yesterday tomorrow day daily week weekly month monthly year trending hot previous prev next latest sort
-subscribe search papers community upvote vote comments submit login signup menu home datasets models spaces docs
-pricing enterprise company tos privacy about careers website solutions collections blog posts buckets inference posters
+new today yesterday tomorrow day daily week weekly month monthly year time range trending hot top popular recent recently
+newest oldest published likes upvotes previous prev next latest sort order by date filter filters all view show more less
+load reset clear and or sign log in up out join subscribe search papers community upvote vote comments submit login signup
+menu home datasets models spaces docs pricing enterprise company tos terms of service privacy policy cookies contact help
+about careers website solutions collections blog posts buckets inference posters theme settings
 """
+_PARAGRAPH = 200  # letters: an abstract, no title and no menu
+_MENU_LINE = 40  # letters at most
 _NAVIGATION = frozenset(_MENUS.split())
 
 
@@ -123,7 +130,7 @@ def read_listing(text: str, *, source: str = "the page", saved: datetime.date | 
     """
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     start, day = _head(lines)
-    start = _after_navigation(lines, start)
+    start = _first_title(lines, start)
     entries: list[Listed] = []
     faults: list[str] = []
     for end in (i for i, (_, line) in enumerate(lines) if line == "·"):
@@ -176,6 +183,8 @@ def _entry(
         return None, f"line {number}: there should be a date such as “Mar 2, 2025” after the dot{told}"
     if not title:
         return None, f"line {number}: there is no title before this dot"
+    if len(title) > LONGEST_TITLE:
+        return None, f"line {body[0][0]}: no title has {len(title)} letters, {LONGEST_TITLE} at most{told}"
     who = lines[end - 1][1]
     authors = _AUTHORS.fullmatch(who)
     month, day, year, comments = found.groups()
@@ -218,6 +227,25 @@ def _head(lines: Sequence[tuple[int, str]]) -> tuple[int, PageDay | None]:
                 start += 1
             return start, day
     return 0, None
+
+
+def _first_title(lines: Sequence[tuple[int, str]], start: int) -> int:
+    """Where the first entry begins: below all menus, of which nobody knows all words.
+
+    A title stands right above its abstract. So short lines above a line that is followed by a paragraph are menus,
+    whatever they say, and that line is a title, even of words that menus have. Without such a paragraph the words decide.
+    """
+    end = next((i for i in range(start, len(lines)) if lines[i][1] == "·"), len(lines))
+    # The line above the dot names authors or an organisation.
+    text = next((i for i in range(start + 1, end - 1) if len(lines[i][1]) >= _PARAGRAPH), None)
+    if text is None:
+        return _after_navigation(lines, start)
+    title = text - 1
+    while title > start and lines[title][1].endswith("."):  # a short paragraph: no title ends so
+        title -= 1
+    while start < title and len(lines[start][1]) <= _MENU_LINE:
+        start += 1
+    return start
 
 
 def _after_navigation(lines: Sequence[tuple[int, str]], start: int) -> int:

@@ -10,10 +10,12 @@ import logging
 import os
 import re
 import smtplib
+import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.message import EmailMessage
@@ -22,7 +24,7 @@ from email.utils import format_datetime, make_msgid
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from regularized.site.settings import Settings
+from regularized.site.settings import Settings, Smtp
 
 __all__ = ["MailError", "Mailer", "Message", "Post", "Unreachable", "valid_address"]
 
@@ -184,13 +186,17 @@ class _Server(Post):
         self._smtp = settings.smtp
         self._sender = settings.sender
         self._line: smtplib.SMTP | None = None
+        self._cut = _Cut()
 
     def send(self, message: Message) -> None:
-        if self._line is None:
-            self._line = self._connected()
         name = f"{self._smtp.host}:{self._smtp.port}"
+        if self._cut.is_cut:  # at the last moment of the message before
+            self.close()
         try:
-            self._line.sendmail(self._sender, [message.recipient], message.content)
+            with self._deadline():
+                if self._line is None:
+                    self._line = self._connected()
+                self._line.sendmail(self._sender, [message.recipient], message.content)
         except smtplib.SMTPRecipientsRefused as error:
             code, said = next(iter(error.recipients.values()))
             # 4xx says "later", greylisting for example; 5xx says "never".
@@ -204,27 +210,96 @@ class _Server(Post):
 
     def _connected(self) -> smtplib.SMTP:
         smtp = self._smtp
-        kind = smtplib.SMTP_SSL if smtp.security == "tls" else smtplib.SMTP
-        line: smtplib.SMTP | None = None
+        line = _Line(smtp, self._cut)
         try:
-            line = kind(smtp.host, smtp.port, timeout=smtp.timeout)
             if smtp.security == "starttls":
                 line.starttls(context=ssl.create_default_context())
             if smtp.user:
                 line.login(smtp.user, smtp.password)
-        except (OSError, smtplib.SMTPException) as error:
-            if line is not None:
-                line.close()
-            raise Unreachable(f"{smtp.host}:{smtp.port} cannot be used: {error}") from error
+        except (OSError, smtplib.SMTPException):
+            line.close()
+            raise
         return line
+
+    @contextmanager
+    def _deadline(self) -> Iterator[None]:
+        """Cut the line where a message, or the good-bye, takes longer than it may."""
+        timer = threading.Timer(self._smtp.deadline, self._cut.cut)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except (OSError, smtplib.SMTPException) as error:
+            if self._cut.is_cut:
+                raise TimeoutError(f"it was not done after {self._smtp.deadline:g} seconds") from error
+            raise
+        finally:
+            timer.cancel()
 
     def close(self) -> None:
         line, self._line = self._line, None
         if line is not None:
             try:
-                line.quit()
+                with self._deadline():
+                    line.quit()
             except (OSError, smtplib.SMTPException):
                 line.close()
+        self._cut.close()
+        self._cut = _Cut()
+
+
+class _Cut:
+    """Ends a connection from another thread.
+
+    The time-out of a socket counts each read and starts anew with every byte that comes: a server that answers a letter
+    at a time would hold a message for hours, and longer than its claim.
+    """
+
+    def __init__(self) -> None:
+        self.is_cut: bool = False
+        self._socket: socket.socket | None = None
+        self._lock = threading.Lock()
+
+    def watch(self, connection: socket.socket) -> None:
+        """Take note of a connection, by a handle of its own: TLS takes that of the caller over."""
+        with self._lock:
+            self._socket = connection.dup()
+            if self.is_cut:
+                self._end()
+
+    def cut(self) -> None:
+        """End it: who reads from it or writes to it fails at once."""
+        with self._lock:
+            self.is_cut = True
+            self._end()
+
+    def _end(self) -> None:
+        if self._socket is not None:
+            with suppress(OSError):  # it has ended by itself
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Let it go."""
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+
+
+class _Line(smtplib.SMTP):
+    """A connection to a mail server that can be cut from its first moment on."""
+
+    def __init__(self, smtp: Smtp, cut: _Cut) -> None:
+        self._cut = cut
+        self._by_tls = smtp.security == "tls"
+        super().__init__(smtp.host, smtp.port, timeout=smtp.timeout)
+
+    def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
+        connection = socket.create_connection((host, port), timeout)
+        self._cut.watch(connection)
+        if self._by_tls:
+            return ssl.create_default_context().wrap_socket(connection, server_hostname=host)
+        return connection
 
 
 def _text(said: bytes | str) -> str:

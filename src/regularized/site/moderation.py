@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from regularized.site import trending
 from regularized.site.database import insert_new, one_at_a_time
 from regularized.site.locks import lock_papers, lock_with_papers
+from regularized.site.listing import LONGEST_TITLE
 from regularized.site.models import (
     Comment,
     LoginSession,
@@ -199,6 +200,8 @@ def _checked(name: str, value: str) -> Any:
             raise NotPossible(f"date must be a date such as 2026-03-02, got {text!r}") from None
     if name == "title" and not title_key(text):
         raise NotPossible("a title needs a letter or a digit")
+    if name == "title" and len(text) > LONGEST_TITLE:
+        raise NotPossible(f"a title has at most {LONGEST_TITLE} letters, got {len(text)}")
     if name == "arxiv":
         return text or None
     if name == "code_url" and text and not text.startswith(("https://", "http://")):

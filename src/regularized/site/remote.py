@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from regularized.site.importing import Incoming
-from regularized.site.listing import ImportFailed
+from regularized.site.listing import LONGEST_TITLE, ImportFailed
 from regularized.site.queries import Period
 
 __all__ = ["ARXIV", "DAILY_PAPERS", "Offline", "arxiv_id", "fetch_arxiv", "fetch_daily"]
@@ -90,6 +90,8 @@ def fetch_arxiv(identifier: str, *, endpoint: str = ARXIV) -> Incoming:
     if not found or not found[0].title:
         raise ImportFailed(f"arXiv has no paper {wanted}")
     result = found[0]
+    if len(result.title) > LONGEST_TITLE:
+        raise ImportFailed(f"{endpoint} gave a title of {len(result.title)} letters for {wanted}; no title has that many")
     names = tuple(author.name for author in result.authors)
     return Incoming(
         title=" ".join(result.title.split()),
@@ -148,7 +150,7 @@ def fetch_daily(period: Period, *, endpoint: str = DAILY_PAPERS) -> list[Incomin
 
 def _daily(info: Any, period: Period) -> Incoming | None:
     posted = info.published_at or info.submitted_at
-    if not info.title or posted is None:
+    if not info.title or len(info.title) > LONGEST_TITLE or posted is None:
         return None
     day = info.submitted_at.date() if info.submitted_at else posted.date()
     names = tuple(author.name for author in info.authors or () if getattr(author, "name", ""))

@@ -46,7 +46,8 @@ class Smtp:
         user: login; empty for none.
         password: password of the login.
         security: ``"starttls"``, ``"tls"`` or ``"none"``.
-        timeout: seconds to wait for it.
+        timeout: seconds to wait for it, each time it is to answer.
+        deadline: seconds for a message as a whole.
     """
 
     host: str
@@ -55,6 +56,7 @@ class Smtp:
     password: str = field(default="", repr=False)
     security: str = "starttls"
     timeout: float = 20.0
+    deadline: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)

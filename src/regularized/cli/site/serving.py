@@ -101,17 +101,22 @@ def restore(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A backup.")],
     as_json: Json = False,
 ) -> None:
-    """Put a backup in the place of the database; the site must not run. What was there is kept beside it."""
+    """Put a backup in the place of database and secret; the site must not run. What was there is kept beside it."""
     settings = settings_for_command()
     from regularized.site.backup import BackupError, restore
 
     try:
-        contents, old = restore(settings, file)
+        restored = restore(settings, file)
     except BackupError as error:
         raise CommandError(str(error), Exit.FAILED) from None
-    _tell(contents.rows, as_json=as_json)
-    if old is not None:
+    _tell(restored.contents.rows, as_json=as_json)
+    for old in restored.kept:
         note(f"what was there before is {old}")
+    if not restored.signed:
+        note(
+            "REGULARIZED_SITE_SECRET is another secret than that of the backup: everybody must sign in again, and the "
+            "links in mails that were sent are void"
+        )
 
 
 @commands.command()
