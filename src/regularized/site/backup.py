@@ -186,7 +186,9 @@ def _leave_alone(target: Path) -> None:
 def _put_aside(file: Path) -> Path:
     """Rename a file to a name that tells when and why, and that none has yet."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    names = (file.with_name(f"{file.name}.before-restore-{stamp}{end}") for end in ("", *(f"-{n}" for n in range(2, 99))))
+    names = (
+        file.with_name(f"{file.name}.before-restore-{stamp}{end}") for end in ("", *(f"-{n}" for n in range(2, 99)))
+    )
     old = next(name for name in names if not name.exists())
     file.rename(old)
     return old

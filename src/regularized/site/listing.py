@@ -31,11 +31,12 @@ _ARROWS = " <>‹›«»←→|•"
 _LARGEST = 10_000_000  # more comments or authors than any paper has
 # What saved pages have between head and first title, and below the last entry.
 _MENUS = """
-new today yesterday tomorrow day daily week weekly month monthly year time range trending hot top popular recent recently
-newest oldest published likes upvotes previous prev next latest sort order by date filter filters all view show more less
-load reset clear and or sign log in up out join subscribe search papers community upvote vote comments submit login signup
-menu home datasets models spaces docs pricing enterprise company tos terms of service privacy policy cookies contact help
-about careers website solutions collections blog posts buckets inference posters theme settings
+new today yesterday tomorrow day daily week weekly month monthly year time range trending hot top popular recent
+recently newest oldest published likes upvotes previous prev next latest sort order by date filter filters all view
+show more less load reset clear and or sign log in up out join subscribe search papers community upvote vote
+comments submit login signup menu home datasets models spaces docs pricing enterprise company tos terms of service
+privacy policy cookies contact help about careers website solutions collections blog posts buckets inference posters
+theme settings
 """
 _PARAGRAPH = 200  # letters: an abstract, no title and no menu
 _MENU_LINE = 40  # letters at most
@@ -233,7 +234,7 @@ def _first_title(lines: Sequence[tuple[int, str]], start: int) -> int:
     """Where the first entry begins: below all menus, of which nobody knows all words.
 
     A title stands right above its abstract. So short lines above a line that is followed by a paragraph are menus,
-    whatever they say, and that line is a title, even of words that menus have. Without such a paragraph the words decide.
+    whatever they say, and that line is a title, even of words that menus have. Without such a paragraph words decide.
     """
     end = next((i for i in range(start, len(lines)) if lines[i][1] == "·"), len(lines))
     # The line above the dot names authors or an organisation.

@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 
 from regularized.site import trending
 from regularized.site.database import insert_new, one_at_a_time
-from regularized.site.locks import lock_papers, lock_with_papers
 from regularized.site.listing import LONGEST_TITLE
+from regularized.site.locks import lock_papers, lock_with_papers
 from regularized.site.models import (
     Comment,
     LoginSession,

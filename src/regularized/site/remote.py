@@ -91,7 +91,9 @@ def fetch_arxiv(identifier: str, *, endpoint: str = ARXIV) -> Incoming:
         raise ImportFailed(f"arXiv has no paper {wanted}")
     result = found[0]
     if len(result.title) > LONGEST_TITLE:
-        raise ImportFailed(f"{endpoint} gave a title of {len(result.title)} letters for {wanted}; no title has that many")
+        raise ImportFailed(
+            f"{endpoint} gave a title of {len(result.title)} letters for {wanted}; no title has that many"
+        )
     names = tuple(author.name for author in result.authors)
     return Incoming(
         title=" ".join(result.title.split()),
