@@ -7,9 +7,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from regularized.evidence import worker_process
 from regularized.papers import catalogue
@@ -26,6 +31,15 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = kernels = tempfile.mkdtemp(prefix="kernels-")
         config.add_cleanup(lambda: shutil.rmtree(kernels, ignore_errors=True))
+
+
+@pytest.fixture
+def in_shards() -> Iterator[Callable[[nn.Module], nn.Module]]:
+    """Gives a network back in shards, as the one process of its group."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    mesh = init_device_mesh("cpu", (1,))
+    yield partial(fully_shard, mesh=mesh)
+    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

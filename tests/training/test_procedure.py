@@ -11,10 +11,7 @@ from functools import partial
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from regularized.training.data import TensorData, as_source
@@ -201,15 +198,11 @@ def test_poisoned_weights_are_not_saved():
         optimizers.state_dict()
 
 
-def test_weights_in_shards_are_refused():
+def test_weights_in_shards_are_refused(in_shards):
     """Fails when a procedure would step on shards: it looks at the gradients of one process alone."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        layer = fully_shard(nn.Linear(2, 2), mesh=init_device_mesh("cpu", (1,)))
-        with pytest.raises(ValueError, match=r"weights of critic are in shards.*fully_shard"):
-            Optimizers([SGD(network().parameters()), SGD(layer.parameters())], names=["net", "critic"])
-    finally:
-        dist.destroy_process_group()
+    own = [SGD(network().parameters()), SGD(in_shards(nn.Linear(2, 2)).parameters())]
+    with pytest.raises(ValueError, match=r"weights of critic are in shards.*fully_shard"):
+        Optimizers(own, names=["net", "critic"])
 
 
 # -- epochs -------------------------------------------------------------------------------------

@@ -593,6 +593,12 @@ def test_optimizer_built_before_surgery_is_refused():
     assert sum(len(g["params"]) for g in built.optimizer.param_groups) == 4
 
 
+def test_a_model_in_shards_is_refused(in_shards):
+    """Fails when what somebody else sharded would be trained as if one process had the whole."""
+    with pytest.raises(ValueError, match="weights of the model are in shards"):
+        Trainer(in_shards(mlp()), terms={"task": CrossEntropy()}, optimizer=torch.optim.SGD)
+
+
 def test_optimizer_without_a_terms_parameters_is_refused():
     """Fails if a term's head would silently not be trained."""
     model = mlp()

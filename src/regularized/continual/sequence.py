@@ -35,7 +35,7 @@ class TaskSequence:
         done: tasks that are learnt.
 
     Raises:
-        ValueError: there is no task, or one without test data.
+        ValueError: there is no task, or one without test data; sharding is asked for.
 
     Examples:
         >>> from functools import partial
@@ -65,6 +65,11 @@ class TaskSequence:
     ) -> None:
         if not tasks:
             raise ValueError("a sequence needs at least one task")
+        if compute is not None and compute.sharding != "no":
+            raise ValueError(
+                f"tasks are learnt one after the other on whole weights, got Compute(sharding={compute.sharding!r}); "
+                'give sharding="no"'
+            )
         self.model: nn.Module = model
         self.tasks: tuple[Task, ...] = tuple(tasks)
         self.terms: nn.ModuleDict = nn.ModuleDict(terms)

@@ -10,7 +10,7 @@ from torch import Tensor
 from regularized.training.finite import NonFiniteLoss, PendingFlags, all_finite, largest_entries
 from regularized.training.identity import changed_settings, differences, optimizer_settings
 from regularized.training.progress import Coefficient, Progress, as_schedule
-from regularized.training.sharded import is_sharded
+from regularized.training.sharded import check_whole
 from regularized.training.state import check_keys, check_optimizer
 
 __all__ = ["Optimizers"]
@@ -35,8 +35,7 @@ class Optimizers(Sequence[torch.optim.Optimizer]):
         steps: steps taken by each.
 
     Raises:
-        ValueError: there is no optimizer, or not one name or schedule for each; or weights are in shards
-            (``fully_shard``): a procedure looks at and saves whole ones.
+        ValueError: there is no optimizer, or not one name or schedule for each; or weights are in shards.
 
     Examples:
         >>> from regularized.training.progress import piecewise
@@ -66,11 +65,7 @@ class Optimizers(Sequence[torch.optim.Optimizer]):
                 f"{len(schedules)} schedules and {len(self.names)} names"
             )
         for name, optimizer in zip(self.names, self._optimizers, strict=True):
-            if any(map(is_sharded, _parameters(optimizer))):
-                raise ValueError(
-                    f"weights of {name} are in shards, and a procedure looks at and saves whole ones: do not call "
-                    'fully_shard on its networks (terms train in shards, in Trainer with sharding="fsdp2")'
-                )
+            check_whole(_parameters(optimizer), name)
         self._schedules = [as_schedule(one, name="schedule") for one in schedules]
         self._remedy = remedy
         self.steps: list[int] = [0] * count

@@ -12,7 +12,7 @@ are silently something else. So each term declares what it needs, as its attribu
 One that declares nothing is refused. ``unsharded``, a sentence, says why a term cannot work with shards.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -22,7 +22,16 @@ from torch import Tensor, nn
 
 from regularized.mechanisms.distributed import whole
 
-__all__ = ["Sharded", "check_declared", "clip_sharded", "gathered", "is_sharded", "placed", "whole_weights"]
+__all__ = [
+    "Sharded",
+    "check_declared",
+    "check_whole",
+    "clip_sharded",
+    "gathered",
+    "is_sharded",
+    "placed",
+    "whole_weights",
+]
 
 NEEDS = ("forward", "weights", "gradients")
 
@@ -35,6 +44,26 @@ def is_sharded(tensor: Tensor) -> bool:
         False
     """
     return hasattr(tensor, "full_tensor")
+
+
+def check_whole(parameters: Iterable[Tensor], owner: str) -> None:
+    """Refuse weights that are in shards already: who looks at gradients or saves weights would see a part of them.
+
+    Args:
+        parameters: the weights.
+        owner: whose they are, for the message.
+
+    Raises:
+        ValueError: one is in shards.
+
+    Examples:
+        >>> check_whole([torch.ones(2)], "the network")
+    """
+    if any(map(is_sharded, parameters)):
+        raise ValueError(
+            f"weights of {owner} are in shards: give it whole, without fully_shard. Terms train in shards, where "
+            'Trainer makes them by Compute(sharding="fsdp2")'
+        )
 
 
 def check_declared(terms: Mapping[str, nn.Module]) -> None:

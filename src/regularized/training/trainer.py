@@ -30,7 +30,7 @@ from regularized.training.progress import Coefficient, Progress, Schedule, as_sc
 from regularized.training.randomness import preserved, seed_all
 from regularized.training.run import Run
 from regularized.training.scaling import LossScaler, check_fp16
-from regularized.training.sharded import Sharded, check_declared, clip_sharded
+from regularized.training.sharded import Sharded, check_declared, check_whole, clip_sharded
 from regularized.training.step import Batch, Step, call_model
 from regularized.training.trackers import JSONLTracker
 
@@ -80,7 +80,8 @@ class Trainer:
 
     Raises:
         TypeError: an argument is not of the kind that is asked for.
-        ValueError: an argument is outside its range; the optimizer was built before the surgery.
+        ValueError: an argument is outside its range; the optimizer was built before the surgery; the
+            model is in shards already.
 
     Examples:
         >>> from functools import partial
@@ -124,6 +125,7 @@ class Trainer:
         self.device: torch.device = self.accelerator.device
         self.precision = compute.precision
 
+        check_whole(model.parameters(), "the model")
         self.model: nn.Module = model.to(self.device)
         self.objective: Objective = (
             Objective(terms) if compute.compile == "no" else CompiledObjective(terms, backend=compute.compile)

@@ -12,6 +12,7 @@ from regularized.continual.sequence import TaskSequence
 from regularized.continual.tasks import class_groups, class_incremental, domain_incremental
 from regularized.evidence.models import mlp
 from regularized.training import CrossEntropy
+from regularized.training.options import Compute
 
 
 def test_groups_hold_each_class_once():
@@ -51,7 +52,7 @@ def test_what_is_measured_with_and_without_the_task():
     assert abs(record.final_accuracy - 1 / 3) < 1e-12
 
 
-def sequence(importance="fisher"):
+def sequence(importance="fisher", **options):
     torch.manual_seed(0)
     x = torch.randn(60, 4)
     data = (x, x.argmax(dim=1))
@@ -61,7 +62,19 @@ def sequence(importance="fisher"):
         terms={"task": ContinualLoss(4), "anchor": WeightAnchor(weight=1.0, importance=importance)},
         optimizer=partial(torch.optim.Adam, lr=0.01),
         epochs=2,
+        **options,
     )
+
+
+def test_whole_weights_alone(in_shards):
+    """Fails when a second task would shard what the first one has left in shards."""
+    with pytest.raises(ValueError, match=r'whole weights.*give sharding="no"'):
+        sequence(compute=Compute(device="cpu", sharding="fsdp2"))
+    whole = sequence()
+    with pytest.raises(ValueError, match="weights of the model are in shards"):
+        TaskSequence(
+            in_shards(whole.model), whole.tasks, terms={"task": ContinualLoss(4)}, optimizer=torch.optim.SGD, epochs=1
+        )
 
 
 @pytest.mark.parametrize("importance", ["none", "fisher", "path"])

@@ -107,3 +107,10 @@ def bad_inputs():
 def test_bad_input(call, error, says):
     """Fails when it is accepted, or refused in words that do not help."""
     assert_refused(call, error, says)
+
+
+def test_weights_in_shards(in_shards):
+    """Fails when the ascent step would be normed over the shards of one process."""
+    model = in_shards(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="weights of the optimizer are in shards"):
+        GLAD(torch.optim.SGD(model.parameters(), lr=0.1))

@@ -120,3 +120,9 @@ def bad_inputs():
 def test_bad_input(call, error, says):
     """Fails when it is accepted, or refused in words that do not help."""
     assert_refused(call, error, says)
+
+
+def test_weights_in_shards(in_shards):
+    """Fails when it would train shards, of whose gradients it sees a part."""
+    with pytest.raises(ValueError, match="weights of the autoencoder are in shards"):
+        SAETraining(in_shards(TopKSAE(8, 32, k=2)))

@@ -83,3 +83,11 @@ def bad_inputs():
 def test_bad_input(call, error, says):
     """Fails when it is accepted, or refused in words that do not help."""
     assert_refused(call, error, says)
+
+
+def test_weights_in_shards(in_shards):
+    """Fails when it would train shards, of whose gradients it sees a part."""
+    matrix = measurements()
+    network = in_shards(UnfoldedISTA(matrix, 0.1, layers=2))
+    with pytest.raises(ValueError, match="weights of the network are in shards"):
+        IncrementalTraining(network, BernoulliGaussian(matrix))

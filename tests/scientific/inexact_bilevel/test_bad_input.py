@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from tests.bad_input import assert_refused, refused
-from torch import Tensor
+from torch import Tensor, nn
 
 from regularized.mechanisms.conjugate_gradient import NotPositiveDefinite
 from regularized.papers.inexact_bilevel.contract import descent, ridge
@@ -13,8 +13,10 @@ from regularized.scientific.inexact_bilevel.baselines import HOAG
 from regularized.scientific.inexact_bilevel.bound import BilevelConstants
 from regularized.scientific.inexact_bilevel.denoising import FieldsOfExperts, TotalVariation
 from regularized.scientific.inexact_bilevel.hypergradient import hypergradient
+from regularized.scientific.inexact_bilevel.learn_strengths import learn_strengths
 from regularized.scientific.inexact_bilevel.lower_solvers import InnerToleranceNotReached, solve_lower
 from regularized.scientific.inexact_bilevel.maid import MAID
+from regularized.training import CrossEntropy, Objective, Ridge
 
 
 def _maid(**changes: Any):
@@ -135,3 +137,11 @@ def _float32():
 def test_bad_input(call, error, says):
     """Fails when it is accepted, or refused in words that do not help."""
     assert_refused(call, error, says)
+
+
+def test_weights_in_shards(in_shards):
+    """Fails when a copy of one process's part would be minimised as if it were the model."""
+    data = (torch.randn(8, 2), torch.arange(8) % 2)
+    objective = Objective({"task": CrossEntropy(), "ridge": Ridge(weight=0.1)})
+    with pytest.raises(ValueError, match="weights of the model are in shards"):
+        learn_strengths(objective, ["ridge"], data, model=in_shards(nn.Linear(2, 2)), data=data)

@@ -92,6 +92,8 @@ class DynamicPruning(Term):
         torch.Size([20])
     """
 
+    sharding = "forward"
+
     @allowed(
         mode=Choice("decoupled", "joint"),
         min_keep=count(0),

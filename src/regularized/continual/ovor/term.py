@@ -51,6 +51,7 @@ class TaskCrossEntropy(Term):
     """
 
     is_task = True
+    sharding = "forward"
 
     @allowed(num_classes=count(1))
     def __init__(self, num_classes: int, *, weight: Coefficient = 1.0) -> None:

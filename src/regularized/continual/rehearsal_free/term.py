@@ -215,6 +215,7 @@ class WeightAnchor(Term):
     """
 
     contributes = False
+    unsharded = "it holds the parameters that it found when it was attached, which shards replace"
 
     @allowed(
         importance=Choice("none", "fisher", "path"),

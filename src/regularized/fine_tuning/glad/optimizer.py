@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from regularized.mechanisms.ascent import ascent_direction, frozen_statistics, moved
 from regularized.mechanisms.ranges import allowed, at_least, count
 from regularized.training.randomness import rng_state, set_rng_state
+from regularized.training.sharded import check_whole
 
 __all__ = ["GLAD", "steer"]
 
@@ -153,7 +154,7 @@ class GLAD(torch.optim.Optimizer):
 
     Raises:
         TypeError: ``base`` is no optimizer.
-        ValueError: a setting outside its range, or none of the parameters is trainable.
+        ValueError: a setting outside its range, none of the parameters is trainable, or they are in shards.
 
     Examples:
         >>> model = nn.Linear(2, 1)
@@ -193,6 +194,7 @@ class GLAD(torch.optim.Optimizer):
                 "none of the optimizer's parameters requires a gradient: the adapters were not injected, or were "
                 "frozen afterwards. Call add_lora(model) first, and give the optimizer the parameters that require one"
             )
+        check_whole((p for group in base.param_groups for p in group["params"]), "the optimizer")
         for name, value in vars(base).items():
             if name.startswith("_optimizer_"):  # the dictionaries of hooks
                 setattr(self, name, value)

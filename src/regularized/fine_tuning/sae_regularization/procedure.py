@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from regularized.fine_tuning.sae_regularization.autoencoder import TopKSAE, check_k, usable_rows
 from regularized.mechanisms.ranges import allowed, at_least, count
 from regularized.training.data import TensorData, as_source
+from regularized.training.sharded import check_whole
 from regularized.training.step import Batch
 
 __all__ = ["SAETraining", "falling_k"]
@@ -73,7 +74,7 @@ class SAETraining:
 
     Raises:
         ValueError: an autoencoder without k; ``k_start`` below its k, above C, or together with fine-tuning; a negative
-            ``dead_weight`` or ``k_steps``.
+            ``dead_weight`` or ``k_steps``; weights in shards.
         FloatingPointError: the loss of an epoch is not finite.
 
     Examples:
@@ -109,6 +110,7 @@ class SAETraining:
                 raise ValueError("k_start belongs to pre-training; leave it out where dead_weight is above 0")
             if k_start < sae.k:
                 raise ValueError(f"k falls from k_start to the autoencoder's k={sae.k}; got k_start={k_start}")
+        check_whole(sae.parameters(), "the autoencoder")
         self.sae: TopKSAE = sae.requires_grad_(True).train()
         self.optimizer: torch.optim.Optimizer = (_official_adam if optimizer is None else optimizer)(
             list(sae.parameters())

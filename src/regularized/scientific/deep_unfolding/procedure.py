@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from regularized.mechanisms.ranges import allowed, at_least, between, count, positive
 from regularized.scientific.deep_unfolding.layer import Unfolded, UnfoldedIHT, UnfoldedISTA
 from regularized.scientific.deep_unfolding.loss import SparseObjective
+from regularized.training.sharded import check_whole
 
 __all__ = ["BernoulliGaussian", "IncrementalTraining"]
 
@@ -77,7 +78,8 @@ class IncrementalTraining:
         generation: layers that are being trained, 0 before the first step.
 
     Raises:
-        ValueError: the loss is unknown, the supervised loss gets no signals, or numbers are not positive.
+        ValueError: the loss is unknown, the supervised loss gets no signals, numbers are not positive, or
+            weights are in shards.
 
     Examples:
         >>> matrix = torch.randn(6, 10, generator=torch.Generator().manual_seed(0)) / 6**0.5
@@ -104,6 +106,7 @@ class IncrementalTraining:
             raise ValueError(f"loss must be 'supervised' or an objective called as loss(x, y), got {loss!r}")
         if isinstance(loss, SparseObjective):
             _warn_if_not_its_own(network, loss)
+        check_whole(network.parameters(), "the network")
         self.network = network
         self.sampler = sampler
         self.loss = loss

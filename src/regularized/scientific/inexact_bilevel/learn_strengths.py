@@ -34,6 +34,7 @@ from regularized.scientific.inexact_bilevel.maid import MAID
 from regularized.scientific.inexact_bilevel.problem import BilevelProblem
 from regularized.scientific.inexact_bilevel.strength_problem import StrengthProblem
 from regularized.training.objective import Objective
+from regularized.training.sharded import check_whole
 
 __all__ = ["LearntStrengths", "NotStronglyConvex", "StrengthStep", "learn_strengths"]
 
@@ -162,7 +163,7 @@ def learn_strengths(
 
     Raises:
         ValueError: see :class:`~regularized.scientific.inexact_bilevel.strength_problem.StrengthProblem`; the
-            validation loss does not depend on the parameters, or not on a strength.
+            validation loss does not depend on the parameters, or not on a strength; weights are in shards.
         TypeError: mini-batches.
         NotStronglyConvex: the training objective is not strongly convex at its solution.
         InnerToleranceNotReached: it could not be minimised as accurately as is needed.
@@ -182,6 +183,7 @@ def learn_strengths(
         raise ValueError(f"steps must be at least 1, got {steps}")
     if mu is not None and not 0.0 < mu < math.inf:
         raise ValueError(f"mu must be a finite number > 0, or None; got {mu}")
+    check_whole(model.parameters(), "the model")
     problem = StrengthProblem(objective, terms, validation, model=model, data=data, deterministic=deterministic)
     problem.check_terms()
     result = _Learner(problem, tolerance, mu).run(steps, budget)

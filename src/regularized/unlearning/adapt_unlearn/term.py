@@ -69,6 +69,7 @@ class _Pull(Term):
     """A term that adds to the gradients of a model's trainable weights."""
 
     contributes = False
+    unsharded = "it pulls at the parameters that it found when it was attached, which shards replace"
 
     def __init__(self, *, weight: Coefficient) -> None:
         super().__init__(weight=weight)
