@@ -1,12 +1,15 @@
 """The wheel: what it holds, and that it works away from the checkout."""
 
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
 import venv
 import zipfile
+from email.parser import Parser
 from pathlib import Path
 
 import pytest
@@ -47,6 +50,28 @@ def test_wheel_holds_what_the_commands_need(wheel):
     assert "regularized/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if not name.startswith(("regularized/", "regularized-"))]
+
+
+def test_no_link_of_the_description_leads_nowhere(wheel):
+    """Fails when paths of the checkout are left in what an index shows, where nothing lies beside it."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        description = Parser().parsestr(archive.read(name).decode()).get_payload()
+    assert "what was measured" in description
+    assert re.findall(r"\]\((?!https?:)", description) == []
+
+
+def test_links_of_the_description_lead_into_the_tree():
+    """With an address they are whole. Fails when one leads to a file that is not there, or a picture to its page."""
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    readme = (ROOT / "README.md").read_text("utf-8")
+    here = "https://example.org/regularized/blob/main"
+    links = re.findall(rf"(!?)\[[^\]]*\]\({here}/([^)#?]+)(\?raw=true)?[^)]*\)", module.described(readme, here))
+    assert len(links) == readme.count("](docs/") + readme.count("](constraints.txt)") > 10
+    assert all((ROOT / path).is_file() for _, path, _ in links)
+    assert all(bool(image) is bool(raw) for image, _, raw in links)
 
 
 @pytest.fixture(scope="module")
