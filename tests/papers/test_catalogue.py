@@ -320,6 +320,18 @@ def test_names_are_looked_up_without_importing():
         assert not module._defines(name), name
 
 
+def test_a_ledger_is_read_once(monkeypatch):
+    """Fails when a first start reads each ledger for its claims and again for what else it says, or that is wrong."""
+    known = next(entry for entry in load_catalogue() if entry.ledger.is_file())
+    entry = module.Entry(known.card, known.folder)
+    ledger, read = entry.load_ledger(), []
+    monkeypatch.setattr(module.Entry, "load_ledger", lambda self: read.append(self) or ledger)
+    assert entry.outcomes == known.outcomes
+    assert entry.measured == known.measured
+    assert (entry.measured.scale, entry.measured.code_key) == (ledger.scale, ledger.code_key)
+    assert len(read) == 1
+
+
 def test_nearest_paper():
     """Fails when a typing error, a hyphen, or a question in the place of a slug gets no suggestion."""
     slug = next(entry.slug for entry in load_catalogue() if "_" in entry.slug)

@@ -1,12 +1,18 @@
 """Search in tables: that of the command line, at any size, and with meaning where there is an encoder."""
 
+import contextlib
+import dataclasses
+import threading
+
 import numpy as np
 import pytest
 from sqlalchemy import select
+from starlette.testclient import TestClient
 
 from regularized.papers.catalogue import load_catalogue
 from regularized.papers.search import search as command_line
 from regularized.site import search as site_search
+from regularized.site.app import create_app
 from regularized.site.importing import Incoming, store
 from regularized.site.meaning import Meaning, open_encoder
 from regularized.site.models import Paper
@@ -134,13 +140,11 @@ class Letters:
 def test_meaning_joins_in(site):
     """Fails when vectors are ignored, computed twice, kept for changed papers, or filters do not bind them."""
     meaning = Meaning(Letters())
+    assert meaning.update(site) == len(ENTRIES)
+    assert meaning.update(site) == 0
     with site.write.begin() as session:
-        assert meaning.update(session) == len(ENTRIES)
-    with site.write.begin() as session:
-        assert meaning.update(session) == 0
         session.scalars(select(Paper).limit(1)).one().title += " zzz"
-        session.flush()
-        assert meaning.update(session) == 1
+    assert meaning.update(site) == 1
     with site.read() as session:
         found = find(session, "zzzz", meaning=meaning)
         assert found.by_meaning
@@ -151,9 +155,41 @@ def test_meaning_joins_in(site):
         assert all(paper.runs for paper in only)
 
 
-def test_encoder_settings(tmp_path):
+def test_the_encoder_is_not_waited_for(site, tmp_path, monkeypatch):
+    """Fails when the site answers only once its encoder is loaded, never uses it, or one that is broken ends it."""
+    settings = dataclasses.replace(site.settings, encoder=str(tmp_path))
+    slow = dataclasses.replace(site, settings=settings)
+    (tmp_path / "config.json").write_text("{}")
+    come, encoded = threading.Event(), threading.Event()
+
+    def load(_folder):
+        assert come.wait(60)
+        return Letters()
+
+    def update(self, its_site, update=Meaning.update):
+        update(self, its_site)
+        encoded.set()
+
+    monkeypatch.setattr("regularized.site.meaning.SentenceEncoder", load)
+    monkeypatch.setattr(Meaning, "update", update)
+    monkeypatch.setattr("regularized.site.encoding._quietly", contextlib.nullcontext)
+    with TestClient(create_app(slow, background=True)) as client:
+        assert "still being loaded" in client.get("/search?q=labels").text
+        come.set()
+        assert encoded.wait(60)
+        assert "by words and by meaning" in client.get("/search?q=labels").text
+    broken = dataclasses.replace(site, settings=settings)
+    monkeypatch.setattr("regularized.site.meaning.SentenceEncoder", lambda _folder: 1 / 0)
+    with TestClient(create_app(broken, background=True)) as client:
+        assert "by words alone" in client.get("/search?q=labels").text
+
+
+def test_encoder_settings(site, tmp_path):
     """Fails when a folder without a model is noticed at the first search only."""
     assert open_encoder("off") is None
+    settings = dataclasses.replace(site.settings, encoder=str(tmp_path))
+    with pytest.raises(SettingsError, match=r"config\.json"):
+        create_app(dataclasses.replace(site, settings=settings), background=True)
     with pytest.raises(SettingsError, match=r"config\.json"):
         open_encoder(str(tmp_path))
 

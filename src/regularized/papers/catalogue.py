@@ -18,6 +18,7 @@ import importlib.util
 import logging
 import os
 import re
+import symtable
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from regularized.evidence.attempts.form import Attempt
     from regularized.evidence.ledger import Ledger
 
-__all__ = ["Entry", "UnknownPaper", "broken_cards", "find", "load_catalogue", "public_names"]
+__all__ = ["Entry", "Measured", "UnknownPaper", "broken_cards", "find", "load_catalogue", "public_names"]
 
 PACKAGE = "regularized.papers"
 PARTS = ("experiment", "conformance", "bench", "contract")
@@ -63,6 +64,22 @@ class UnknownPaper(LookupError):
         self.suggestions: tuple[str, ...] = tuple(suggestions)
         meant = f" Did you mean {' or '.join(suggestions)}?" if suggestions else ""
         super().__init__(f"there is no paper {slug!r} in the catalogue.{meant} List them with: regularized papers")
+
+
+class Measured(NamedTuple):
+    """How shipped runs were made.
+
+    Args:
+        scale: their scale.
+        seeds: how many.
+        code_key: of the experiment's code at that time.
+        environment: torch, processor, commit and Python of the first run.
+    """
+
+    scale: str
+    seeds: int
+    code_key: str
+    environment: Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +149,16 @@ class Entry:
     def _judge(self) -> Sequence[Outcome]:
         from regularized.evidence.attempts.judging import together
 
-        return together(self.card.claims, self.load_ledger(), self.load_attempts())
+        ledger = self.load_ledger()
+        # Reading a ledger takes as long as judging it: what else is asked of it is found out on the way.
+        self.memory.recall(f"{self.slug} measured", lambda: _head(ledger))
+        return together(self.card.claims, ledger, self.load_attempts())
+
+    @cached_property
+    def measured(self) -> "Measured | None":
+        """How the shipped runs were made; None without any."""
+        found = self.memory.recall(f"{self.slug} measured", lambda: _head(self.load_ledger()))
+        return None if found is None else Measured(**found)
 
     @cached_property
     def code_key(self) -> str:
@@ -194,13 +220,13 @@ class Entry:
             return block["code"].rstrip()
         implementation = self.card.implementation
         module, _, name = implementation.names[0].rpartition(".") if implementation else ("", "", "")
-        tree = _home(module, name) if module else None
-        if tree is None:
+        file = _home(module, name) if module else None
+        if file is None:
             return ""
-        for statement in tree.body:
+        for statement in _parsed(file, file.stat().st_mtime_ns).body:
             if isinstance(statement, ast.FunctionDef | ast.ClassDef) and statement.name == name:
                 example = _example(ast.get_docstring(statement) or "")
-                return f"{_imports(example, module, tree)}\n\n{example}" if example else ""
+                return f"{_imports(example, module, file)}\n\n{example}" if example else ""
         return ""
 
     def module_name(self, part: str) -> str:
@@ -377,6 +403,14 @@ def _public_names(package: str) -> dict[str, str]:
     return {name: min(owners) for name, owners in modules.items() if len(owners) == 1}
 
 
+def _head(ledger: "Ledger | None") -> dict[str, Any] | None:
+    """What :class:`Measured` holds, as JSON knows it."""
+    if ledger is None:
+        return None
+    environment = {name: str(ledger.environment.get(name, "")) for name in ("torch", "cpu", "commit", "python")}
+    return {"scale": ledger.scale, "seeds": len(ledger.seeds), "code_key": ledger.code_key, "environment": environment}
+
+
 def _to_plain(outcome: Outcome) -> dict[str, Any]:
     """An outcome without its claim, as JSON knows it."""
     plain = {part.name: getattr(outcome, part.name) for part in fields(outcome) if part.name != "claim"}
@@ -414,16 +448,17 @@ def _defines(qualified: str) -> bool:
     return _home(module, name) is not None
 
 
-def _home(module: str, name: str) -> ast.Module | None:
-    """The module that defines a name: the one that is named, or the one that its package's ``__init__`` has it from."""
+def _home(module: str, name: str) -> Path | None:
+    """The file that defines a name: of the module that is named, or of that which its package has it from."""
     seen: set[tuple[str, str]] = set()
     while (module, name) not in seen and (file := _module_file(module)) is not None:
         seen.add((module, name))
-        tree = _parsed(file, file.stat().st_mtime_ns)
-        if name in set(_defined(tree.body)):
-            return tree
-        for statement in tree.body:
-            if isinstance(statement, ast.ImportFrom) and file.name == "__init__.py":
+        modified = file.stat().st_mtime_ns
+        if name in _defined(file, modified):
+            return file
+        # Only packages are parsed: their files are small.
+        for statement in _parsed(file, modified).body if file.name == "__init__.py" else ():
+            if isinstance(statement, ast.ImportFrom):
                 for alias in statement.names:
                     if (alias.asname or alias.name) == name and statement.module and not statement.level:
                         module, name = statement.module, alias.name
@@ -452,15 +487,14 @@ def _parsed(file: Path, _modified: int) -> ast.Module:
         return ast.Module(body=[], type_ignores=[])
 
 
-def _defined(body: Iterable[ast.stmt]) -> Iterator[str]:
-    for statement in body:
-        match statement:
-            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
-                yield name
-            case ast.Assign(targets=targets):
-                yield from (target.id for target in targets if isinstance(target, ast.Name))
-            case ast.AnnAssign(target=ast.Name(id=name)):
-                yield name
+@lru_cache(maxsize=1024)
+def _defined(file: Path, _modified: int) -> frozenset[str]:
+    """What a module defines itself. By its symbol table, which is made four times as fast as a syntax tree."""
+    try:
+        table = symtable.symtable(file.read_text(encoding="utf-8"), str(file), "exec")
+    except (SyntaxError, ValueError, RecursionError):  # as above
+        return frozenset()
+    return frozenset(symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned())
 
 
 def _example(docstring: str) -> str:
@@ -481,7 +515,7 @@ def _example(docstring: str) -> str:
     return "\n".join(lines)
 
 
-def _imports(example: str, module: str, tree: ast.Module) -> str:
+def _imports(example: str, module: str, file: Path) -> str:
     """Imports that an example needs: of names of its module, and of those that its module imports itself."""
     try:
         nodes = list(ast.walk(ast.parse(example)))
@@ -491,12 +525,13 @@ def _imports(example: str, module: str, tree: ast.Module) -> str:
     bound |= {alias.asname or alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
     needed = {node.id for node in nodes if isinstance(node, ast.Name)} - bound
     lines = []
-    for statement in tree.body:
+    modified = file.stat().st_mtime_ns
+    for statement in _parsed(file, modified).body:
         if isinstance(statement, ast.Import | ast.ImportFrom):
             names = [alias for alias in statement.names if (alias.asname or alias.name) in needed]
             if names:
                 used = type(statement)(**{**dict(ast.iter_fields(statement)), "names": names})
                 lines.append(ast.unparse(used))
-    if own := sorted(needed & set(_defined(tree.body))):
+    if own := sorted(needed & _defined(file, modified)):
         lines.append(f"from {module} import {', '.join(own)}")
     return "\n".join(sorted(lines, key=lambda line: ("regularized" in line, line.startswith("from"), line)))

@@ -31,6 +31,7 @@ from regularized.site import (
     subscriptions,
 )
 from regularized.site.database import THREADS
+from regularized.site.encoding import Encoding, encoder_folder
 from regularized.site.limits import TooOften
 from regularized.site.middleware import BodyLimit, Headers, PlainText, ProxyCheck, security_headers
 from regularized.site.opening import open_site
@@ -73,19 +74,25 @@ def create_app(site: Site, *, background: bool = False) -> FastAPI:
 
     Args:
         site: an open site.
-        background: whether a thread sends what waits in the outbox for as long as the application lives.
+        background: whether threads send what waits in the outbox and load the encoder, for as long as the application
+            lives.
+
+    Raises:
+        SettingsError: the folder of the encoder holds no model.
     """
+    folder = encoder_folder(site.settings.encoder) if background else None
 
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
         observing.open_access_log(site.settings.access_log)
-        sender = Sender(site) if background else None
-        if sender is not None:
-            sender.start()
+        threads: list[Sender | Encoding] = [Sender(site)] if background else []
+        threads += [Encoding(site, folder)] if folder else []
+        for thread in threads:
+            thread.start()
         yield
-        if sender is not None:
-            sender.stop()
+        for thread in threads:
+            thread.stop()
         site.engine.dispose()
 
     app = FastAPI(

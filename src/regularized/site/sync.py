@@ -321,13 +321,12 @@ def _page(entry: Entry) -> dict[str, Any]:
 
 
 def _evidence(entry: Entry) -> dict[str, Any] | None:
-    ledger = entry.load_ledger()
-    if ledger is None:
+    measured = entry.measured
+    if measured is None:
         return None
-    about = {name: str(ledger.environment.get(name, "")) for name in ("torch", "cpu", "commit", "python")}
-    stale = not entry.implemented or (entry.knows_code_key and ledger.is_stale(entry.code_key))
-    ledger_hash = hashlib.sha256(entry.ledger.read_bytes()).hexdigest()
-    return {"scale": ledger.scale, "seeds": len(ledger.seeds), "stale": stale, "ledger": ledger_hash, **about}
+    stale = not entry.implemented or (entry.knows_code_key and measured.code_key != entry.code_key)
+    ledger = hashlib.sha256(entry.ledger.read_bytes()).hexdigest()
+    return {"scale": measured.scale, "seeds": measured.seeds, "stale": stale, "ledger": ledger, **measured.environment}
 
 
 def _cost(entry: Entry) -> dict[str, Any] | None:

@@ -42,6 +42,8 @@ def serve(
 
     from regularized.site.afterwards import meanwhile
     from regularized.site.app import create_app
+    from regularized.site.encoding import encoder_folder
+    from regularized.site.settings import SettingsError
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -59,9 +61,13 @@ def serve(
     logging.getLogger("alembic").setLevel(logging.WARNING)
     os.environ["REGULARIZED_ACCESS_LOG"] = access_log or os.environ.get("REGULARIZED_ACCESS_LOG", "")
     opened = open_for_command(default_url=f"http://{shown}:{port}")
+    try:
+        folder = encoder_folder(opened.settings.encoder)
+    except SettingsError as error:
+        raise CommandError(str(error), Exit.USAGE) from None
     if opened.settings.smtp is None:
         note(f"no mail server is set (REGULARIZED_SMTP_HOST): messages are written to {opened.settings.outbox}")
-    if opened.meaning is None:
+    if folder is None:
         note("no sentence encoder: search goes by words alone")
     note(f"the catalogue is at {opened.settings.url} (stop with Ctrl-C)")
     # Who sent a request is told by the connection; a proxy in front is believed by the site itself, where it is set.
