@@ -52,11 +52,12 @@ def test_the_container_copies_what_is_there():
     copied = {name for line in re.findall(r"^COPY (?!--)(.+) \S+$", text, re.MULTILINE) for name in line.split()}
     assert all((ROOT / name).exists() for name in copied)
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    needed = re.findall(r'^(?:readme = |license-files = \[)"([\w.]+)', project, re.MULTILINE)
-    assert len(needed) == 2
-    # Without what the wheel includes from elsewhere, it is not built.
-    included = tomllib.loads(project)["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
-    assert {"pyproject.toml", "src", *needed, *included} <= copied
+    told = tomllib.loads(project)
+    hatch = told["tool"]["hatch"]
+    # Without what the wheel includes from elsewhere, and what finds out its README, it is not built.
+    included = hatch["build"]["targets"]["wheel"]["force-include"]
+    hook = hatch["metadata"]["hooks"]["custom"].get("path", "hatch_build.py")
+    assert {"pyproject.toml", "README.md", "src", hook, *told["project"]["license-files"], *included} <= copied
     sent = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     assert {f"!{name}" for name in copied} <= set(sent)
 
