@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from regularized.evidence.classification import fit
 from regularized.evidence.datasets.idx import FASHION_MNIST, MNIST, labelled_images
 from regularized.evidence.datasets.samples import disjoint_rows, display_name, eight_by_eight, resplit
-from regularized.evidence.experiment import About, Illustrated, Seeds, Tuning, data_fingerprint
+from regularized.evidence.experiment import About, Illustrated, Tuning, data_fingerprint
 from regularized.evidence.models import mlp, seeded, small_convnet
 from regularized.evidence.requirements import need_gpu
 from regularized.training.data import TensorData
@@ -103,15 +103,6 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 }
 
 _WEIGHTS = [{"weight": weight} for weight in (0.001, 0.01, 0.03, 0.1, 0.3, 1.0)]
-SEEDS = Seeds(
-    20,
-    first=100,
-    share=5000 / 60_000,
-    why="Ten seeds left eight claims open. For twenty fresh ones `regularized outlook adapt_unlearn --share "
-    "0.083` said before the first run that over_extrapolation and adapting would rather be decided than "
-    "not.",
-)
-
 TUNING = Tuning(
     metric="trade_off",
     direction="lower",
