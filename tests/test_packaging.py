@@ -136,7 +136,8 @@ def test_smoke_run_away_from_the_checkout(installed):
     paper = IMPLEMENTED[0].slug
     conformed = run(installed, "regularized", "conform", paper, "--json")
     assert conformed.returncode == 0, conformed.stderr
-    done = run(installed, "regularized", "reproduce", paper, "--scale", "smoke", "--seeds", "1", "--json")
+    options = ["--scale", "smoke", "--seeds", "1", "--workers", "1", "--json"]
+    done = run(installed, "regularized", "reproduce", paper, *options)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert (result["slug"], result["scale"], result["seeds"], result["failures"]) == (paper, "smoke", 1, [])

@@ -118,7 +118,9 @@ def test_two_processes_make_each_run_once(run, home, tmp_path):
     """Fails when two simultaneous comparisons make everything twice, or wait for each other for ever."""
     call = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from regularized.evidence import worker_process\n"
         "from regularized.evidence.runner import reproduce\n"
+        "worker_process.PROGRAM = sys.argv[1] + '/warm_worker.py'\n"
         "made = reproduce('paper', 'fake_experiment', [], scale='smoke', seeds=2, workers=1, progress=False)\n"
         "print(len(made.runs))\n"
     )

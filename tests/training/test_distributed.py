@@ -1,11 +1,13 @@
 """Two real gloo processes: the weights of one process with the whole batch."""
 
 import json
+import multiprocessing as mp
 import os
 import socket
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from regularized.evidence.processes import run_in_processes, run_launched
+from regularized.evidence.processes import run_in_processes, run_launched, start_method
 from regularized.mechanisms.distributed import leave_process_group
 from regularized.training import CrossEntropy, Trainer
 
@@ -102,6 +104,12 @@ def test_a_rest_that_one_process_cannot_compute_is_refused_by_all(scenarios, tmp
         assert whole == "finished"
 
 
+def troubled(number, group, *words):
+    """One of two processes as a launcher starts them, of which one gets into trouble."""
+    os.environ.update(group, RANK=str(number), LOCAL_RANK=str(number))
+    import_module("tests.training.scenarios").main("troubled", *words)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("trouble", "rank", "says"),
@@ -116,15 +124,11 @@ def test_who_waits_in_vain_stops_and_says_for_whom(trouble, rank, says, tmp_path
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    path = os.pathsep.join(map(str, (Path(__file__).parents[2], *sys.path)))
-    environment = {**os.environ, **group, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, SCRIPT, "troubled", tmp_path, "--trouble", trouble, "--rank", str(rank)],
-            env={**environment, "RANK": str(number), "LOCAL_RANK": str(number)},
-        )
-        for number in range(2)
-    ]
+    words = (tmp_path, "--trouble", trouble, "--rank", rank)
+    start = mp.get_context(start_method()).Process
+    workers = [start(target=troubled, args=(number, group, *words)) for number in range(2)]
+    for worker in workers:
+        worker.start()
     end = tmp_path / f"{1 - rank}.txt"
     until = time.monotonic() + 120
     try:
@@ -134,7 +138,7 @@ def test_who_waits_in_vain_stops_and_says_for_whom(trouble, rank, says, tmp_path
     finally:
         for worker in workers:
             worker.kill()
-            worker.wait()
+            worker.join()
     assert end.read_text().startswith("PeerError: process")
     assert says in end.read_text()
 
