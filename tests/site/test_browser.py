@@ -23,7 +23,8 @@ from regularized.site.database import open_database
 from regularized.site.digest import write_digests
 from regularized.site.limits import count_try
 from regularized.site.mail import Mailer
-from regularized.site.models import LoginSession, Paper, Person
+from regularized.site.models import Comment, LoginSession, Paper, Person, Report
+from regularized.site.moderation import Moderation
 from regularized.site.plots import plots_of
 from regularized.site.state import Site
 from regularized.site.templating import environment
@@ -395,6 +396,12 @@ FORMS = {
     "submit": "/submit",
     "nothing": "/nothing-here",
 }
+OF_A_PERSON = {
+    "own_page": "/me",
+    "own_problems": "/me/problems",
+    "moderation": "/moderation",
+    "commented": f"/papers/{PAPER.slug}",
+}
 ROOMS = (
     ("wide_light", WIDE, "light"),
     ("wide_dark", WIDE, "dark"),
@@ -403,7 +410,7 @@ ROOMS = (
 )
 
 
-@pytest.mark.parametrize("kinds", [LISTS, TEXTS, FORMS], ids=["lists", "texts", "forms"])
+@pytest.mark.parametrize("kinds", [LISTS, TEXTS, FORMS, OF_A_PERSON], ids=["lists", "texts", "forms", "of_a_person"])
 def test_looks_and_for_everybody(visit, served, kinds):
     """Fails when a page is wider than its screen, or has a text that is too pale to read (WCAG AA).
 
@@ -415,6 +422,17 @@ def test_looks_and_for_everybody(visit, served, kinds):
     visited = visit("looks")
     page = visited.page
     without_code(served, ENTRIES[-1].slug)
+    if kinds is OF_A_PERSON:
+        signed_in(visited, f"/papers/{PAPER.slug}")
+        page.get_by_label("Your comment").fill("`code`, a [link](https://example.org) and\n\n> a quotation: $x^2$")
+        page.get_by_role("button", name="Comment", exact=True).click()
+        page.locator(".comment").wait_for()
+        with served.write.begin() as session:
+            acting = Moderation(session, "command line", served.settings.now)
+            person = session.scalars(select(Person)).one()
+            acting.appoint(person.email, on=True, reason="A test")
+            comment = session.scalars(select(Comment.id)).one()
+            session.add(Report(comment_id=comment, person_id=person.id, reason="A test", at=served.settings.now))
     every = {"resultTypes": ["violations"]}
     contrast = every | {"runOnly": ["color-contrast"]}
     found = {}

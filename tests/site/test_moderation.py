@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 
 import pytest
 from sqlalchemy import func, select
@@ -110,7 +111,10 @@ def test_nobody_else_moderates(person, outbox, site):
 
 
 def test_a_comment_is_reported(moderator, outbox, site, app):
-    """Fails when a report does not reach the moderators, counts twice, or stays when they have decided."""
+    """Fails when a report does not reach the moderators, counts twice, or stays when they have decided.
+
+    Or when the forms of a comment that stands twice on their page, reported and among the latest, cannot be told apart.
+    """
     from starlette.testclient import TestClient
 
     number = said(site).id
@@ -123,6 +127,9 @@ def test_a_comment_is_reported(moderator, outbox, site, app):
     assert reader.post(action, data={"token": token, "reason": "again"}).status_code == 303
     page = moderator.get("/moderation").text
     assert "1 report: It sells &lt;pills&gt;." in page
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert f"why-{number}" in ids
+    assert len(ids) == len(set(ids))
     send(moderator, "/moderation", f"/moderation/comments/{number}", act="show", reason="It is fine.")
     with site.read() as session:
         assert session.scalar(select(func.count()).select_from(Report)) == 0
