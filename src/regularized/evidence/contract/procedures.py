@@ -62,8 +62,8 @@ def check_resume(subject: ProcedureSubject) -> None:
 def check_fsdp2(subject: ProcedureSubject) -> None:
     """Weights in shards are an option of the Trainer, and of no procedure."""
     raise NotApplicable(
-        "a procedure has a loop of its own, with whole weights: it takes no Compute(sharding=...), and refuses a "
-        "network in shards"
+        "a procedure has a loop of its own, with whole weights: it takes no Compute(sharding=...), and refuses "
+        "networks in shards where it takes any"
     )
 
 
