@@ -69,7 +69,7 @@ class UnknownPaper(LookupError):
 class Measured(NamedTuple):
     """How shipped runs were made.
 
-    Args:
+    Attributes:
         scale: their scale.
         seeds: how many.
         code_key: of the experiment's code at that time.
