@@ -140,11 +140,11 @@ class Letters:
 def test_meaning_joins_in(site):
     """Fails when vectors are ignored, computed twice, kept for changed papers, or filters do not bind them."""
     meaning = Meaning(Letters())
-    assert meaning.update(site) == len(ENTRIES)
-    assert meaning.update(site) == 0
+    assert meaning.update(site.read, site.write) == len(ENTRIES)
+    assert meaning.update(site.read, site.write) == 0
     with site.write.begin() as session:
         session.scalars(select(Paper).limit(1)).one().title += " zzz"
-    assert meaning.update(site) == 1
+    assert meaning.update(site.read, site.write) == 1
     with site.read() as session:
         found = find(session, "zzzz", meaning=meaning)
         assert found.by_meaning
@@ -166,8 +166,8 @@ def test_the_encoder_is_not_waited_for(site, tmp_path, monkeypatch):
         assert come.wait(60)
         return Letters()
 
-    def update(self, its_site, update=Meaning.update):
-        update(self, its_site)
+    def update(self, read, write, update=Meaning.update):
+        update(self, read, write)
         encoded.set()
 
     monkeypatch.setattr("regularized.site.meaning.SentenceEncoder", load)

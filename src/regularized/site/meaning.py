@@ -10,18 +10,15 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 
 from regularized.site.database import one_at_a_time
-from regularized.site.encoding import encoder_folder
+from regularized.site.encoder_folder import encoder_folder
 from regularized.site.models import Embedding, Paper, SearchText
-
-if TYPE_CHECKING:
-    from regularized.site.state import Site
 
 __all__ = ["Encoder", "Meaning", "SentenceEncoder", "open_encoder"]
 
@@ -82,7 +79,7 @@ class SentenceEncoder:
 
 
 def open_encoder(setting: str) -> Encoder | None:
-    """The encoder of a setting, see :func:`~regularized.site.encoding.encoder_folder`.
+    """The encoder of a setting, see :func:`~regularized.site.encoder_folder.encoder_folder`.
 
     Raises:
         SettingsError: the folder holds no model.
@@ -107,23 +104,24 @@ class Meaning:
         self._looked = -_REFRESH
         self._lock = threading.Lock()
 
-    def update(self, site: "Site") -> int:
+    def update(self, read: sessionmaker[Session], write: sessionmaker[Session]) -> int:
         """Encode what is new or changed. Returns how many papers that were.
 
         Encoding takes long and writing does not: nobody else who writes waits for more than that.
 
         Args:
-            site: an open site.
+            read: makes sessions of the catalogue that read.
+            write: makes sessions that write.
         """
         total = 0
         while True:
-            with site.read() as session:
+            with read() as session:
                 changed = self._changed(session)
             total += len(changed)
             for start in range(0, len(changed), _BATCH):
                 part = changed[start : start + _BATCH]
                 vectors = self.encoder.encode([text for *_, text in part])
-                with site.write.begin() as session:
+                with write.begin() as session:
                     one_at_a_time(session, "catalogue")
                     there = set(session.scalars(select(Paper.id).where(Paper.id.in_([number for number, *_ in part]))))
                     for (number, key, _), vector in zip(part, vectors):

@@ -42,7 +42,7 @@ def serve(
 
     from regularized.site.afterwards import meanwhile
     from regularized.site.app import create_app
-    from regularized.site.encoding import encoder_folder
+    from regularized.site.encoder_folder import encoder_folder
     from regularized.site.settings import SettingsError
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
