@@ -310,7 +310,7 @@ except Interrupted as stop:
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
 def test_ctrl_c_keeps_finished_runs_and_ends_the_workers(run, home):
     """Fails when an interrupt loses finished runs, leaves processes behind, or the next call starts from nothing."""
     # No `if __name__ == "__main__"` in the script: with multiprocessing each worker would run it again.

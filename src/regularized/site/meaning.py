@@ -17,10 +17,9 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from regularized.site.database import one_at_a_time
-from regularized.site.encoder_folder import encoder_folder
 from regularized.site.models import Embedding, Paper, SearchText
 
-__all__ = ["Encoder", "Meaning", "SentenceEncoder", "open_encoder"]
+__all__ = ["Encoder", "Meaning", "SentenceEncoder"]
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
 
@@ -76,17 +75,6 @@ class SentenceEncoder:
                 states = (self._model(**tokens).last_hidden_state * mask).sum(1) / mask.sum(1)
                 rows.append(torch.nn.functional.normalize(states, dim=1).float().numpy())
         return np.concatenate(rows)
-
-
-def open_encoder(setting: str) -> Encoder | None:
-    """The encoder of a setting, see :func:`~regularized.site.encoder_folder.encoder_folder`.
-
-    Raises:
-        SettingsError: the folder holds no model.
-        ImportError: there is one, and transformers is not installed.
-    """
-    folder = encoder_folder(setting)
-    return None if folder is None else SentenceEncoder(folder)
 
 
 class Meaning:

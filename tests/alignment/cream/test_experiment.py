@@ -69,6 +69,6 @@ def test_the_loop_runs_on_a_real_language_model():
             **{"rounds": 1, "responses": 3, "sft": 2, "prompts": 2, "validation": 2, "test": 2, "new_tokens": 3},
         )
     except Unavailable as absent:
-        pytest.skip(str(absent))
+        pytest.skip(str(absent))  # not in CI, where conftest.py makes this a failure
     assert 0.0 <= found.metrics["ranking_consistency"] <= 1.0
     assert len(found.curves["accuracy"]) == 2

@@ -265,13 +265,17 @@ class Scaled(Term):
 
 
 def test_invariances(learnt):
-    """Order, rows and start do not matter, here all others at once: fails if any enters the optimum."""
-    (x, y), valid = blocks()
-    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    other = learn_blocks((x[rows], y[rows]), valid, start=(1.0, 0.02), names=NAMES[::-1], order=-1)
-    assert other.validation_loss == pytest.approx(learnt.validation_loss, rel=1e-6)
-    for strength in NAMES:
-        assert other.strengths[strength] == pytest.approx(learnt.strengths[strength], rel=1e-2)
+    """Order, rows and start do not matter: fails if any enters the optimum."""
+    train, valid = blocks()
+    rows = torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(0))
+    others = {
+        "other order": learn_blocks((train[0][rows], train[1][rows]), valid, names=NAMES[::-1], order=-1),
+        "other start": learn_blocks(train, valid, start=(1.0, 0.02)),
+    }
+    for name, result in others.items():
+        assert result.validation_loss == pytest.approx(learnt.validation_loss, rel=1e-6), name
+        for strength in NAMES:
+            assert result.strengths[strength] == pytest.approx(learnt.strengths[strength], rel=1e-2), name
 
 
 def test_scaling_a_term_divides_its_strength(learnt_ridge):

@@ -91,14 +91,15 @@ PUBLISHED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "paper": {arm: {"lr": 1e-6} for arm, own in ARMS.items() if own.get("judge", "own") == "own"}
 }
 
-# Moved down once: of a first grid, (1e-5, 3e-5, 1e-4, 3e-4), the lowest was best for three arms of four.
-_RATES = [{"lr": lr} for lr in (3e-6, 1e-5, 3e-5, 1e-4)]
 SEEDS = Seeds(
     20,
     first=100,
     why="Ten seeds left four claims open. For twenty fresh ones `regularized outlook cream` said before the "
     "first run that over_constant, collapse and biased_judge would rather be decided than not.",
 )
+
+# Moved down once: of a first grid, (1e-5, 3e-5, 1e-4, 3e-4), the lowest was best for three arms of four.
+_RATES = [{"lr": lr} for lr in (3e-6, 1e-5, 3e-5, 1e-4)]
 
 TUNING = Tuning(
     metric="validation_accuracy",

@@ -97,8 +97,6 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "joint_with_reference": {"alpha_kd": 0.0, "reference_at_test": True, "lr": 1e-3},
 }
 
-# Of three rates the largest was best for three arms, so a fourth was added for all.
-_RATES = [{"lr": lr} for lr in (1e-4, 3e-4, 1e-3, 3e-3)]
 SEEDS = Seeds(
     30,
     first=100,
@@ -107,6 +105,9 @@ SEEDS = Seeds(
     "--share 0.065` said before the first run that it_is_the_reference, views_agree and best_of_n would "
     "rather be decided than not.",
 )
+
+# Of three rates the largest was best for three arms, so a fourth was added for all.
+_RATES = [{"lr": lr} for lr in (1e-4, 3e-4, 1e-3, 3e-3)]
 
 TUNING = Tuning(
     metric="validation_correlation",
